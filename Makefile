@@ -1,0 +1,37 @@
+# Everything from a fresh machine: Python 3.10 or newer with pip and venv, and make. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The environment is made anew when setup.cfg changes; the stamp is written last, so a broken install is not taken for one.
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test]'
+	touch $@
+
+install: $(VENV)/installed  ## Make the environment in .venv
+
+demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages on the embedded data (about ten minutes)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_pretrain.py configs/shapes_pretrain.yaml
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_retrieval.py configs/shapes_finetune.yaml
+	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
+
+lint: install  ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint  ## Lint and run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+format: install  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment, outputs and caches
+	rm -rf $(VENV) outputs *.egg-info .pytest_cache .ruff_cache
+
+.PHONY: help install demo lint test format clean
+.DEFAULT_GOAL := help
