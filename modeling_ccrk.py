@@ -1,0 +1,616 @@
+"""CCRK in PyTorch: an image and a text encoder that meet in one space, and a fusion encoder that compares a pair.
+
+Shapes: B images, K captions each, N captions, L tokens, P (image, caption) pairs, T image tokens, their mean first.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.xlm_roberta.modeling_xlm_roberta import (
+    XLMRobertaAttention,
+    XLMRobertaIntermediate,
+    XLMRobertaLMHead,
+    XLMRobertaOutput,
+    XLMRobertaSelfOutput,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput
+
+try:
+    from .configuration_ccrk import CCRKConfig
+    from .objectives_ccrk import (
+        contrastive_loss,
+        cross_entropy,
+        mask_captions,
+        sample_matching_pairs,
+        similarity,
+    )
+except ImportError:
+    from configuration_ccrk import CCRKConfig
+    from objectives_ccrk import (
+        contrastive_loss,
+        cross_entropy,
+        mask_captions,
+        sample_matching_pairs,
+        similarity,
+    )
+
+TEMPERATURE_RANGE = (0.001, 0.5)  # the published code clamps to it before each pre-training step
+
+
+@dataclass
+class CCRKOutput(ModelOutput):
+    """
+    Output of [`CCRKModel`]. What was not given as input is `None`.
+
+    Args:
+        logits_per_image (`torch.FloatTensor` of shape `(B, N)`): cosine similarity / temperature, in fp32.
+        logits_per_text (`torch.FloatTensor` of shape `(N, B)`): the same, transposed.
+        image_embeds (`torch.FloatTensor` of shape `(B, projection_dim)`): L2-normalised.
+        text_embeds (`torch.FloatTensor` of shape `(N, projection_dim)`, or `(B, K, projection_dim)` for captions
+            given as `(B, K, L)`): L2-normalised.
+        image_states (`torch.FloatTensor` of shape `(B, T, vision_hidden_size)`): image tokens, their mean first.
+        text_states (`torch.FloatTensor` of shape `(N, L, hidden_size)`): text tokens; N = B·K for nested captions.
+    """
+
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_states: torch.FloatTensor | None = None
+    text_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class CCRKLossOutput(ModelOutput):
+    """
+    Output of the heads in training.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): the sum of the losses below, each with weight 1.
+        contrastive_loss, matching_loss, mlm_loss (`torch.FloatTensor` of shape `(1,)`): the parts; `mlm_loss` is
+            `None` from [`CCRKForImageTextRetrieval`].
+        temperature (`torch.FloatTensor` of shape `(1,)`): with its gradient, to compute the contrastive loss again
+            over the embeddings of all processes.
+        image_embeds (`torch.FloatTensor` of shape `(B, projection_dim)`): L2-normalised.
+        text_embeds (`torch.FloatTensor` of shape `(B, K, projection_dim)`): L2-normalised.
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    matching_loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    temperature: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+class CCRKCrossAttention(nn.Module):
+    """Caption tokens attend to image tokens. Keys and values depend on the image alone: `project` makes them once."""
+
+    def __init__(self, config, vision_hidden_size: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(vision_hidden_size, config.hidden_size)
+        self.value = nn.Linear(vision_hidden_size, config.hidden_size)
+        self.output = XLMRobertaSelfOutput(config)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def project(self, image_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, vision_hidden_size) → keys and values, each (B, heads, T, head_dim)."""
+        return self._heads(self.key(image_states)), self._heads(self.value(image_states))
+
+    def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, _ = attention(
+            self,
+            self._heads(self.query(hidden_states)),
+            key,
+            value,
+            None,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        return self.output(attended.flatten(2), hidden_states)
+
+
+class CCRKFusionLayer(GradientCheckpointingLayer):
+    """An XLM-R layer with cross-attention to the image between self-attention and feed-forward, post-LayerNorm."""
+
+    def __init__(self, config, vision_hidden_size: int):
+        super().__init__()
+        self.attention = XLMRobertaAttention(config)
+        self.cross_attention = CCRKCrossAttention(config, vision_hidden_size)
+        self.intermediate = XLMRobertaIntermediate(config)
+        self.output = XLMRobertaOutput(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
+        hidden_states, _ = self.attention(hidden_states, attention_mask)
+        hidden_states = self.cross_attention(hidden_states, key, value)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class CCRKFusionEncoder(nn.Module):
+    """The layers in which a caption's tokens meet an image's."""
+
+    def __init__(self, config: CCRKConfig, vision_hidden_size: int):
+        super().__init__()
+        self.config = config.text_config
+        self.layers = nn.ModuleList(
+            CCRKFusionLayer(config.text_config, vision_hidden_size) for _ in range(config.num_fusion_layers)
+        )
+
+    def forward(
+        self,
+        image_states: Tensor,
+        text_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Fuses P captions with their images.
+
+        Args:
+            image_states: (B, T, vision_hidden_size).
+            text_states: (P, L, hidden_size) from the text encoder, one row per pair.
+            attention_mask: (P, L).
+            image_index: (P,), each pair's image among the B. None: pair p has image p.
+
+        Returns: (P, L, hidden_size).
+        """
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=text_states, attention_mask=attention_mask)
+        hidden_states = text_states
+        for layer in self.layers:
+            key, value = layer.cross_attention.project(image_states)
+            if image_index is not None:
+                key, value = key[image_index], value[image_index]
+            hidden_states = layer(hidden_states, mask, key, value)
+        return hidden_states
+
+
+class CCRKMatchingHead(nn.Sequential):
+    """Linear(d, 2d) → LayerNorm → GELU → Linear(2d, 2) on the fusion encoder's token 0; class 1 is a match."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(
+            nn.Linear(hidden_size, 2 * hidden_size),
+            nn.LayerNorm(2 * hidden_size),
+            nn.GELU(),
+            nn.Linear(2 * hidden_size, 2),
+        )
+
+
+class CCRKPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving of all CCRK models."""
+
+    config: CCRKConfig
+    config_class = CCRKConfig
+    base_model_prefix = "ccrk"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["CCRKFusionLayer", "XLMRobertaEmbeddings", "XLMRobertaLayer", "SwinStage"]
+    # The losses are means already; the Trainer must not scale them by accumulation steps or ranks.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, CCRKModel):
+            init.constant_(module.temperature, self.config.temperature_init_value)
+        elif isinstance(module, XLMRobertaLMHead):
+            init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs):
+        """
+        Saves weights, configuration and the code that opens them with `trust_remote_code=True`.
+
+        The weights keep this model's names (`save_original_format=False`): Swin's older ones, which transformers would
+        write by default, are not found again when the Trainer resumes, and the image encoder would restart at random.
+        """
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
+
+class CCRKModel(CCRKPreTrainedModel):
+    """
+    The two encoders with their projections, and the fusion encoder that the heads score pairs with.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from ccrk import CCRKConfig, CCRKModel
+
+    >>> model = CCRKModel(
+    ...     CCRKConfig(
+    ...         vision_config={"image_size": 64, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]},
+    ...         text_config={"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    ...         num_fusion_layers=1,
+    ...     )
+    ... ).eval()
+    >>> outputs = model(input_ids=torch.tensor([[0, 5, 6, 2], [0, 7, 8, 2]]), pixel_values=torch.rand(3, 3, 64, 64))
+    >>> outputs.logits_per_image.shape
+    torch.Size([3, 2])
+    ```"""
+
+    def __init__(self, config: CCRKConfig):
+        super().__init__(config)
+        self.vision_model = AutoModel.from_config(config.vision_config)
+        # Token 0 is the mean made here. A pooler that nothing uses would stop distributed training.
+        if hasattr(self.vision_model, "pooler"):
+            self.vision_model.pooler = None
+        self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+
+        vision_hidden_size = getattr(config.vision_config, "hidden_size", None)
+        if vision_hidden_size is None:  # timm_wrapper's config does not say
+            vision_hidden_size = self.vision_model.timm_model.num_features
+        self.fusion_encoder = CCRKFusionEncoder(config, vision_hidden_size)
+        self.vision_projection = nn.Linear(vision_hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        # One element, not zero dimensions: FSDP cannot shard a scalar.
+        self.temperature = nn.Parameter(torch.full((1,), config.temperature_init_value))
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.text_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """
+        Encodes images (B, 3, H, W).
+
+        Returns: `last_hidden_state` (B, T, vision_hidden_size), the image tokens after the final norm with their mean
+        prepended; `pooler_output` (B, projection_dim), the projection of that mean, not normalised.
+        """
+        tokens = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        if tokens.dim() == 4:  # timm's Swin answers (B, height, width, channels)
+            tokens = tokens.flatten(1, 2)
+        states = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.vision_projection(states[:, 0]))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """
+        Encodes captions (N, L), padded on the right.
+
+        Returns: `last_hidden_state` (N, L, hidden_size); `pooler_output` (N, projection_dim), the projection of
+        token 0, not normalised.
+        """
+        length = input_ids.shape[1]
+        longest = self.config.text_config.max_position_embeddings - self.config.position_ids_start
+        if length > longest:
+            raise ValueError(
+                f"captions of {length} tokens do not fit the model's {longest} positions; truncate them with the "
+                "processor's max_length"
+            )
+        position_ids = torch.arange(length, device=input_ids.device)[None] + self.config.position_ids_start
+        states = self.text_model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids
+        ).last_hidden_state
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_projection(states[:, 0]))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ) -> CCRKOutput:
+        """
+        Encodes the captions, the images, or both, and compares them.
+
+        Args:
+            input_ids, attention_mask: (N, L), or (B, K, L) for K captions per image.
+            pixel_values: (B, 3, H, W).
+        """
+        if input_ids is None and pixel_values is None:
+            raise ValueError("nothing to encode: give input_ids, pixel_values or both")
+        output = CCRKOutput()
+        if pixel_values is not None:
+            image = self.get_image_features(pixel_values)
+            output.image_states = image.last_hidden_state
+            output.image_embeds = F.normalize(image.pooler_output, dim=-1)
+        if input_ids is not None:
+            flat_mask = attention_mask.flatten(0, -2) if attention_mask is not None else None
+            text = self.get_text_features(input_ids.flatten(0, -2), flat_mask)
+            output.text_states = text.last_hidden_state
+            output.text_embeds = F.normalize(text.pooler_output, dim=-1).unflatten(0, input_ids.shape[:-1])
+        if pixel_values is not None and input_ids is not None:
+            if self.training:
+                # On .data: the parameter itself stays in range, so that its gradient is never cut off by the clamp.
+                self.temperature.data.clamp_(*TEMPERATURE_RANGE)
+            output.logits_per_image = similarity(
+                output.image_embeds, output.text_embeds.flatten(0, -2), self.temperature
+            )
+            output.logits_per_text = output.logits_per_image.t()
+        return output
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs):
+        """See [`CCRKForPreTraining.from_vision_text_pretrained`]."""
+        return CCRKForPreTraining.from_vision_text_pretrained(vision, text, **kwargs).ccrk
+
+
+class CCRKPairModel(CCRKPreTrainedModel):
+    """What both heads have: the base model, the matching head on its fusion encoder, and the score of a pair."""
+
+    def __init__(self, config: CCRKConfig):
+        super().__init__(config)
+        self.ccrk = CCRKModel(config)
+        self.matching_head = CCRKMatchingHead(config.text_config.hidden_size)
+
+    def get_input_embeddings(self):
+        return self.ccrk.get_input_embeddings()
+
+    def match(
+        self,
+        image_states: Tensor,
+        text_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        caption_index: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Scores pairs of encoded images and encoded captions.
+
+        Each image's cross-attention keys and values are computed once, however many pairs it is in: pass the images of
+        a call once and point at them.
+
+        Args:
+            image_states: (B, T, vision_hidden_size), `CCRKOutput.image_states`.
+            text_states: (N, L, hidden_size), `CCRKOutput.text_states`.
+            attention_mask: (N, L), or as the processor gave it, (B, K, L).
+            image_index, caption_index: (P,) each, the pairs. None: pair p is image p, or caption p.
+
+        Returns: (P, 2) logits; class 1 is a match, and its logit the score that retrieval ranks by.
+        """
+        if attention_mask is not None:
+            attention_mask = attention_mask.flatten(0, -2)
+        if caption_index is not None:
+            text_states = text_states[caption_index]
+            attention_mask = attention_mask[caption_index] if attention_mask is not None else None
+        fused = self.ccrk.fusion_encoder(image_states, text_states, attention_mask, image_index)
+        return self.matching_head(fused[:, 0])
+
+
+class CCRKForImageTextRetrieval(CCRKPairModel):
+    """
+    CCRK with the matching head: fine-tuning by contrastive and matching loss, and scores of (image, caption) pairs.
+
+    Example:
+
+    ```python
+    >>> from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
+
+    >>> model = CCRKForImageTextRetrieval.from_pretrained("outputs/demo/finetune")
+    >>> processor = CCRKProcessor.from_pretrained("outputs/demo/finetune")
+    >>> inputs = processor(images=[image], text=["a small red star", "ein großer blauer Kreis"], return_tensors="pt")
+    >>> outputs = model.ccrk(**inputs)
+    >>> model.match(outputs.image_states, outputs.text_states, inputs["attention_mask"], image_index=[0, 0])[:, 1]
+    ```"""
+
+    def __init__(self, config: CCRKConfig):
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        **kwargs,
+    ) -> CCRKLossOutput:
+        """
+        Contrastive and matching loss of a batch.
+
+        Args:
+            input_ids, attention_mask: (B, K, L); K is 1 in the published fine-tuning.
+            pixel_values: (B, 3, H, W).
+            caption_mask: (B, K), False where a caption is missing.
+            image_ids: (B,), equal for equal images: positives of each other, never negatives.
+        """
+        outputs = self.ccrk(input_ids, pixel_values, attention_mask)
+        caption_mask = _complete_caption_mask(input_ids, caption_mask)
+        pairs = sample_matching_pairs(
+            outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
+        )
+        logits = self.match(
+            outputs.image_states, outputs.text_states, attention_mask, pairs.image_index, pairs.caption_index
+        )
+        return _loss_output(self, outputs, caption_mask, image_ids, matching_loss=cross_entropy(logits, pairs.labels))
+
+
+class CCRKForPreTraining(CCRKPairModel):
+    """CCRK with the matching head and XLM-R's LM head: one forward gives the three losses of pre-training."""
+
+    _tied_weights_keys = {
+        "lm_head.decoder.weight": "ccrk.text_model.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+
+    def __init__(self, config: CCRKConfig):
+        super().__init__(config)
+        self.lm_head = XLMRobertaLMHead(config.text_config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        caption_mask: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        **kwargs,
+    ) -> CCRKLossOutput:
+        """
+        Contrastive, matching and masked-LM loss of a batch; arguments as in [`CCRKForImageTextRetrieval.forward`].
+
+        The masked caption of each image is the one that matching chose for it. Matching and masked LM share one pass
+        through the fusion encoder: 3·B pairs and B masked captions.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        outputs = self.ccrk(input_ids, pixel_values, attention_mask)
+        caption_mask = _complete_caption_mask(input_ids, caption_mask)
+        pairs = sample_matching_pairs(
+            outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
+        )
+        flat_mask = attention_mask.flatten(0, 1)
+        chosen_mask = flat_mask[pairs.positive_caption]
+        masked = mask_captions(
+            input_ids.flatten(0, 1)[pairs.positive_caption],
+            chosen_mask,
+            mask_token_id=self.config.mask_token_id,
+            vocab_size=self.config.text_config.vocab_size,
+            probability=self.config.mlm_probability,
+            max_tokens=self.config.mlm_max_tokens,
+            ngram_probability=self.config.mlm_ngram_probability,
+            max_ngram=self.config.mlm_max_ngram,
+        )
+        masked_states = self.ccrk.get_text_features(masked.input_ids, chosen_mask).last_hidden_state
+
+        batch_size = len(pixel_values)
+        images = torch.arange(batch_size, device=pixel_values.device)
+        fused = self.ccrk.fusion_encoder(
+            outputs.image_states,
+            torch.cat([outputs.text_states[pairs.caption_index], masked_states]),
+            torch.cat([flat_mask[pairs.caption_index], chosen_mask]),
+            torch.cat([pairs.image_index, images]),
+        )
+        matching_logits = self.matching_head(fused[: 3 * batch_size, 0])
+        masked_tokens = fused[3 * batch_size :].gather(1, masked.positions[:, :, None].expand(-1, -1, fused.shape[-1]))
+        # An image without any caption has no chosen one either.
+        labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), -100)
+        return _loss_output(
+            self,
+            outputs,
+            caption_mask,
+            image_ids,
+            matching_loss=cross_entropy(matching_logits, pairs.labels),
+            mlm_loss=cross_entropy(self.lm_head(masked_tokens), labels),
+        )
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs
+    ) -> "CCRKForPreTraining":
+        """
+        Starts from a pre-trained image encoder and XLM-R (section 4.1 of the paper).
+
+        Every second layer of XLM-R (1, 3, 5, …, counted from 0) is taken: the first half become text layers, the
+        others fusion layers. Embeddings and LM head are copied; cross-attention, projections and the matching
+        head are new.
+
+        Args:
+            vision (`str` or `PreTrainedModel`): folder or Hub id of an image encoder (Swin), or the model.
+            text (`str` or `PreTrainedModel`): folder or Hub id of an XLM-R, or its masked-LM model.
+            kwargs: fields of [`CCRKConfig`]. `position_ids_start` is XLM-R's own (`pad_token_id` + 1) unless given.
+        """
+        vision_model = AutoModel.from_pretrained(vision) if isinstance(vision, str | os.PathLike) else vision
+        masked_lm = AutoModelForMaskedLM.from_pretrained(text) if isinstance(text, str | os.PathLike) else text
+        if masked_lm.config.model_type != "xlm-roberta":
+            raise ValueError(
+                f"the text model is of type {masked_lm.config.model_type!r}; give an XLM-R such as "
+                "FacebookAI/xlm-roberta-large"
+            )
+        source = masked_lm.roberta
+        taken = source.encoder.layer[1::2]
+        num_text_layers = len(taken) // 2
+        if num_text_layers == 0:
+            raise ValueError(
+                f"the text model has {len(source.encoder.layer)} layers; at least 4 are needed to take every second"
+            )
+        text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers}
+        kwargs.setdefault("position_ids_start", source.config.pad_token_id + 1)
+        config = CCRKConfig(
+            vision_config=vision_model.config.to_dict(),
+            text_config=text_config,
+            num_fusion_layers=len(taken) - num_text_layers,
+            **kwargs,
+        )
+
+        model = cls(config)
+        # The pooler of the image encoder, where it has one, is left behind.
+        wanted = model.ccrk.vision_model.state_dict().keys()
+        model.ccrk.vision_model.load_state_dict({k: v for k, v in vision_model.state_dict().items() if k in wanted})
+        model.ccrk.text_model.embeddings.load_state_dict(source.embeddings.state_dict())
+        for layer, origin in zip(model.ccrk.text_model.encoder.layer, taken[:num_text_layers], strict=True):
+            layer.load_state_dict(origin.state_dict())
+        for layer, origin in zip(model.ccrk.fusion_encoder.layers, taken[num_text_layers:], strict=True):
+            layer.attention.load_state_dict(origin.attention.state_dict())
+            layer.intermediate.load_state_dict(origin.intermediate.state_dict())
+            layer.output.load_state_dict(origin.output.state_dict())
+        model.lm_head.load_state_dict(masked_lm.lm_head.state_dict())
+        return model
+
+
+def _complete_caption_mask(input_ids: Tensor, caption_mask: Tensor | None) -> Tensor:
+    """The (B, K) caption mask of captions (B, K, L), whose shape is checked here for all heads."""
+    if input_ids.dim() != 3 or input_ids.shape[1] == 0:
+        raise ValueError(
+            f"training takes captions of shape (images, captions per image, tokens), at least one per image; "
+            f"got {tuple(input_ids.shape)}"
+        )
+    if caption_mask is None:
+        return torch.ones(input_ids.shape[:2], dtype=torch.bool, device=input_ids.device)
+    return caption_mask.bool()
+
+
+def _loss_output(model, outputs, caption_mask, image_ids, matching_loss, mlm_loss=None) -> CCRKLossOutput:
+    """Adds the contrastive loss of this process's batch, and sums the parts."""
+    contrastive = contrastive_loss(
+        outputs.image_embeds,
+        outputs.text_embeds,
+        model.ccrk.temperature,
+        caption_mask,
+        image_ids,
+        model.config.contrastive_reduction,
+    )
+    parts = [part for part in (contrastive, matching_loss, mlm_loss) if part is not None]
+    return CCRKLossOutput(
+        loss=torch.stack(parts).sum(),
+        contrastive_loss=contrastive,
+        matching_loss=matching_loss,
+        mlm_loss=mlm_loss,
+        # A view: what the caller does with it must reach the parameter through this forward's graph.
+        temperature=model.ccrk.temperature * 1.0,
+        image_embeds=outputs.image_embeds,
+        text_embeds=outputs.text_embeds,
+    )
+
+
+CCRKModel.register_for_auto_class("AutoModel")
+CCRKForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+# No Auto class exists for retrieval heads; registering the base one makes their code travel, and AutoModel opens them.
+CCRKForImageTextRetrieval.register_for_auto_class("AutoModel")
+
+__all__ = ["CCRKForImageTextRetrieval", "CCRKForPreTraining", "CCRKModel", "CCRKPreTrainedModel"]

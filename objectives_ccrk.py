@@ -1,0 +1,265 @@
+"""The objectives of CCRK as pure functions of tensors: contrastive, pair sampling, matching, masked LM.
+
+Shapes: B images, each with up to K captions (one per language) of L tokens; P is the projection's width.
+Captions are flattened image by image, so caption t of B·K belongs to image t // K. K is ragged in real data:
+`caption_mask` (B, K) is False where a language is missing, and such a slot takes part in nothing.
+
+Source of every number: CCRK (KDD 2024, arXiv 2406.18254), section 3, and the published research code.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Added to every sampling probability by the published code, so that no candidate is excluded by underflow.
+SAMPLING_EPSILON = 1e-5
+IGNORE = -100  # the label that cross-entropy leaves out
+
+
+class MatchingPairs(NamedTuple):
+    """3·B (image, caption) pairs: positives, then negative images, then negative captions."""
+
+    image_index: Tensor  # (3B,) into the batch's images
+    caption_index: Tensor  # (3B,) into the batch's B·K captions
+    labels: Tensor  # (3B,) 1 match, 0 no match, -100 where no valid partner exists
+    positive_caption: Tensor  # (B,) the caption chosen for each image, into the B·K captions
+
+
+def similarity(image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor) -> Tensor:
+    """Cosine similarity of L2-normalised embeddings (B, P) and (N, P) over the temperature: (B, N) in fp32.
+
+    Autocast is switched off: at a temperature of 0.07 bf16 would round away differences that decide a rank.
+    """
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        return image_embeds.float() @ text_embeds.float().t() / temperature.float()
+
+
+def same_image(image_ids: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
+    """(B, B) mask, True where two rows show the same image. Without ids every row is an image of its own."""
+    if image_ids is None:
+        return torch.eye(batch_size, dtype=torch.bool, device=device)
+    return image_ids[:, None] == image_ids[None, :]
+
+
+def contrastive_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    temperature: Tensor,
+    caption_mask: Tensor | None = None,
+    image_ids: Tensor | None = None,
+    reduction: str = "published",
+) -> Tensor:
+    """1-to-K contrastive loss: every image against all captions of the batch and every caption against all images.
+
+    Captions of equal images are positives of each other, never negatives; targets are shared evenly among the
+    positives of a row. With K = 1 this is the fine-tuning loss of the published code, in either reduction.
+
+    Args:
+        image_embeds: (B, P), L2-normalised.
+        text_embeds: (B, K, P), L2-normalised.
+        temperature: one element.
+        caption_mask: (B, K), False where a caption is missing. None: all are there.
+        image_ids: (B,), equal for equal images. None: all images differ.
+        reduction: `"symmetric"` is (image→text + text→image) / 2, each the mean over its rows of the mean
+            -log p over the row's positives: the natural reading of the method. `"published"` divides the
+            text→image term by K once more, as the published code does (its `need_divm: 0`), so there the
+            images learn to find captions K times more strongly than the reverse. Where K is ragged, the mean
+            number of captions per image stands for K. K × `"published"` is the published code's `need_divm: 1`.
+
+    Returns: a scalar, fp32.
+    """
+    if reduction not in ("published", "symmetric"):
+        raise ValueError(f"reduction {reduction!r} is not known: use 'published' or 'symmetric'")
+    batch_size, num_captions = text_embeds.shape[:2]
+    if caption_mask is None:
+        caption_mask = torch.ones(batch_size, num_captions, dtype=torch.bool, device=text_embeds.device)
+    present = caption_mask.flatten()
+    logits = similarity(image_embeds, text_embeds.flatten(0, 1), temperature)
+    equal = same_image(image_ids, batch_size, logits.device)
+    positives = equal.repeat_interleave(num_captions, dim=1) & present
+
+    lowest = torch.finfo(logits.dtype).min
+    image_to_text = _mean_positive_nll(logits.masked_fill(~present, lowest), positives)
+    text_to_image = _mean_positive_nll(logits.t(), positives.t())
+    if reduction == "published":
+        images = caption_mask.any(dim=1).sum().clamp(min=1)
+        text_to_image = text_to_image * images / present.sum().clamp(min=1)
+    return (image_to_text + text_to_image) / 2
+
+
+def _mean_positive_nll(logits: Tensor, positives: Tensor) -> Tensor:
+    """Mean over the rows that have a positive of the mean -log softmax of its positives."""
+    count = positives.sum(dim=1)
+    nll = -logits.log_softmax(dim=1).masked_fill(~positives, 0.0).sum(dim=1) / count.clamp(min=1)
+    return nll.sum() / (count > 0).sum().clamp(min=1)
+
+
+def positive_caption_weights(logits_per_image: Tensor, caption_mask: Tensor, strategy: int) -> Tensor:
+    """Weights (B, K) with which one of an image's own captions is drawn as its positive.
+
+    Args:
+        logits_per_image: (B, B·K), cosine / temperature.
+        caption_mask: (B, K); missing captions get weight 0.
+        strategy: 0 uniform; 1 (published default) the probability that image→text softmax leaves uncovered,
+            so the worst aligned language is drawn most; 2 the same on the logits.
+    """
+    if strategy not in (0, 1, 2):
+        raise ValueError(f"positive_caption_sampling {strategy!r} is not known: use 0, 1 or 2")
+    batch_size, num_captions = caption_mask.shape
+    if strategy == 0:
+        return caption_mask.float()
+    missing = ~caption_mask.flatten()
+    logits = logits_per_image.float()
+    scores = logits
+    if strategy == 1:
+        scores = logits.masked_fill(missing, torch.finfo(logits.dtype).min).softmax(dim=1) + SAMPLING_EPSILON
+    best = scores.masked_fill(missing, torch.finfo(scores.dtype).min).max()
+    rows = torch.arange(batch_size, device=logits.device)
+    own = scores.view(batch_size, batch_size, num_captions)[rows, rows]
+    return (best + SAMPLING_EPSILON - own) * caption_mask
+
+
+def negative_weights(logits: Tensor, excluded: Tensor) -> Tensor:
+    """Weights, in the shape of `logits`, with which each row draws a negative: softmax + 1e-5, 0 where `excluded`."""
+    return (logits.float().softmax(dim=1) + SAMPLING_EPSILON).masked_fill(excluded, 0.0)
+
+
+def sample(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One index per row, drawn with probability proportional to its weight.
+
+    The smallest of exponential variables with these rates is distributed so; unlike `torch.multinomial` it neither
+    fails on a row of zeros (the answer is then meaningless, and the caller's to leave out) nor waits for the device.
+    """
+    noise = torch.empty_like(weights).exponential_(generator=generator)
+    return (weights / noise.clamp(min=torch.finfo(noise.dtype).tiny)).argmax(dim=1)
+
+
+@torch.no_grad()
+def sample_matching_pairs(
+    logits_per_image: Tensor,
+    caption_mask: Tensor,
+    image_ids: Tensor | None = None,
+    strategy: int = 1,
+    generator: torch.Generator | None = None,
+) -> MatchingPairs:
+    """Draws for each image of the batch a positive caption, a hard negative image and a hard negative caption.
+
+    An image without a caption, or without anything in the batch that is not itself (a batch of one image), keeps its
+    place in the pairs with label -100: the shapes are fixed, and the loss leaves it out.
+
+    Args:
+        logits_per_image: (B, B·K) of the local batch, cosine / temperature.
+        caption_mask: (B, K).
+        image_ids: (B,), equal images are never negatives of each other.
+        strategy: see `positive_caption_weights`.
+    """
+    batch_size, num_captions = caption_mask.shape
+    device = logits_per_image.device
+    images = torch.arange(batch_size, device=device)
+    present = caption_mask.flatten()
+    equal = same_image(image_ids, batch_size, device)
+
+    own = sample(positive_caption_weights(logits_per_image, caption_mask, strategy), generator)
+    positive_caption = images * num_captions + own
+
+    # For the chosen caption an image of another row; for the image a caption of another row, in any language.
+    image_weights = negative_weights(logits_per_image.t()[positive_caption], excluded=equal)
+    other_captions = ~equal.repeat_interleave(num_captions, dim=1) & present
+    hidden = logits_per_image.masked_fill(~present, torch.finfo(logits_per_image.dtype).min)
+    caption_weights = negative_weights(hidden, excluded=~other_captions)
+
+    valid = caption_mask.any(dim=1)
+    positive_label = torch.where(valid, 1, IGNORE)
+    negative_image_label = torch.where(valid & ~equal.all(dim=1), 0, IGNORE)
+    negative_caption_label = torch.where(valid & other_captions.any(dim=1), 0, IGNORE)
+    return MatchingPairs(
+        image_index=torch.cat([images, sample(image_weights, generator), images]),
+        caption_index=torch.cat([positive_caption, positive_caption, sample(caption_weights, generator)]),
+        labels=torch.cat([positive_label, negative_image_label, negative_caption_label]),
+        positive_caption=positive_caption,
+    )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in fp32 over the labels that are not -100; 0 where all are, so that it never is NaN.
+
+    Args:
+        logits: (..., C).
+        labels: (...).
+    """
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+class MaskedCaptions(NamedTuple):
+    """Captions prepared for masked language modelling."""
+
+    input_ids: Tensor  # (B, L) with masked, random and kept tokens in place
+    positions: Tensor  # (B, M) of the chosen tokens, 0 where unused
+    labels: Tensor  # (B, M) their original ids, -100 where unused
+
+
+@torch.no_grad()
+def mask_captions(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    mask_token_id: int,
+    vocab_size: int,
+    probability: float = 0.4,
+    max_tokens: int = 12,
+    ngram_probability: float = 0.2,
+    max_ngram: int = 3,
+    generator: torch.Generator | None = None,
+) -> MaskedCaptions:
+    """Chooses `probability` of each caption's tokens, at least 1 and at most `max_tokens`, never token 0.
+
+    Spans start in random order; a span is an n-gram of 2 to `max_ngram` tokens with `ngram_probability`, else a single
+    token; the last span may be cut short by the limit. Of the chosen tokens 80 % become the mask token, 10 % a token
+    drawn from the whole vocabulary, 10 % stay.
+
+    Args:
+        input_ids, attention_mask: (B, L), padded on the right.
+
+    Returns: `MaskedCaptions` with M = min(`max_tokens`, L - 1), fixed for a given L: no step waits to count tokens.
+    """
+    batch_size, length = input_ids.shape
+    device = input_ids.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, device=device, generator=generator)
+
+    maskable = attention_mask.bool().clone()
+    maskable[:, 0] = False
+    # A span that starts at position p puts its place in the random order on all the tokens it covers; a token takes
+    # the earliest of the spans over it. Tokens in that order are the spans one after the other.
+    order = uniform(batch_size, length).masked_fill(~maskable, 2.0)
+    is_ngram = uniform(batch_size, length) < ngram_probability
+    span = torch.where(
+        is_ngram, torch.randint(2, max_ngram + 1, (batch_size, length), device=device, generator=generator), 1
+    )
+    priority = order.clone()
+    for offset in range(1, max_ngram):
+        reaches = span[:, :-offset] > offset
+        earlier = order[:, :-offset].masked_fill(~reaches, 2.0)
+        priority[:, offset:] = torch.minimum(priority[:, offset:], earlier)
+    priority = priority.masked_fill(~maskable, 2.0)
+
+    limit = min(max_tokens, length - 1)
+    positions = priority.argsort(dim=1, stable=True)[:, :limit]
+    wanted = (attention_mask.sum(dim=1) * probability).round().clamp(1, limit)
+    chosen = (torch.arange(limit, device=device) < wanted[:, None]) & maskable.gather(1, positions)
+    positions = positions.masked_fill(~chosen, 0)
+
+    original = input_ids.gather(1, positions)
+    fate = uniform(batch_size, limit)
+    random_ids = torch.randint(vocab_size, (batch_size, limit), device=device, generator=generator)
+    replaced = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, random_ids, original))
+    # Unused slots all point at token 0: they write back what is there.
+    replaced = torch.where(chosen, replaced, original)
+    return MaskedCaptions(
+        input_ids=input_ids.scatter(1, positions, replaced),
+        positions=positions,
+        labels=original.masked_fill(~chosen, IGNORE),
+    )

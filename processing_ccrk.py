@@ -1,0 +1,121 @@
+"""Processor of CCRK: pictures for the image encoder, normalised captions of any language for the text encoder."""
+
+import re
+
+import torch
+from transformers import BatchFeature, CLIPImageProcessor
+from transformers.processing_utils import ProcessorMixin
+
+# The published pre-processing: these become a space each, as do hyphens and slashes.
+_PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
+
+
+def normalize_caption(text: str, max_words: int) -> str:
+    """A caption as the published checkpoints were trained on it.
+
+    Lower-cased; punctuation to spaces; `<person>` to `person`; runs of white space to one space; trimmed; cut after
+    `max_words` space-separated words (a language written without spaces is one word).
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    caption = text.lower().translate(_PUNCTUATION).replace("<person>", "person")
+    caption = re.sub(r"\s{2,}", " ", caption).rstrip("\n").strip(" ")
+    caption = " ".join(caption.split(" ")[:max_words])
+    if not caption:
+        raise ValueError(f"the caption {text!r} is empty after normalisation; leave it out of the data")
+    return caption
+
+
+def published_image_processor(image_size: int) -> CLIPImageProcessor:
+    """Bicubic resize to a square of `image_size` pixels, RGB, CLIP's mean and standard deviation."""
+    # Cropping is on by default and would cut 224 px out of whatever size is asked for.
+    return CLIPImageProcessor(size={"height": image_size, "width": image_size}, do_center_crop=False)
+
+
+class CCRKProcessor(ProcessorMixin):
+    r"""
+    Pairs an image processor with XLM-R's tokenizer.
+
+    Args:
+        image_processor (`BaseImageProcessor`):
+            See [`published_image_processor`] for the published settings.
+        tokenizer (`PreTrainedTokenizerBase`):
+            XLM-R's, or one in its format.
+        max_words (`int`, defaults to 40):
+            Captions keep this many words: 30 for Multi30K and COCO, 40 in pre-training, 80 for xFlickr&CO and WIT.
+        max_length (`int`, defaults to 40):
+            Captions keep this many tokens, `<s>` and `</s>` included: 80 for xFlickr&CO and WIT.
+        normalize_captions (`bool`, defaults to `True`):
+            Apply [`normalize_caption`]. Switch it off only for a model trained without.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_words: int = 40,
+        max_length: int = 40,
+        normalize_captions: bool = True,
+        **kwargs,
+    ):
+        self.max_words = max_words
+        self.max_length = max_length
+        self.normalize_captions = normalize_captions
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(self, images=None, text=None, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+        """
+        Prepares images, captions or both.
+
+        Args:
+            images: a picture or a list of them (PIL, array or tensor).
+            text: a caption; a list of N; or B lists of K captions each, `None` where one is missing.
+
+        Returns: `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (N, L), or (B, K, L) with `caption_mask`
+        (B, K) for nested captions. L is that of the longest caption, rounded up to a multiple of 8.
+        """
+        if images is None and text is None:
+            raise ValueError("nothing to process: give images, text or both")
+        features = {}
+        if text is not None:
+            features.update(self._process_captions(text))
+        if images is not None:
+            features.update(self.image_processor(images, return_tensors="pt", **kwargs))
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    def _process_captions(self, text) -> dict[str, torch.Tensor]:
+        if isinstance(text, str):
+            text = [text]
+        nested = bool(text) and isinstance(text[0], list | tuple)
+        flat = [caption for row in text for caption in row] if nested else list(text)
+        if not flat:
+            raise ValueError("no captions: every image needs at least one (K is 0)")
+        if nested and len({len(row) for row in text}) != 1:
+            raise ValueError("nested captions must have the same number per image; put None where one is missing")
+        if not nested and None in flat:
+            raise ValueError("a caption is None; only nested captions (a list per image) may have missing ones")
+
+        present = [caption is not None for caption in flat]
+        if self.normalize_captions:
+            flat = [None if caption is None else normalize_caption(caption, self.max_words) for caption in flat]
+        # A missing caption is "<s></s>": attention over nothing at all would be undefined.
+        tokens = self.tokenizer(
+            [caption or "" for caption in flat],
+            padding="longest",
+            pad_to_multiple_of=8,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        )
+        features = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        if nested:
+            shape = (len(text), len(text[0]))
+            features = {name: tensor.unflatten(0, shape) for name, tensor in features.items()}
+            features["caption_mask"] = torch.tensor(present).view(shape)
+        return features
+
+
+CCRKProcessor.register_for_auto_class()
+
+__all__ = ["CCRKProcessor", "normalize_caption", "published_image_processor"]
