@@ -1,0 +1,76 @@
+"""Data sets: one module each, one row format (`data_scripts.rows`), one way in (`load`)."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from importlib import import_module
+
+import datasets
+
+# Name → where its builder is. A builder is imported when its data set is asked for. Adding a data set is one line
+# here and one module whose config class declares the arguments that it takes: `split` among them, or else the module
+# names its SPLITS.
+BUILDERS = {
+    "shapes": "data_scripts.shapes:Shapes",
+    "multi30k": "data_scripts.multi30k:Multi30K",
+}
+
+
+def load(
+    name: str,
+    *,
+    split: str,
+    languages: Sequence[str] | None = None,
+    data_dir: str | os.PathLike | None = None,
+    image_dir: str | os.PathLike | None = None,
+    streaming: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    **config,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """One split of a data set, one row per image (see `data_scripts.rows.row_features`).
+
+    Args:
+        name: a key of `BUILDERS`.
+        split: a split of that data set, such as "train", "validation" or "test".
+        languages: the caption languages wanted, in this order; all that the data set has by default.
+        data_dir: the folder that the data set's annotations were downloaded to.
+        image_dir: the folder of its photographs.
+        streaming: read rows as they are asked for instead of writing an Arrow cache first.
+        cache_dir: where the Arrow cache goes; the `datasets` library's own folder by default.
+        **config: further fields of the data set's config class, such as `seed` of shapes.
+
+    Raises:
+        ValueError: an unknown name, split, language or argument, or contents that do not fit together.
+        FileNotFoundError: a folder or file that the data set needs is not there.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(BUILDERS)}")
+    module_name, class_name = BUILDERS[name].split(":")
+    module = import_module(module_name)
+    builder_class = getattr(module, class_name)
+
+    if languages is not None:
+        if isinstance(languages, str) or not languages or len(set(languages)) < len(languages):
+            raise ValueError(f"{name}: languages is a list of different codes such as ['en', 'de'], not {languages!r}")
+        config["languages"] = tuple(languages)
+    folders = {"data_dir": data_dir, "image_dir": image_dir}
+    config |= {argument: os.fspath(path) for argument, path in folders.items() if path is not None}
+    declared = _declared_fields(builder_class.BUILDER_CONFIG_CLASS)
+    if unknown := config.keys() - declared:
+        raise ValueError(f"{name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(declared))}")
+    if "split" in declared:  # it prepares and checks only the split that is asked for
+        config["split"] = split
+    elif split not in module.SPLITS:  # better said before all of them are prepared than after
+        raise ValueError(f"{name} has no split {split!r}; choose one of {', '.join(module.SPLITS)}")
+
+    builder = builder_class(cache_dir=cache_dir, **config)
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
+def _declared_fields(config_class: type[datasets.BuilderConfig]) -> set[str]:
+    """The fields that a config class declares itself: `BuilderConfig` has a `data_dir` whether it is read or not."""
+    own_classes = config_class.__mro__[: config_class.__mro__.index(datasets.BuilderConfig)]
+    return {field for own_class in own_classes for field in inspect.get_annotations(own_class)}

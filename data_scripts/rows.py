@@ -1,0 +1,22 @@
+"""The one row format that every builder in this folder yields and everything downstream reads."""
+
+from collections.abc import Sequence
+
+import datasets
+
+
+def row_features(languages: Sequence[str]) -> datasets.Features:
+    """Features of a row: one image with its captions in every language.
+
+    - `image`: a PIL image when read; a path or encoded bytes on disk.
+    - `image_id`: equal images share it, and are then never negatives of each other.
+    - `captions`: for each language a list of strings, empty where the row has none. Caption `i` of one
+      language and caption `i` of another belong together where the data set says so (MRV relies on it).
+    """
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "image_id": datasets.Value("string"),
+            "captions": {language: datasets.List(datasets.Value("string")) for language in languages},
+        }
+    )

@@ -1,0 +1,53 @@
+"""A small tokenizer in XLM-R's format for data sets that a model is trained on from scratch."""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+import sentencepiece
+from transformers import XLMRobertaTokenizer
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 512) -> XLMRobertaTokenizer:
+    """Learns sub-word pieces from captions; the same captions give the same tokenizer.
+
+    The pieces come from byte-pair encoding and get the logarithm of their frequency as score, as XLM-R's unigram
+    model wants it. SentencePiece's own unigram training looks for pieces among substrings that occur in several words:
+    on a small corpus it finds few whole words, and spells out the commonest ones letter by letter.
+
+    Args:
+        captions: normalised as the model will see them.
+        vocab_size: the most entries, `<s> <pad> </s> <unk>` first and `<mask>` last, as in XLM-R.
+        max_length: tokens at which the tokenizer says a text is too long.
+    """
+    captions = list(captions)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size - 1,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        num_threads=1,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        bos_piece="<s>",
+        pad_piece="<pad>",
+        eos_piece="</s>",
+        unk_piece="<unk>",
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    counts = Counter(token for tokens in pieces.encode(captions) for token in tokens)
+    total = math.log(counts.total())
+    vocabulary = [
+        # The four special pieces are never looked up in text. A piece that longer ones replaced everywhere counts 0.5.
+        (pieces.id_to_piece(token), 0.0 if token < 4 else math.log(counts[token] or 0.5) - total)
+        for token in range(pieces.get_piece_size())
+    ]
+    return XLMRobertaTokenizer(vocab=[*vocabulary, ("<mask>", 0.0)], model_max_length=max_length)

@@ -1,0 +1,236 @@
+"""Multi30K from tiny release files: rows, alignment, what is left out and reported, and when the cache is rebuilt."""
+
+import gzip
+import logging
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+import data_scripts
+
+LANGUAGES = ["en", "de", "fr", "cs"]
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def release(tmp_path):
+    """Four train rows, one validation and one test row, as the release has them, and a photograph for each."""
+    for stem, names in {"train": "abcd", "val": "v", "test_2016_flickr": "t"}.items():
+        write_lines(tmp_path / f"m30k/task1/image_splits/{stem}.txt", [f"{name}.jpg" for name in names])
+        for language in LANGUAGES:
+            captions = [f"{language} caption of {name}" for name in names]
+            write_lines(tmp_path / f"m30k/task1/raw/{stem}.{language}.gz", captions)
+        for number, name in enumerate(names):
+            write_photograph(tmp_path / f"photographs/{name}.jpg", shade=40 * number)
+    return tmp_path
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contents = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(contents, mtime=0) if path.suffix == ".gz" else contents)
+
+
+def write_photograph(path, shade=0, size=(48, 32)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 50).point(lambda value: (value + shade) % 256).convert("RGB").save(path, "JPEG")
+
+
+def load(release, split="train", **arguments):
+    folders = {"data_dir": release / "m30k", "image_dir": release / "photographs", "cache_dir": release / "cache"}
+    return data_scripts.load("multi30k", split=split, **{**folders, **arguments})
+
+
+def reports(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_rows(release, caplog):
+    train = load(release)
+    assert train.column_names == ["image", "image_id", "captions"]
+    assert train["image_id"][:] == ["a", "b", "c", "d"]
+    assert list(train.features["captions"]) == LANGUAGES
+    assert train[1]["captions"] == {language: [f"{language} caption of b"] for language in LANGUAGES}
+    assert train[1]["image"].size == (48, 32)
+    assert load(release, "validation")["image_id"][:] == ["v"]
+    assert load(release, "test")["image_id"][:] == ["t"]
+    assert reports(caplog) == []
+
+
+def test_images_are_stored_by_absolute_path(release, monkeypatch):
+    monkeypatch.chdir(release)
+    train = load(release, data_dir="m30k", image_dir="photographs")
+    stored = train.cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert stored == {"bytes": None, "path": str(release / "photographs/a.jpg")}
+
+
+def test_task_folder_and_unpacked_files(release):
+    for path in (release / "m30k/task1/raw").glob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert load(release, data_dir=release / "m30k/task1")[0]["captions"]["cs"] == ["cs caption of a"]
+
+
+def test_language_subset_keeps_the_order_asked_for(release):
+    captions = load(release, languages=["fr", "en"])[2]["captions"]
+    assert list(captions.items()) == [("fr", ["fr caption of c"]), ("en", ["en caption of c"])]
+
+
+def test_files_of_other_languages_and_splits_are_not_needed(release):
+    for pattern in ("raw/*.cs.gz", "raw/train.*", "image_splits/train.txt"):
+        for path in (release / "m30k/task1").glob(pattern):
+            path.unlink()
+    assert len(load(release, "test", languages=["en", "de"])) == 1
+
+
+def test_streaming_equals_map_style(release):
+    (release / "photographs/b.jpg").unlink()
+    stream = load(release, streaming=True)
+    assert isinstance(stream, datasets.IterableDataset)
+    assert list(stream) == list(load(release))
+    assert stream.num_shards == 3  # one row each: any number of processes and workers can share the stream
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_missing_photographs_are_reported_at_every_load(release, caplog, streaming):
+    for name in ("b.jpg", "d.jpg"):
+        (release / "photographs" / name).unlink()
+    expected = f"multi30k train: 2 of 4 photographs found in {release / 'photographs'}; the other 2 rows are left out"
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        rows = load(release, streaming=streaming)
+        assert [row["image_id"] for row in rows] == ["a", "c"]
+        assert reports(caplog) == [expected]
+    assert load(release)[1]["captions"]["de"] == ["de caption of c"], "captions stay with their photograph"
+
+
+def test_broken_photographs_are_counted_and_named(release, caplog):
+    photographs = release / "photographs"
+    (photographs / "a.jpg").write_bytes(b"")
+    (photographs / "b.jpg").write_text("<html>404</html>")
+    whole = (photographs / "c.jpg").read_bytes()
+    (photographs / "c.jpg").write_bytes(whole[: len(whole) // 2])  # a download that broke off
+    for _ in range(2):
+        caplog.clear()
+        assert load(release)["image_id"][:] == ["d"]
+        (report,) = reports(caplog)
+        assert report.endswith("that cannot be read as images, their rows left out: 3 (a.jpg, b.jpg, c.jpg)")
+
+
+def test_empty_caption_leaves_the_language_empty(release, caplog):
+    write_lines(release / "m30k/task1/raw/train.fr.gz", ["un", "  ", "trois", "quatre"])
+    train = load(release)
+    assert train[1]["captions"]["fr"] == []
+    assert train[1]["captions"]["en"] == ["en caption of b"]
+    (report,) = reports(caplog)
+    assert report.endswith("train.fr.gz, their rows without fr: 1 (line 2)")
+
+
+def test_rare_line_separators_inside_a_caption_do_not_break_the_alignment(release):
+    write_lines(release / "m30k/task1/raw/train.en.gz", ["one\u2028still one", "two\x85still two", "three", "four"])
+    assert load(release)[1]["captions"]["en"] == ["two\x85still two"]
+
+
+@pytest.mark.parametrize("change", ["new photograph", "replaced photograph", "corrected caption"])
+def test_cache_follows_what_is_on_disk(release, change):
+    (release / "photographs/b.jpg").unlink()
+    before = load(release)
+    assert load(release)._fingerprint == before._fingerprint
+    if change == "new photograph":
+        write_photograph(release / "photographs/b.jpg")
+    elif change == "replaced photograph":
+        write_photograph(release / "photographs/a.jpg", size=(64, 32))
+    else:
+        write_lines(release / "m30k/task1/raw/train.en.gz", ["corrected", "two", "three", "four"])
+    after = load(release)
+    assert after._fingerprint != before._fingerprint
+    assert len(after) == (4 if change == "new photograph" else 3)
+    assert (after[0]["captions"]["en"] == ["corrected"]) == (change == "corrected caption")
+
+
+def test_photographs_of_another_split_leave_the_cache_alone(release):
+    before = load(release)
+    write_photograph(release / "photographs/v.jpg", size=(64, 64))
+    assert load(release)._fingerprint == before._fingerprint
+
+
+def test_files_that_do_not_align(release):
+    write_lines(release / "m30k/task1/raw/train.de.gz", ["eins", "zwei", "drei"])
+    with pytest.raises(ValueError, match=r"train\.txt has 4 lines but .*train\.de\.gz has 3; .*download both again"):
+        load(release)
+
+
+@pytest.mark.parametrize("contents", [b"not gzip", gzip.compress(b"four\n" * 400)[:-9], gzip.compress(b"\xff\xfe\n")])
+def test_damaged_file(release, contents):
+    (release / "m30k/task1/raw/train.de.gz").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"train\.de\.gz is damaged .*download it again"):
+        load(release)
+
+
+@pytest.mark.parametrize("name", ["/etc/a.jpg", "../photographs/a.jpg", "x/../../a.jpg", r"..\a.jpg", r"C:\a.jpg", ""])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_may_not_leave_the_folder(release, name, streaming):
+    write_lines(release / "m30k/task1/image_splits/train.txt", ["a.jpg", name, "c.jpg", "d.jpg"])
+    with pytest.raises(ValueError, match=r"train\.txt line 2: .* not a file name inside image_dir"):
+        load(release, streaming=streaming)
+
+
+def test_no_photograph_at_all(release):
+    (release / "elsewhere").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"none of 4 photographs .* such as a\.jpg; set image_dir"):
+        load(release, image_dir=release / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"languages": ["en", "ja"]}, ValueError, "multi30k has the languages en, de, fr, cs, not"),
+        ({"languages": []}, ValueError, r"languages is a list of different codes .*, not \[\]"),
+        ({"languages": "en"}, ValueError, "languages is a list of different codes .*, not 'en'"),
+        ({"languages": ["en", "en"]}, ValueError, "languages is a list of different codes"),
+        ({"split": "val"}, ValueError, "no split 'val'; choose one of train, validation, test"),
+        ({"image_size": 64}, ValueError, "multi30k takes no image_size; it takes data_dir, image_dir, languages"),
+        ({"data_dir": None}, ValueError, "multi30k needs data_dir: the folder of a clone of https://github.com"),
+        ({"image_dir": None}, ValueError, "multi30k needs image_dir: the folder of Flickr30k's photographs"),
+        ({"data_dir": "/nowhere"}, FileNotFoundError, "data_dir /nowhere is no folder"),
+        ({"image_dir": "/nowhere"}, FileNotFoundError, "image_dir /nowhere is no folder"),
+    ],
+)
+def test_wrong_arguments(release, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        load(release, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_the_release(release):
+    with pytest.raises(FileNotFoundError, match=r"neither train\.txt\.gz nor train\.txt .*data_dir should be a clone"):
+        load(release, data_dir=release / "photographs")
+
+
+def test_names_of_data_sets():
+    with pytest.raises(ValueError, match="no data set 'multi40k'; choose one of shapes, multi30k"):
+        data_scripts.load("multi40k", split="train")
+    with pytest.raises(ValueError, match="shapes takes no data_dir; it takes"):
+        data_scripts.load("shapes", split="train", data_dir="anywhere")
+    with pytest.raises(ValueError, match="shapes has no split 'dev'; choose one of train, validation, test"):
+        data_scripts.load("shapes", split="dev")
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"the released annotations and photographs are not in {REAL_DATA}")
+@pytest.mark.parametrize(("split", "num_rows"), [("train", 872), ("validation", 34), ("test", 31)])
+def test_the_release(split, num_rows, tmp_path, caplog):
+    rows = data_scripts.load(
+        "multi30k",
+        split=split,
+        data_dir=REAL_DATA / "multi30k",
+        image_dir=REAL_DATA / "images" / "flickr30k-images",
+        cache_dir=tmp_path,
+    )
+    assert len(rows) == num_rows
+    assert all(len(captions) == 1 for row in rows["captions"] for captions in row.values())
+    (report,) = reports(caplog)
+    assert f"{num_rows} of " in report
+    if split == "test":
+        assert rows[0]["captions"]["de"] == ["Ein Mann mit einem orangefarbenen Hut, der etwas anstarrt."]
