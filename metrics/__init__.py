@@ -1,0 +1,1 @@
+"""Recall at k and mean rank variance, as `evaluate` modules and as the NumPy functions that they call."""

@@ -1,0 +1,1 @@
+"""Mean rank variance (MRV)."""
