@@ -1,0 +1,306 @@
+"""From a recipe (a YAML file and command-line overrides) to a data set, a model and a trainer; for all scripts."""
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import transformers
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
+
+import data_scripts
+from configuration_ccrk import CCRKConfig
+from data_scripts.tokenizer import train_tokenizer
+from modeling_ccrk import CCRKForPreTraining, CCRKPairModel
+from processing_ccrk import CCRKProcessor, normalize_caption, published_image_processor
+from retrieval_ccrk import is_usable
+from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation
+
+logger = logging.getLogger(__name__)
+
+# The arguments of transformers that --help shows; it has some 120 more, which all work (--help_all).
+SHOWN_TRAINING_ARGUMENTS = {
+    "output_dir",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "new_parameter_lr_scale",
+    "warmup_steps",
+    "weight_decay",
+    "bf16",
+    "gradient_checkpointing",
+    "seed",
+    "logging_steps",
+    "eval_strategy",
+    "eval_steps",
+    "eval_k_test",
+    "save_strategy",
+    "save_steps",
+    "resume_from_checkpoint",
+    "push_to_hub",
+    "hub_model_id",
+    "report_to",
+    "dataloader_num_workers",
+}
+
+
+@dataclass
+class DataArguments:
+    """What to train and evaluate on."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(default="shapes", metadata={"help": f"One of: {', '.join(data_scripts.BUILDERS)}."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set's annotations."})
+    image_dir: str | None = field(default=None, metadata={"help": "Folder of its photographs."})
+    languages: list[str] | None = field(
+        default=None, metadata={"help": "Caption languages, such as: en de fr. All that the data set has by default."}
+    )
+    dataset_config: dict | None = field(
+        default=None, metadata={"help": "Further options of the data set (a mapping in the YAML file)."}
+    )
+    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "'published' (random crop, flip, RandAugment) or 'none'. Flips make 'left' wrong: not for shapes.",
+            "choices": ["none", "published"],
+        },
+    )
+    crop_min_scale: float = field(
+        default=0.2, metadata={"help": "Least share of a picture that a random crop keeps: 0.2, fine-tuning 0.5."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Where the model comes from: a checkpoint; an image encoder and an XLM-R; or nothing but a configuration."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a CCRK checkpoint to go on from."}
+    )
+    vision_model: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of an image encoder (Swin) to start from."}
+    )
+    text_model: str | None = field(default=None, metadata={"help": "Folder or Hub id of the XLM-R to start from."})
+    config: dict | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of CCRKConfig (a mapping in the YAML file). Alone: from scratch, tokenizer included."
+        },
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
+    max_words: int = field(default=40, metadata={"help": "Words that a caption keeps."})
+    max_length: int = field(default=40, metadata={"help": "Tokens that a caption keeps."})
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """While a run is set up, a mistake in its input ends it with one line that names the cure, without a traceback."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        sys.exit(f"error: {error.__cause__ or error}")
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        sys.exit(f"error: {error.__cause__ or error}")
+
+
+def parse_recipe(
+    description: str, default_recipe: Path, argv: Sequence[str] | None = None, **defaults
+) -> tuple[DataArguments, ModelArguments, CCRKTrainingArguments]:
+    """Reads `[RECIPE.yaml] [--argument value …]`; the command line has the last word.
+
+    Args:
+        description: shown by --help.
+        default_recipe: read when no arguments are given at all.
+        argv: the command line; that of the process by default.
+        defaults: of this script, where they differ from the dataclasses'.
+
+    Raises:
+        ValueError: an unknown argument in the recipe.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, CCRKTrainingArguments),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
+        epilog=f"Without arguments: {default_recipe}. Every other argument of transformers.TrainingArguments works "
+        "too; --help_all lists them.",
+        allow_abbrev=False,
+    )
+    if "--help_all" in argv:
+        argv = ["--help"]
+    else:
+        own = {name for part in (DataArguments, ModelArguments) for name in part.__dataclass_fields__}
+        for action in parser._actions:
+            if action.dest not in own | SHOWN_TRAINING_ARGUMENTS | {"help"}:
+                action.help = argparse.SUPPRESS
+    recipe = default_recipe if not argv else None
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        recipe = Path(argv.pop(0))
+    values = dict(defaults)
+    if recipe is not None:
+        with open(recipe, encoding="utf-8") as file:
+            values |= yaml.safe_load(file) or {}
+    known = {action.dest for action in parser._actions}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}; --help_all lists those that exist")
+    parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def set_up_logging() -> None:
+    """Our own messages, and those of transformers, at level INFO on the main process."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+
+
+def load_rows(data: DataArguments, split: str, languages: Sequence[str] | None = None) -> datasets.Dataset:
+    """One split of the recipe's data set."""
+    return data_scripts.load(
+        data.dataset,
+        split=split,
+        languages=languages or data.languages,
+        data_dir=data.data_dir,
+        image_dir=data.image_dir,
+        **(data.dataset_config or {}),
+    )
+
+
+def keep_usable_rows(dataset: datasets.Dataset, processor: CCRKProcessor) -> datasets.Dataset:
+    """Leaves out the rows without a single usable caption, and reports how many."""
+    kept = [
+        row
+        for row, captions in enumerate(dataset["captions"])
+        if any(is_usable(caption, processor) for texts in captions.values() for caption in texts)
+    ]
+    if not kept:
+        raise ValueError("no row has a usable caption; are these the languages of the data?")
+    if len(kept) < len(dataset):
+        logger.warning("%d of %d rows left out: no usable caption", len(dataset) - len(kept), len(dataset))
+        dataset = dataset.select(kept)
+    return dataset
+
+
+def build_processor(model: ModelArguments, dataset: datasets.Dataset) -> CCRKProcessor:
+    """The processor of the checkpoint or the XLM-R; from scratch, one whose tokenizer learns from the captions."""
+    if model.model_name_or_path is not None:
+        return CCRKProcessor.from_pretrained(model.model_name_or_path)
+    if model.image_size is None:
+        raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
+    if model.text_model is not None:
+        tokenizer = AutoTokenizer.from_pretrained(model.text_model)
+    else:
+        tokenizer = _tokenizer_from_captions(model, dataset)
+    return CCRKProcessor(
+        published_image_processor(model.image_size),
+        tokenizer,
+        max_words=model.max_words,
+        max_length=model.max_length,
+    )
+
+
+def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset) -> XLMRobertaTokenizer:
+    vocab_size = (model.config or {}).get("text_config", {}).get("vocab_size")
+    if vocab_size is None:
+        raise ValueError(
+            "there is nothing to start from: give model_name_or_path, or vision_model and text_model, or a config "
+            "with text_config.vocab_size to train from scratch"
+        )
+    captions = []
+    for row in dataset["captions"]:
+        for caption in (caption for texts in row.values() for caption in texts):
+            with contextlib.suppress(ValueError):  # empty captions are counted where rows are chosen
+                captions.append(normalize_caption(caption, model.max_words))
+    return train_tokenizer(captions, vocab_size, model.max_length)
+
+
+def build_model(
+    model: ModelArguments, processor: CCRKProcessor, head: type[CCRKPairModel] = CCRKForPreTraining
+) -> CCRKPairModel:
+    """The model with its head, from one of the three sources of `ModelArguments`."""
+    config = dict(model.config or {})
+    if model.model_name_or_path is not None:
+        return head.from_pretrained(model.model_name_or_path, **config)
+    if (model.vision_model is None) != (model.text_model is None):
+        raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
+    config["mask_token_id"] = processor.tokenizer.mask_token_id
+    if model.vision_model is not None:
+        return CCRKForPreTraining.from_vision_text_pretrained(model.vision_model, model.text_model, **config)
+    config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
+    config["vision_config"] = {"image_size": model.image_size} | config.get("vision_config", {})
+    return head(CCRKConfig(**config))
+
+
+def build_trainer(
+    data: DataArguments,
+    model_arguments: ModelArguments,
+    arguments: CCRKTrainingArguments,
+    head: type[CCRKPairModel],
+    one_language: bool,
+) -> CCRKTrainer:
+    """Everything that a run needs.
+
+    Args:
+        head: `CCRKForPreTraining` or `CCRKForImageTextRetrieval`.
+        one_language: one caption per image and step (fine-tuning) instead of one in every language (1-to-K).
+    """
+    transformers.set_seed(arguments.seed)
+    # One process prepares the data and writes the cache; the others then find it there.
+    with arguments.main_process_first(desc="preparing the data"):
+        train_rows = load_rows(data, "train")
+        eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
+    if data.max_train_rows is not None:
+        train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
+    processor = build_processor(model_arguments, train_rows)
+    train_rows = keep_usable_rows(train_rows, processor)
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and len(train_rows) < batch:
+        raise ValueError(
+            f"{len(train_rows)} rows do not fill one batch of {batch}; lower per_device_train_batch_size or set "
+            "dataloader_drop_last to false"
+        )
+    languages = list(train_rows.features["captions"])
+    model = build_model(model_arguments, processor, head)
+    image_size = processor.image_processor.size["height"]
+    logger.info(
+        "%s rows, languages %s; %.1f M parameters, %d px",
+        f"{len(train_rows):,}",
+        " ".join(languages),
+        model.num_parameters() / 1e6,
+        image_size,
+    )
+    augmentation = None
+    if data.augmentation == "published":
+        augmentation = published_augmentation(image_size, data.crop_min_scale)
+    return CCRKTrainer(
+        model=model,
+        args=arguments,
+        data_collator=CCRKCollator(processor, languages, one_language, augmentation),
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=processor,
+    )
+
+
+def run(trainer: CCRKTrainer) -> None:
+    """Trains, and saves model, processor and metrics in `output_dir`."""
+    result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()

@@ -1,0 +1,26 @@
+"""Fine-tunes CCRK for retrieval: contrastive and matching loss on one caption per image and step.
+
+    accelerate launch train_retrieval.py                        English of the embedded data, after pre-training
+    accelerate launch train_retrieval.py configs/shapes_finetune.yaml --languages en de
+    accelerate launch train_retrieval.py configs/shapes_finetune.yaml --model_name_or_path DIR_OR_ID
+
+A recipe is a YAML file with the arguments below; those on the command line come last.
+"""
+
+from pathlib import Path
+
+from modeling_ccrk import CCRKForImageTextRetrieval
+from recipe_ccrk import build_trainer, one_line_errors, parse_recipe, run, set_up_logging
+
+
+def main() -> None:
+    set_up_logging()
+    with one_line_errors():
+        recipe = Path(__file__).parent / "configs" / "shapes_finetune.yaml"
+        data, model, arguments = parse_recipe(__doc__, recipe, learning_rate=3e-5, warmup_steps=0.1)
+        trainer = build_trainer(data, model, arguments, CCRKForImageTextRetrieval, one_language=True)
+    run(trainer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Training CCRK: arguments, collator, and a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from timm.data.auto_augment import RandAugment, rand_augment_ops
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torchvision import transforms
+from transformers import Trainer, TrainingArguments
+
+from modeling_ccrk import CCRKLossOutput
+from objectives_ccrk import contrastive_loss
+from processing_ccrk import CCRKProcessor
+from retrieval_ccrk import evaluate_retrieval, is_usable
+
+# Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
+NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
+
+
+@dataclass
+class CCRKTrainingArguments(TrainingArguments):
+    """
+    [`transformers.TrainingArguments`] with the paper's optimizer as defaults (section 4.1): AdamW with betas
+    (0.9, 0.98), weight decay 0.01, linear decay, gradient clip 1.0. Batches are never cut short, and no column is
+    removed, since the collator reads rows and not tensors.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the pre-trained parameters."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Not applied to biases and norms."})
+    logging_steps: float = field(default=50, metadata={"help": "Log every N steps (or that share of all steps)."})
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Leave out the last batch of an epoch where it is not full."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads rows."})
+    new_parameter_lr_scale: float = field(
+        default=2.0,
+        metadata={
+            "help": "Learning rate of the parameters that start from scratch (cross-attention, projections, matching "
+            "head, temperature), as a multiple of learning_rate."
+        },
+    )
+    eval_k_test: int = field(
+        default=0,
+        metadata={"help": "Candidates re-scored per query in evaluations during training; 0 ranks by cosine alone."},
+    )
+
+
+def published_augmentation(image_size: int, min_scale: float) -> Callable[[Image.Image], Image.Image]:
+    """The published training augmentation: random crop, flip, and two random operations of magnitude 7.
+
+    Args:
+        image_size: side of the crop after resizing, in pixels.
+        min_scale: least share of the picture that a crop keeps: 0.2 in pre-training, 0.5 in fine-tuning.
+    """
+    operations = rand_augment_ops(
+        magnitude=7,
+        transforms=[
+            "AutoContrast",
+            "Equalize",
+            "Brightness",
+            "Sharpness",
+            "ShearX",
+            "ShearY",
+            "TranslateXRel",
+            "TranslateYRel",
+            "Rotate",
+        ],
+    )
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                image_size, scale=(min_scale, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(),
+            RandAugment(operations, num_layers=2),
+        ]
+    )
+
+
+@dataclass
+class CCRKCollator:
+    """
+    Turns rows into a batch: `pixel_values` (B, 3, H, W); `input_ids`, `attention_mask` (B, K, L); `caption_mask`
+    (B, K); `image_ids` (B,).
+
+    A row's caption of a language is drawn from those it has; a language that a row lacks leaves its slot masked, so K
+    is the same for all rows and the k-th caption is always of the k-th language.
+
+    Args:
+        processor: makes the tensors.
+        languages: K of them; 1-to-K training.
+        one_language: draw one caption per image, of any of the languages: K is 1, as in the published fine-tuning.
+        augmentation: applied to each picture before the processor.
+    """
+
+    processor: CCRKProcessor
+    languages: Sequence[str]
+    one_language: bool = False
+    augmentation: Callable[[Image.Image], Image.Image] | None = None
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        images = [row["image"].convert("RGB") for row in rows]
+        if self.augmentation is not None:
+            images = [self.augmentation(image) for image in images]
+        captions = [[self._draw(row["captions"][language]) for language in self.languages] for row in rows]
+        if self.one_language:
+            captions = [[self._draw(row)] for row in captions]
+        return {
+            **self.processor(images=images, text=captions),
+            "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
+        }
+
+    def _draw(self, captions: Sequence[str | None]) -> str | None:
+        usable = [caption for caption in captions if is_usable(caption, self.processor)]
+        # torch's random state is the one that the Trainer saves and restores.
+        return usable[int(torch.randint(len(usable), ()))] if usable else None
+
+
+def stable_id(name: str) -> int:
+    """A 63-bit number that is the same for the same name in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Concatenates a tensor of all processes along its first dimension, in rank order; gradients flow back to each.
+
+    Its backward sums what all ranks ask of a slice, and data parallelism averages over ranks: with the same loss on
+    every rank the encoders get exactly the gradient of one process that holds the whole batch.
+    """
+    return torch.cat(all_gather(tensor.contiguous()))
+
+
+class CCRKTrainer(Trainer):
+    """
+    Trains [`CCRKForPreTraining`] or [`CCRKForImageTextRetrieval`].
+
+    `processing_class` is a [`CCRKProcessor`], `data_collator` a [`CCRKCollator`]. `eval_dataset` holds rows;
+    evaluation is retrieval: recall per language and MRV, logged as `eval_*`.
+    """
+
+    args: CCRKTrainingArguments
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._parts: dict[str, Tensor] = {}
+        self._steps_since_log = 0
+        self._images_since_log = 0
+        self._logged_at = time.perf_counter()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Four groups: with and without weight decay, pre-trained and new parameters."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    key = (name in decayed and "temperature" not in name, any(new in name for new in NEW_PARAMETERS))
+                    groups.setdefault(key, []).append(parameter)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": parameters,
+                        "weight_decay": self.args.weight_decay if has_decay else 0.0,
+                        "lr": self.args.learning_rate * (self.args.new_parameter_lr_scale if is_new else 1.0),
+                    }
+                    for (has_decay, is_new), parameters in groups.items()
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """
+        1-to-K contrastive loss over the embeddings of all processes, plus matching and masked LM of the local batch.
+
+        One forward through the wrapped model gives everything; the contrastive loss is then computed over the whole
+        batch, the same on every process.
+        """
+        outputs: CCRKLossOutput = model(**inputs)
+        contrastive = outputs.contrastive_loss
+        if self.accelerator.num_processes > 1:
+            caption_mask = inputs.get("caption_mask")
+            contrastive = contrastive_loss(
+                gather_with_gradient(outputs.image_embeds),
+                gather_with_gradient(outputs.text_embeds),
+                outputs.temperature,
+                caption_mask=None if caption_mask is None else self.accelerator.gather(caption_mask),
+                image_ids=self.accelerator.gather(inputs["image_ids"]),
+                reduction=self.model.config.contrastive_reduction,
+            )
+        parts = {"contrastive": contrastive, "matching": outputs.matching_loss, "mlm": outputs.mlm_loss}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        loss = torch.stack(list(parts.values())).sum()
+        self._record({f"{name}_loss": part for name, part in parts.items()}, outputs.temperature, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, losses: dict[str, Tensor], temperature: Tensor, inputs: dict) -> None:
+        """Sums what the next log averages, on the device: nothing waits for it here."""
+        for name, value in {**losses, "temperature": temperature.squeeze()}.items():
+            self._parts[name] = self._parts.get(name, 0) + value.detach()
+        self._steps_since_log += 1
+        self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to each training log the mean of every loss part and of the temperature, and images per second."""
+        if "loss" in logs and self._steps_since_log:
+            now = time.perf_counter()
+            for name, total in self._parts.items():
+                mean = self.accelerator.reduce(total / self._steps_since_log, reduction="mean")
+                logs[name] = round(mean.item(), 4)
+            logs["images_per_second"] = round(self._images_since_log / (now - self._logged_at), 1)
+            self._parts, self._steps_since_log, self._images_since_log, self._logged_at = {}, 0, 0, now
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """
+        Retrieval on `eval_dataset`: `{prefix}_recall_LANGUAGE` (mean of IR and TR at 1, 5 and 10, percent),
+        `{prefix}_mean_recall` over languages, and `{prefix}_mrv` (standard deviation, in ranks).
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        started = time.perf_counter()
+        result = evaluate_retrieval(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            dataset,
+            self.data_collator.languages,
+            k_test=self.args.eval_k_test,
+            batch_size=self.args.per_device_eval_batch_size,
+        )
+        recall = {language: row["mean"] for language, row in result.recall().items()}
+        metrics = {f"{metric_key_prefix}_recall_{language}": round(value, 2) for language, value in recall.items()}
+        metrics[f"{metric_key_prefix}_mean_recall"] = round(sum(recall.values()) / len(recall), 2)
+        if (mrv := result.mrv()) is not None:
+            metrics[f"{metric_key_prefix}_mrv"] = round(mrv["mean"]["std"], 3)
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 1)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._logged_at = time.perf_counter()
+        return metrics
