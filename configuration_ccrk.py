@@ -141,6 +141,17 @@ class CCRKConfig(PreTrainedConfig):
         if self.matching_positive_sampling not in (0, 1, 2):
             raise ValueError(f"matching_positive_sampling {self.matching_positive_sampling}: use 0, 1 or 2")
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in [`PreTrainedConfig`], but the configuration of another architecture is an error, not a warning."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"this is a checkpoint of a {model_type!r} model, not of CCRK; CCRKForPreTraining."
+                "from_vision_text_pretrained starts from an image encoder and an XLM-R"
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         """Saves the configuration with the whole auto_map; see [`PreTrainedConfig.save_pretrained`]."""
         self.auto_map = dict(AUTO_MAP)

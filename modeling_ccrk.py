@@ -432,8 +432,8 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
             caption_mask: (B, K), False where a caption is missing.
             image_ids: (B,), equal for equal images: positives of each other, never negatives.
         """
-        outputs = self.ccrk(input_ids, pixel_values, attention_mask)
         caption_mask = _complete_caption_mask(input_ids, caption_mask)
+        outputs = self.ccrk(input_ids, pixel_values, attention_mask)
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
         )
@@ -477,10 +477,10 @@ class CCRKForPreTraining(CCRKPairModel):
         The masked caption of each image is the one that matching chose for it. Matching and masked LM share one pass
         through the fusion encoder: 3·B pairs and B masked captions.
         """
+        caption_mask = _complete_caption_mask(input_ids, caption_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         outputs = self.ccrk(input_ids, pixel_values, attention_mask)
-        caption_mask = _complete_caption_mask(input_ids, caption_mask)
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
         )

@@ -1,9 +1,11 @@
 """Processor of CCRK: pictures for the image encoder, normalised captions of any language for the text encoder."""
 
+import os
 import re
 
 import torch
 from transformers import BatchFeature, CLIPImageProcessor
+from transformers.image_utils import is_valid_image, load_image
 from transformers.processing_utils import ProcessorMixin
 
 # The published pre-processing: these become a space each, as do hyphens and slashes.
@@ -69,7 +71,7 @@ class CCRKProcessor(ProcessorMixin):
         Prepares images, captions or both.
 
         Args:
-            images: a picture or a list of them (PIL, array or tensor).
+            images: a picture or a list of them (path, URL, PIL image, array or tensor).
             text: a caption; a list of N; or B lists of K captions each, `None` where one is missing.
 
         Returns: `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (N, L), or (B, K, L) with `caption_mask`
@@ -81,6 +83,8 @@ class CCRKProcessor(ProcessorMixin):
         if text is not None:
             features.update(self._process_captions(text))
         if images is not None:
+            images = images if isinstance(images, list | tuple) else [images]
+            images = [_open_image(image) for image in images]
             features.update(self.image_processor(images, return_tensors="pt", **kwargs))
         return BatchFeature(features, tensor_type=return_tensors)
 
@@ -114,6 +118,20 @@ class CCRKProcessor(ProcessorMixin):
             features = {name: tensor.unflatten(0, shape) for name, tensor in features.items()}
             features["caption_mask"] = torch.tensor(present).view(shape)
         return features
+
+
+def _open_image(image):
+    """A path or URL opened as an RGB picture; other pictures as they are; anything else refused."""
+    if isinstance(image, str | os.PathLike):
+        try:
+            return load_image(os.fspath(image))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{image} cannot be read as a picture; is the path right and the file whole?") from error
+    if not is_valid_image(image):
+        raise ValueError(
+            f"a {type(image).__name__} is no picture; give a path, a URL, a PIL image, an array or a tensor"
+        )
+    return image
 
 
 CCRKProcessor.register_for_auto_class()

@@ -111,7 +111,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except StrictDataclassError as error:
         sys.exit(f"error: {error.__cause__ or error}")
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         sys.exit(f"error: {error.__cause__ or error}")
 
 

@@ -1,0 +1,103 @@
+"""What the tests share: the reference fixture, a tiny model with its processor, and rows to train on."""
+
+import json
+import os
+from pathlib import Path
+
+# Before torch is imported: tests run in several processes on few cores, and never ask the network for anything.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import data_scripts
+from configuration_ccrk import CCRKConfig
+from convert_checkpoint import convert, load_published
+from data_scripts.tokenizer import train_tokenizer
+from modeling_ccrk import CCRKForPreTraining
+from processing_ccrk import CCRKProcessor, normalize_caption, published_image_processor
+
+ROOT = Path(__file__).parent.parent
+TINY_A = Path(__file__).parent / "fixtures" / "tiny_a"
+# No tensor of the published file shows the number of text attention heads; tiny_a has 4.
+TINY_A_CONFIG = {"text_config": {"num_attention_heads": 4}}
+
+
+@pytest.fixture(scope="session")
+def expected() -> dict[str, torch.Tensor]:
+    """Inputs and outputs of the published code, B = 3 images with K = 4 captions of 10 tokens."""
+    return load_file(TINY_A / "expected.safetensors")
+
+
+@pytest.fixture(scope="session")
+def published() -> dict:
+    return load_published(TINY_A / "ccrk_tiny_epoch_29.th")
+
+
+@pytest.fixture
+def reference_model(published) -> CCRKForPreTraining:
+    return convert(published, TINY_A_CONFIG).eval()
+
+
+@pytest.fixture(scope="session")
+def normalisation_cases() -> list[dict]:
+    return json.loads((TINY_A / "caption_normalisation.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> "data_scripts.datasets.Dataset":
+    """48 training rows of the embedded data set, in three languages."""
+    return data_scripts.load(
+        "shapes",
+        split="train",
+        languages=["en", "de", "zh"],
+        num_train=48,
+        num_validation=8,
+        num_test=8,
+        cache_dir=str(tmp_path_factory.mktemp("shapes")),
+    )
+
+
+@pytest.fixture(scope="session")
+def processor(shapes) -> CCRKProcessor:
+    captions = [normalize_caption(c, 40) for row in shapes["captions"] for texts in row.values() for c in texts]
+    return CCRKProcessor(published_image_processor(64), train_tokenizer(captions, 400))
+
+
+def tiny_config(vocab_size: int = 400, **overrides) -> CCRKConfig:
+    """A model of 60,000 parameters without dropout."""
+    fields = {
+        "vision_config": {
+            "model_type": "swin",
+            "image_size": 64,
+            "embed_dim": 8,
+            "depths": [1, 1, 1],
+            "num_heads": [1, 2, 4],
+            "window_size": 4,
+            "drop_path_rate": 0.0,
+        },
+        "text_config": {
+            "model_type": "xlm-roberta",
+            "vocab_size": vocab_size,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 66,
+            "type_vocab_size": 1,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        "num_fusion_layers": 1,
+        "projection_dim": 16,
+    }
+    return CCRKConfig(**(fields | overrides))
+
+
+@pytest.fixture
+def tiny_model(processor) -> CCRKForPreTraining:
+    torch.manual_seed(0)
+    return CCRKForPreTraining(tiny_config(len(processor.tokenizer)))

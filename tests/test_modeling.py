@@ -1,0 +1,334 @@
+"""Models: attention implementations, checkpoints in and out, image encoders, and configurations that do not fit."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY_A, tiny_config
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import AutoModelForMaskedLM, SwinConfig, SwinModel, ViTConfig
+
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
+
+
+def batch(batch_size: int = 3, num_captions: int = 2, length: int = 8, vocab_size: int = 400) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(4, vocab_size - 1, (batch_size, num_captions, length), generator=generator)
+    input_ids[..., 0] = 0
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, -1, 5:] = 0
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "pixel_values": torch.randn(batch_size, 3, 64, 64, generator=generator),
+        "caption_mask": torch.ones(batch_size, num_captions, dtype=torch.bool),
+        "image_ids": torch.arange(batch_size),
+    }
+
+
+def test_one_forward_gives_every_loss_and_a_gradient_for_every_parameter(tiny_model):
+    outputs = tiny_model(**batch(vocab_size=tiny_model.config.text_config.vocab_size))
+    parts = outputs.contrastive_loss + outputs.matching_loss + outputs.mlm_loss
+    assert_close(outputs.loss, parts)
+    outputs.loss.backward()
+    assert [name for name, parameter in tiny_model.named_parameters() if parameter.grad is None] == []
+    assert tiny_model.lm_head.decoder.weight is tiny_model.ccrk.text_model.embeddings.word_embeddings.weight
+
+
+def test_fine_tuning_head_has_no_masked_lm(tiny_model):
+    model = CCRKForImageTextRetrieval(tiny_model.config)
+    outputs = model(**batch(num_captions=1, vocab_size=100) | {"attention_mask": None})
+    assert outputs.mlm_loss is None and torch.isfinite(outputs.loss)
+
+
+def test_a_batch_of_one_image_trains(tiny_model):
+    outputs = tiny_model(**{name: value[:1] for name, value in batch(vocab_size=100).items()})
+    outputs.loss.backward()
+    gradients = [parameter.grad for parameter in tiny_model.parameters() if parameter.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_rows_without_captions_change_no_loss(tiny_model):
+    """A row whose captions are all missing takes part as an image that other captions must not find, and no more."""
+    inputs = batch(vocab_size=100)
+    inputs["caption_mask"][2] = False
+    torch.manual_seed(0)
+    first = tiny_model.eval()(**inputs)
+    inputs["input_ids"][2] = 50
+    torch.manual_seed(0)
+    second = tiny_model(**inputs)
+    assert_close(first.loss, second.loss)
+
+
+def test_encodes_only_what_it_is_given(tiny_model):
+    model, inputs = tiny_model.ccrk.eval(), batch(vocab_size=100)
+    images = model(pixel_values=inputs["pixel_values"])
+    assert images.text_embeds is None and images.logits_per_image is None
+    captions = model(input_ids=inputs["input_ids"][0])
+    assert captions.image_embeds is None and captions.text_embeds.shape == (2, 16)
+    both = model(**inputs)
+    assert both.text_embeds.shape == (3, 2, 16) and both.logits_per_image.shape == (3, 6)
+    assert_close(both.image_embeds, images.image_embeds)
+    assert_close(both.text_embeds.norm(dim=-1), torch.ones(3, 2))
+    with pytest.raises(ValueError, match="give input_ids, pixel_values or both"):
+        model()
+
+
+def test_padding_changes_nothing(tiny_model):
+    model = tiny_model.ccrk.eval()
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    padded = torch.tensor([[0, 5, 6, 7, 2, 1, 1, 1]])
+    mask = (padded != 1).long()
+    assert_close(model(input_ids=ids).text_embeds, model(input_ids=padded, attention_mask=mask).text_embeds)
+
+
+def test_match_reuses_images_and_agrees_with_one_pair_at_a_time(tiny_model):
+    model, inputs = tiny_model.eval(), batch(vocab_size=100)
+    outputs = model.ccrk(**inputs)
+    mask = inputs["attention_mask"]
+    images, captions = torch.tensor([2, 0, 0, 1]), torch.tensor([0, 5, 1, 3])
+    together = model.match(outputs.image_states, outputs.text_states, mask, images, captions)
+    for pair, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        alone = model.match(
+            outputs.image_states[image, None], outputs.text_states[caption, None], mask.flatten(0, 1)[caption, None]
+        )
+        assert_close(together[pair], alone[0])
+
+
+def test_attention_implementations_agree(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    inputs = batch(vocab_size=100)
+    results = {}
+    for implementation in ("eager", "sdpa"):
+        model = CCRKForPreTraining.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+        assert model.ccrk.fusion_encoder.config._attn_implementation == implementation
+        torch.manual_seed(0)
+        results[implementation] = model(**inputs)
+    assert_close(results["eager"].loss, results["sdpa"].loss)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tiny_model):
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            tiny_model.gradient_checkpointing_enable()
+            assert all(layer.gradient_checkpointing for layer in tiny_model.ccrk.fusion_encoder.layers)
+        tiny_model.train().zero_grad()
+        torch.manual_seed(0)
+        tiny_model(**batch(vocab_size=100)).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in tiny_model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert_close(plain, checkpointed)
+
+
+def test_temperature_stays_in_range_and_keeps_its_gradient(tiny_model):
+    tiny_model.ccrk.temperature.data.fill_(3.0)
+    tiny_model(**batch(vocab_size=100)).loss.backward()
+    assert tiny_model.ccrk.temperature.item() == 0.5 and tiny_model.ccrk.temperature.grad.item() != 0
+    tiny_model.ccrk.temperature.data.fill_(-1.0)
+    tiny_model(**batch(vocab_size=100))
+    assert tiny_model.ccrk.temperature.item() == pytest.approx(0.001)
+
+
+class TestCheckpoints:
+    def test_round_trip(self, tiny_model, tmp_path):
+        tiny_model.save_pretrained(tmp_path)
+        # The names in the file are the model's own, Swin's included: what resumes finds them with strict names.
+        stored = set(load_file(tmp_path / "model.safetensors"))
+        assert stored == set(tiny_model.state_dict()) - set(tiny_model.all_tied_weights_keys)
+        loaded, info = CCRKForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+        for (name, ours), theirs in zip(tiny_model.named_parameters(), loaded.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+
+    def test_base_and_heads_open_each_other(self, tiny_model, tmp_path):
+        tiny_model.save_pretrained(tmp_path / "head")
+        base, info = CCRKModel.from_pretrained(tmp_path / "head", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert {name.split(".")[0] for name in info["unexpected_keys"]} == {"matching_head", "lm_head"}
+        base.save_pretrained(tmp_path / "base")
+        head, info = CCRKForImageTextRetrieval.from_pretrained(tmp_path / "base", output_loading_info=True)
+        assert not info["unexpected_keys"]
+        assert {name.split(".")[0] for name in info["missing_keys"]} == {"matching_head"}
+        for ours, theirs in zip(tiny_model.ccrk.parameters(), head.ccrk.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+    @pytest.mark.parametrize("head", ["base", "pretraining", "retrieval"])
+    def test_remote_code_in_an_isolated_process(self, tiny_model, processor, tmp_path, head):
+        """AutoConfig, AutoModel and AutoProcessor, with the package not importable, give the same embeddings."""
+        if head == "retrieval":
+            torch.manual_seed(3)
+            model = CCRKForImageTextRetrieval(tiny_model.config)
+        else:
+            model = tiny_model if head == "pretraining" else tiny_model.ccrk
+        folder = tmp_path / "check-point.v1"  # no Python identifier
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        captions = ["a small red star", "一个红色的星"]
+        pixels = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+        script = f"""
+import importlib.util, torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+assert importlib.util.find_spec("modeling_ccrk") is None
+folder = {str(folder)!r}
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert (config.model_type, type(model).__name__, type(processor).__name__) == ("ccrk", "CCRKModel", "CCRKProcessor")
+with torch.no_grad():
+    outputs = model(pixel_values=torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64), **processor(text={captions!r}))
+torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.pt")!r})
+"""
+        environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
+        finished = subprocess.run(
+            [sys.executable, "-I", "-c", _isolated(script)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert finished.returncode == 0, finished.stderr
+        images, texts = torch.load(tmp_path / "embeds.pt", weights_only=True)
+        base = model if head == "base" else model.ccrk
+        with torch.no_grad():
+            ours = base.eval()(pixel_values=pixels, **processor(text=captions))
+        assert torch.equal(ours.image_embeds, images) and torch.equal(ours.text_embeds, texts)
+
+    def test_another_architecture_is_refused(self, tmp_path):
+        config = SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
+        SwinModel(config).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="a checkpoint of a 'swin' model, not of CCRK"):
+            CCRKForPreTraining.from_pretrained(tmp_path)
+
+    def test_weights_of_other_sizes_are_refused(self, tiny_model, tmp_path):
+        tiny_model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["ccrk.text_projection.weight"] = torch.zeros(5, 32)
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            CCRKForPreTraining.from_pretrained(tmp_path)
+
+
+def _isolated(script: str) -> str:
+    """`-I` ignores the environment's paths, but an editable install still puts this project on sys.path."""
+    return "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n" + script
+
+
+class TestImageEncoders:
+    def test_vit(self):
+        vision = ViTConfig(
+            image_size=64,
+            patch_size=16,
+            hidden_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=48,
+        )
+        model = CCRKForPreTraining(tiny_config(vision_config=vision))
+        outputs = model(**batch())
+        assert model.ccrk.vision_projection.in_features == 24
+        outputs.loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+    def test_timm_swin(self, tmp_path):
+        vision = {
+            "model_type": "timm_wrapper",
+            "architecture": "swin_tiny_patch4_window7_224",
+            "model_args": {
+                "img_size": 64,
+                "window_size": 2,
+                "embed_dim": 8,
+                "depths": (1, 1, 1, 1),
+                "num_heads": (1, 1, 2, 2),
+            },
+        }
+        model = CCRKModel(tiny_config(vision_config=vision)).eval()
+        images = torch.randn(2, 3, 64, 64)
+        states = model.get_image_features(images).last_hidden_state
+        assert states.shape == (2, 1 + 2 * 2, 64)
+        assert_close(states[:, 0], states[:, 1:].mean(dim=1))
+        model.save_pretrained(tmp_path)
+        again = CCRKModel.from_pretrained(tmp_path).eval()
+        assert_close(again.get_image_features(images).last_hidden_state, states)
+
+
+class TestFromVisionTextPretrained:
+    def test_from_folders_and_with_the_published_positions(self, tmp_path):
+        swin = SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4))
+        swin.save_pretrained(tmp_path / "swin")
+        text = str(TINY_A / "xlm-roberta-large-tiny")
+        model = CCRKForPreTraining.from_vision_text_pretrained(
+            str(tmp_path / "swin"), text, projection_dim=8, position_ids_start=0
+        )
+        assert model.config.position_ids_start == 0 and model.config.mask_token_id == 199
+        assert (model.config.text_config.num_hidden_layers, model.config.num_fusion_layers) == (6, 6)
+        for (name, ours), theirs in zip(swin.named_parameters(), model.ccrk.vision_model.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+        source = AutoModelForMaskedLM.from_pretrained(text)
+        ours = model.ccrk.fusion_encoder.layers[0].output.dense.weight
+        assert torch.equal(ours, source.roberta.encoder.layer[13].output.dense.weight)
+        assert model.lm_head.decoder.weight is model.ccrk.text_model.embeddings.word_embeddings.weight
+        base = CCRKModel.from_vision_text_pretrained(str(tmp_path / "swin"), text)
+        assert isinstance(base, CCRKModel)
+
+    def test_a_text_model_that_is_no_xlm_roberta(self, tmp_path):
+        from transformers import BertConfig, BertForMaskedLM
+
+        sizes = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 1, "intermediate_size": 8}
+        with pytest.raises(ValueError, match="give an XLM-R such as FacebookAI/xlm-roberta-large"):
+            CCRKForPreTraining.from_vision_text_pretrained(
+                SwinModel(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1])),
+                BertForMaskedLM(BertConfig(vocab_size=20, **sizes)),
+            )
+
+
+class TestConfiguration:
+    def test_defaults_are_the_published_model(self):
+        config = CCRKConfig()
+        assert (config.vision_config.hidden_size, config.vision_config.window_size) == (1024, 7)
+        assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (1024, 6)
+        assert (config.num_fusion_layers, config.projection_dim, config.position_ids_start) == (6, 256, 0)
+        assert config.mask_token_id == 250001
+
+    def test_round_trip_with_the_whole_auto_map(self, tmp_path):
+        config = tiny_config(mlm_probability=0.3)
+        config.save_pretrained(tmp_path)
+        assert CCRKConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+        auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+        assert auto_map["AutoModel"] == "modeling_ccrk.CCRKModel"
+        assert auto_map["AutoModelForPreTraining"] == "modeling_ccrk.CCRKForPreTraining"
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"projection_dim": 0}, "projection_dim is 0; it must be at least 1"),
+            ({"num_fusion_layers": 0}, "num_fusion_layers is 0"),
+            ({"text_config": {"hidden_size": 30, "num_attention_heads": 4}}, "not a multiple"),
+            ({"text_config": {"model_type": "bert"}}, "must be 'xlm-roberta'"),
+            ({"vision_config": {"depths": [1, 1], "num_heads": [1]}}, "one entry per stage"),
+            ({"vision_config": {"embed_dim": 10, "depths": [1], "num_heads": [3]}}, "its 3 heads do not divide"),
+            ({"position_ids_start": 514}, "outside of the 514 positions"),
+            ({"mask_token_id": 250002}, "outside of the vocabulary"),
+            ({"contrastive_reduction": "mean"}, "use 'published' or 'symmetric'"),
+            ({"matching_positive_sampling": 5}, "use 0, 1 or 2"),
+            ({"mlm_max_ngram": 1}, "must be at least 2"),
+        ],
+    )
+    def test_sizes_that_do_not_fit(self, fields, message):
+        with pytest.raises(StrictDataclassError, match=message):
+            CCRKConfig(**fields)
+
+    def test_captions_longer_than_the_positions(self):
+        model = CCRKModel(tiny_config(position_ids_start=60))
+        with pytest.raises(ValueError, match=r"8 tokens do not fit the model's 6 positions; truncate them"):
+            model(input_ids=torch.zeros(1, 8, dtype=torch.long))
+
+    def test_training_refuses_flat_captions(self, tiny_model):
+        inputs = batch(vocab_size=100)
+        with pytest.raises(ValueError, match="at least one per image"):
+            tiny_model(input_ids=inputs["input_ids"][:, :0], pixel_values=inputs["pixel_values"])

@@ -1,0 +1,238 @@
+"""The objectives against naive loops, and their behaviour where data is ragged, doubled or alone."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from objectives_ccrk import (
+    IGNORE,
+    contrastive_loss,
+    cross_entropy,
+    mask_captions,
+    positive_caption_weights,
+    sample,
+    sample_matching_pairs,
+)
+
+TEMPERATURE = torch.tensor([0.1])
+
+
+def embeddings(batch_size: int, num_captions: int, width: int = 8, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    images = F.normalize(torch.randn(batch_size, width, generator=generator), dim=-1)
+    texts = F.normalize(torch.randn(batch_size, num_captions, width, generator=generator), dim=-1)
+    return images, texts
+
+
+def naive_contrastive_loss(images, texts, present, ids, published: bool) -> float:
+    """Loops over images and captions, with the definitions of the docstring and nothing else."""
+    captions = [(b, k) for b in range(len(images)) for k in range(texts.shape[1]) if present[b][k]]
+
+    def score(b, caption):
+        return float(images[b] @ texts[caption[0], caption[1]]) / float(TEMPERATURE)
+
+    image_terms = []
+    for b in range(len(images)):
+        positives = [c for c in captions if ids[c[0]] == ids[b]]
+        if positives:
+            total = math.log(sum(math.exp(score(b, c)) for c in captions))
+            image_terms.append(sum(total - score(b, c) for c in positives) / len(positives))
+    text_terms = []
+    for caption in captions:
+        positives = [b for b in range(len(images)) if ids[b] == ids[caption[0]]]
+        total = math.log(sum(math.exp(score(b, caption)) for b in range(len(images))))
+        text_terms.append(sum(total - score(b, caption) for b in positives) / len(positives))
+    image_to_text = sum(image_terms) / len(image_terms)
+    text_to_image = sum(text_terms) / len(text_terms)
+    if published:
+        owners = {b for b, _ in captions}
+        text_to_image /= len(captions) / len(owners)
+    return (image_to_text + text_to_image) / 2
+
+
+@pytest.mark.parametrize("reduction", ["published", "symmetric"])
+@pytest.mark.parametrize("num_captions", [1, 3])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_contrastive_loss_equals_the_naive_one(reduction, num_captions, ragged, doubled):
+    batch_size = 5
+    images, texts = embeddings(batch_size, num_captions)
+    mask = torch.ones(batch_size, num_captions, dtype=torch.bool)
+    if ragged:
+        mask[0, 0] = mask[3, -1] = False  # with one caption per image, rows 0 and 3 have none at all
+    ids = torch.tensor([0, 1, 2, 1, 4] if doubled else [0, 1, 2, 3, 4])
+    loss = contrastive_loss(images, texts, TEMPERATURE, mask, ids, reduction)
+    naive = naive_contrastive_loss(images, texts, mask, ids, published=reduction == "published")
+    assert loss.item() == pytest.approx(naive, rel=1e-5)
+
+
+def test_missing_captions_take_part_in_nothing():
+    images, texts = embeddings(4, 3)
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[1, 2] = False
+    texts.requires_grad_()
+    loss = contrastive_loss(images, texts, TEMPERATURE, mask)
+    loss.backward()
+    assert texts.grad[1, 2].abs().sum() == 0 < texts.grad[1, 1].abs().sum()
+    changed = texts.detach().clone()
+    changed[1, 2] = -changed[1, 2]
+    assert_close(contrastive_loss(images, changed, TEMPERATURE, mask), loss.detach())
+
+
+def test_a_batch_without_any_caption_has_a_finite_loss():
+    images, texts = embeddings(2, 2)
+    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    assert contrastive_loss(images, texts, TEMPERATURE, nothing).item() == 0
+    pairs = sample_matching_pairs(torch.randn(2, 4), nothing)
+    assert (pairs.labels == IGNORE).all()
+    assert cross_entropy(torch.randn(6, 2), pairs.labels).item() == 0
+
+
+def test_reductions_differ_by_the_weight_of_text_to_image_only():
+    images, texts = embeddings(4, 3)
+    published = contrastive_loss(images, texts, TEMPERATURE)
+    symmetric = contrastive_loss(images, texts, TEMPERATURE, reduction="symmetric")
+    logits = images @ texts.flatten(0, 1).t() / TEMPERATURE
+    text_to_image = F.cross_entropy(logits.t(), torch.arange(4).repeat_interleave(3))
+    assert_close(symmetric - published, text_to_image / 2 * (1 - 1 / 3))
+
+
+def test_unknown_names_are_refused():
+    images, texts = embeddings(2, 2)
+    with pytest.raises(ValueError, match="use 'published' or 'symmetric'"):
+        contrastive_loss(images, texts, TEMPERATURE, reduction="mean")
+    with pytest.raises(ValueError, match="use 0, 1 or 2"):
+        positive_caption_weights(torch.zeros(2, 4), torch.ones(2, 2, dtype=torch.bool), strategy=3)
+
+
+@pytest.mark.parametrize("strategy", [0, 1, 2])
+def test_positive_caption_is_the_worst_aligned_most_often(strategy):
+    logits = torch.zeros(2, 6)
+    logits[0, :3] = torch.tensor([3.0, 1.0, 2.0])
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    mask[1, 0] = False
+    weights = positive_caption_weights(logits, mask, strategy)
+    assert (weights >= 0).all() and weights[1, 0] == 0
+    order = weights[0].argsort().tolist()
+    assert strategy == 0 or order == [0, 2, 1]
+    assert strategy > 0 or weights[0].tolist() == [1, 1, 1]
+
+
+def test_sample_follows_the_weights():
+    torch.manual_seed(0)
+    weights = torch.tensor([0.0, 1.0, 2.0, 5.0])
+    drawn = sample(weights.expand(40_000, 4)).bincount(minlength=4) / 40_000
+    assert_close(drawn, weights / 8, atol=0.01, rtol=0)
+
+
+def test_hard_negatives_come_from_the_softmax_and_never_from_the_same_image():
+    torch.manual_seed(0)
+    batch_size, num_captions = 4, 2
+    logits = torch.randn(batch_size, batch_size * num_captions) * 2
+    mask = torch.ones(batch_size, num_captions, dtype=torch.bool)
+    mask[2, 1] = False  # caption 5
+    ids = torch.tensor([7, 8, 7, 9])
+    counts = torch.zeros(batch_size * num_captions)
+    draws = 4000
+    for _ in range(draws):
+        pairs = sample_matching_pairs(logits, mask, ids)
+        image, caption = pairs.image_index.view(3, batch_size), pairs.caption_index.view(3, batch_size)
+        assert pairs.labels.tolist() == [1] * 4 + [0] * 8
+        assert (caption[0] // num_captions == torch.arange(4)).all() and (caption != 5).all()
+        assert (ids[image[1]] != ids).all() and (caption[1] == caption[0]).all()
+        assert (ids[caption[2] // num_captions] != ids).all() and (image[2] == torch.arange(4)).all()
+        counts[caption[2, 1]] += 1
+    visible = logits[1].clone()
+    visible[5] = -1e9
+    weights = visible.softmax(0) + 1e-5
+    weights[[2, 3, 5]] = 0
+    assert_close(counts / draws, weights / weights.sum(), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("ids", [None, [1, 1, 1]])
+def test_without_a_valid_negative_its_pairs_are_left_out(ids):
+    batch_size = 1 if ids is None else 3
+    mask = torch.ones(batch_size, 2, dtype=torch.bool)
+    image_ids = None if ids is None else torch.tensor(ids)
+    pairs = sample_matching_pairs(torch.randn(batch_size, 2 * batch_size), mask, image_ids)
+    assert pairs.labels.tolist() == [1] * batch_size + [IGNORE] * 2 * batch_size
+    assert torch.isfinite(cross_entropy(torch.randn(3 * batch_size, 2), pairs.labels))
+
+
+def test_sampling_under_autocast_stays_in_fp32():
+    logits = torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        images, texts = embeddings(4, 2)
+        inside = contrastive_loss(images, texts, TEMPERATURE)
+    assert inside.dtype == torch.float32
+    assert_close(inside, contrastive_loss(images, texts, TEMPERATURE))
+    weights = positive_caption_weights(logits.bfloat16(), torch.ones(4, 2, dtype=torch.bool), 1)
+    assert weights.dtype == torch.float32
+
+
+class TestMaskCaptions:
+    MASK, VOCABULARY = 99, 100
+
+    def captions(self, lengths):
+        length = max(lengths)
+        ids = torch.arange(3, 3 + length).repeat(len(lengths), 1)
+        attention = torch.arange(length)[None] < torch.tensor(lengths)[:, None]
+        return ids.masked_fill(~attention, 1), attention.long()
+
+    def test_counts_positions_and_labels(self):
+        torch.manual_seed(0)
+        lengths = [2, 5, 10, 30, 40]
+        ids, attention = self.captions(lengths)
+        masked = mask_captions(ids, attention, self.MASK, self.VOCABULARY)
+        chosen = masked.labels != IGNORE
+        # 40 %, at least 1, at most 12
+        assert chosen.sum(dim=1).tolist() == [1, 2, 4, 12, 12]
+        for row, length in enumerate(lengths):
+            positions = masked.positions[row, chosen[row]].tolist()
+            assert len(set(positions)) == len(positions) and all(0 < p < length for p in positions)
+            assert masked.labels[row, chosen[row]].tolist() == ids[row, positions].tolist()
+            untouched = [p for p in range(ids.shape[1]) if p not in positions]
+            assert masked.input_ids[row, untouched].tolist() == ids[row, untouched].tolist()
+        assert masked.positions[~chosen].sum() == 0
+
+    def test_shares_of_masked_random_and_kept_tokens(self):
+        torch.manual_seed(0)
+        ids, attention = self.captions([30] * 3000)
+        masked = mask_captions(ids, attention, self.MASK, self.VOCABULARY)
+        new = masked.input_ids.gather(1, masked.positions)
+        as_mask = (new == self.MASK).float().mean().item()
+        kept = (new == masked.labels).float().mean().item()
+        # One random token in a hundred is the mask, and one the original.
+        assert as_mask == pytest.approx(0.8 + 0.001, abs=0.01)
+        assert kept == pytest.approx(0.1 + 0.001, abs=0.01)
+
+    def test_every_position_is_chosen_equally_often(self):
+        torch.manual_seed(0)
+        ids, attention = self.captions([12] * 20_000)
+        masked = mask_captions(ids, attention, self.MASK, self.VOCABULARY, ngram_probability=0.0)
+        counts = masked.positions[masked.labels != IGNORE].bincount(minlength=12) / 20_000
+        assert counts[0] == 0
+        assert_close(counts[1:], torch.full((11,), 5 / 11), atol=0.02, rtol=0)
+
+    def test_ngrams_are_neighbours(self):
+        torch.manual_seed(0)
+        ids, attention = self.captions([30] * 500)
+
+        def neighbours(probability):
+            masked = mask_captions(
+                ids, attention, self.MASK, self.VOCABULARY, probability=0.1, ngram_probability=probability
+            )
+            # probability 0.1 of 30 tokens: three tokens, one trigram, or a bigram and another
+            positions = masked.positions[:, :3].sort(dim=1).values
+            return (positions.diff(dim=1) == 1).any(dim=1).float().mean().item()
+
+        assert neighbours(1.0) == 1.0
+        assert neighbours(0.0) < 0.3
+
+    def test_a_caption_of_special_tokens_only(self):
+        ids, attention = self.captions([2, 2])
+        masked = mask_captions(ids, attention, self.MASK, self.VOCABULARY)
+        assert masked.positions.tolist() == [[1], [1]] and (masked.labels != IGNORE).all()
