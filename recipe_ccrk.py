@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -36,7 +37,7 @@ SHOWN_TRAINING_ARGUMENTS = {
     "warmup_steps",
     "weight_decay",
     "bf16",
-    "gradient_checkpointing",
+    "activation_checkpointing",
     "seed",
     "logging_steps",
     "eval_strategy",
@@ -133,9 +134,9 @@ def parse_recipe(
     parser = HfArgumentParser(
         (DataArguments, ModelArguments, CCRKTrainingArguments),
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=119),
         usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
-        epilog=f"Without arguments: {default_recipe}. Every other argument of transformers.TrainingArguments works "
+        epilog=f"Without arguments: configs/{default_recipe.name}. Every other argument of transformers.TrainingArguments works "
         "too; --help_all lists them.",
         allow_abbrev=False,
     )
@@ -144,6 +145,7 @@ def parse_recipe(
     else:
         own = {name for part in (DataArguments, ModelArguments) for name in part.__dataclass_fields__}
         for action in parser._actions:
+            action.option_strings = action.option_strings[:1]  # shown once; --with-hyphens works as well
             if action.dest not in own | SHOWN_TRAINING_ARGUMENTS | {"help"}:
                 action.help = argparse.SUPPRESS
     recipe = default_recipe if not argv else None

@@ -159,7 +159,8 @@ def two_stage_scores(
     per_caption = _candidates(cosine.t(), k_test).t()
     matches = torch.zeros_like(cosine)
     pairs = (per_image | per_caption).nonzero()
-    for batch in _progress(pairs.split(pair_batch_size), "re-scoring pairs"):
+    batches = pairs.split(pair_batch_size) if len(pairs) else ()
+    for batch in _progress(batches, "re-scoring pairs"):
         # A run of pairs is sorted by image: each image's keys and values are made once for all of its captions.
         images, local_index = batch[:, 0].unique_consecutive(return_inverse=True)
         mask = captions.attention_mask[batch[:, 1]]

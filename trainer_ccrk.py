@@ -30,6 +30,8 @@ class CCRKTrainingArguments(TrainingArguments):
     removed, since the collator reads rows and not tensors.
     """
 
+    _argument_group_name = "training"
+
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the pre-trained parameters."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
     weight_decay: float = field(default=0.01, metadata={"help": "Not applied to biases and norms."})
@@ -118,8 +120,11 @@ class CCRKCollator:
 
     def _draw(self, captions: Sequence[str | None]) -> str | None:
         usable = [caption for caption in captions if is_usable(caption, self.processor)]
-        # torch's random state is the one that the Trainer saves and restores.
-        return usable[int(torch.randint(len(usable), ()))] if usable else None
+        if len(usable) < 2:
+            # No random number where there is no choice: batches are collated ahead of the step that they are for, and
+            # a resumed run would draw them a second time.
+            return usable[0] if usable else None
+        return usable[int(torch.randint(len(usable), ()))]
 
 
 def stable_id(name: str) -> int:
@@ -181,30 +186,35 @@ class CCRKTrainer(Trainer):
         """
         1-to-K contrastive loss over the embeddings of all processes, plus matching and masked LM of the local batch.
 
-        One forward through the wrapped model gives everything; the contrastive loss is then computed over the whole
-        batch, the same on every process.
+        One forward through the wrapped model gives everything that the three need.
         """
         outputs: CCRKLossOutput = model(**inputs)
-        contrastive = outputs.contrastive_loss
-        if self.accelerator.num_processes > 1:
-            caption_mask = inputs.get("caption_mask")
-            contrastive = contrastive_loss(
-                gather_with_gradient(outputs.image_embeds),
-                gather_with_gradient(outputs.text_embeds),
-                outputs.temperature,
-                caption_mask=None if caption_mask is None else self.accelerator.gather(caption_mask),
-                image_ids=self.accelerator.gather(inputs["image_ids"]),
-                reduction=self.model.config.contrastive_reduction,
-            )
-        parts = {"contrastive": contrastive, "matching": outputs.matching_loss, "mlm": outputs.mlm_loss}
+        parts = {
+            "contrastive_loss": self.contrastive_loss(outputs, inputs),
+            "matching_loss": outputs.matching_loss,
+            "mlm_loss": outputs.mlm_loss,
+        }
         parts = {name: part for name, part in parts.items() if part is not None}
         loss = torch.stack(list(parts.values())).sum()
-        self._record({f"{name}_loss": part for name, part in parts.items()}, outputs.temperature, inputs)
+        self._record({**parts, "temperature": outputs.temperature.squeeze()}, inputs)
         return (loss, outputs) if return_outputs else loss
 
-    def _record(self, losses: dict[str, Tensor], temperature: Tensor, inputs: dict) -> None:
+    def contrastive_loss(self, outputs: CCRKLossOutput, inputs: dict[str, Tensor]) -> Tensor:
+        """The contrastive loss over the whole batch, the same on every process; see `gather_with_gradient`."""
+        if self.accelerator.num_processes == 1:
+            return outputs.contrastive_loss
+        return contrastive_loss(
+            gather_with_gradient(outputs.image_embeds),
+            gather_with_gradient(outputs.text_embeds),
+            outputs.temperature,
+            caption_mask=self.accelerator.gather(inputs["caption_mask"]),
+            image_ids=self.accelerator.gather(inputs["image_ids"]),
+            reduction=self.model.config.contrastive_reduction,
+        )
+
+    def _record(self, values: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
         """Sums what the next log averages, on the device: nothing waits for it here."""
-        for name, value in {**losses, "temperature": temperature.squeeze()}.items():
+        for name, value in values.items():
             self._parts[name] = self._parts.get(name, 0) + value.detach()
         self._steps_since_log += 1
         self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes

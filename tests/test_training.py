@@ -1,0 +1,327 @@
+"""Training: batches, parameter groups, logs, evaluation, resuming, and the scripts from end to end."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+from conftest import ROOT, tiny_config
+from PIL import Image
+
+import eval_mrv
+import train_pretrain
+import train_retrieval
+from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
+from data_scripts.rows import row_features
+from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation, stable_id
+
+
+def make_trainer(model, processor, rows, output_dir, languages=("en", "de", "zh"), **arguments) -> CCRKTrainer:
+    arguments = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    } | arguments
+    return CCRKTrainer(
+        model=model,
+        args=CCRKTrainingArguments(**arguments),
+        data_collator=CCRKCollator(processor, languages),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(min(6, len(rows)))),
+        processing_class=processor,
+    )
+
+
+class TestCollator:
+    def test_one_caption_per_language(self, processor, shapes):
+        rows = [shapes[0], shapes[1]]
+        batch = CCRKCollator(processor, ["en", "zh"])(rows)
+        assert batch["pixel_values"].shape == (2, 3, 64, 64)
+        assert batch["input_ids"].shape == batch["attention_mask"].shape and batch["input_ids"].shape[:2] == (2, 2)
+        assert batch["caption_mask"].all()
+        expected = processor(text=[[row["captions"][lang][0] for lang in ("en", "zh")] for row in rows])
+        assert torch.equal(batch["input_ids"], expected["input_ids"])
+        assert batch["image_ids"].tolist() == [stable_id("train-00000"), stable_id("train-00001")]
+
+    def test_missing_and_empty_captions_leave_their_slot_masked(self, processor):
+        captions = {"en": ["a red star", "a star"], "de": ["?!"], "zh": []}
+        rows = [{"image": Image.new("L", (9, 5)), "image_id": "a", "captions": captions}]
+        batch = CCRKCollator(processor, ["en", "de", "zh"])(rows)
+        assert batch["caption_mask"].tolist() == [[True, False, False]]
+
+    def test_one_language_draws_among_those_that_are_there(self, processor):
+        captions = {"en": [], "de": ["ein roter stern"], "zh": ["一个红色的星"]}
+        rows = [{"image": Image.new("RGB", (9, 9)), "image_id": "a", "captions": captions}]
+        collator = CCRKCollator(processor, ["de", "zh"], one_language=True)
+        torch.manual_seed(0)
+        drawn = {tuple(collator(rows)["input_ids"][0, 0].tolist()) for _ in range(20)}
+        assert len(drawn) == 2
+        assert collator(rows)["caption_mask"].shape == (1, 1)
+
+    def test_every_caption_of_a_language_is_drawn(self, processor):
+        captions = {"en": ["a red star", "a blue circle", "?"]}
+        rows = [{"image": Image.new("RGB", (9, 9)), "image_id": "a", "captions": captions}]
+        torch.manual_seed(0)
+        collator = CCRKCollator(processor, ["en"])
+        assert len({tuple(collator(rows)["input_ids"].flatten().tolist()) for _ in range(20)}) == 2
+
+    def test_published_augmentation(self):
+        torch.manual_seed(0)
+        picture = Image.effect_noise((80, 50), 60).convert("RGB")
+        augment = published_augmentation(64, 0.2)
+        first, second = augment(picture), augment(picture)
+        assert first.size == second.size == (64, 64) and first.tobytes() != second.tobytes()
+
+
+def test_parameter_groups(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, learning_rate=1e-3, weight_decay=0.05)
+    names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    seen = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(names.values())
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            undecayed = any(part in name for part in ("bias", "norm", "Norm", "matching_head.1.", "temperature"))
+            assert group["weight_decay"] == (0.0 if undecayed else 0.05), name
+            new = any(p in name for p in ("temperature", "projection.", "matching_head", "cross_attention"))
+            new = new and "patch_embeddings" not in name
+            assert group["lr"] == (2e-3 if new else 1e-3), name
+    assert groups[0]["betas"] == (0.9, 0.98) and groups[0]["eps"] == 1e-8
+
+
+def test_logs_hold_every_part(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=2)
+    trainer.train()
+    for log in trainer.state.log_history[:2]:
+        parts = log["contrastive_loss"] + log["matching_loss"] + log["mlm_loss"]
+        assert parts == pytest.approx(log["loss"], abs=1e-3)
+        assert 0.001 <= log["temperature"] <= 0.5 and log["images_per_second"] > 0
+
+
+def test_gradient_accumulation_averages(tiny_model, processor, shapes, tmp_path):
+    """The loss is a mean: two half-weight passes over the same rows are one."""
+    start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    rows = shapes.select([0] * 8)  # equal rows: whatever is drawn, every batch is the same
+    logs = []
+    for accumulation in (1, 2):
+        tiny_model.load_state_dict(start)
+        trainer = make_trainer(
+            tiny_model,
+            processor,
+            rows,
+            tmp_path,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+        )
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[0]["contrastive_loss"] == pytest.approx(logs[1]["contrastive_loss"], abs=1e-4)
+    assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=0.1)
+
+
+def test_evaluation_during_training(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(
+        tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2, eval_k_test=2, max_steps=2
+    )
+    trainer.train()
+    metrics = next(log for log in trainer.state.log_history if "eval_mean_recall" in log)
+    per_language = [metrics[f"eval_recall_{language}"] for language in ("en", "de", "zh")]
+    assert metrics["eval_mean_recall"] == pytest.approx(sum(per_language) / 3, abs=0.02)
+    assert metrics["eval_mrv"] >= 0
+
+
+def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
+    """Model with the image encoder's weights, optimizer, schedule, random state and data position."""
+
+    def run(folder, **arguments):
+        torch.manual_seed(7)
+        model = CCRKForPreTraining(tiny_config(len(processor.tokenizer)))
+        trainer = make_trainer(model, processor, shapes, folder, save_strategy="steps", save_steps=2, **arguments)
+        return trainer, model
+
+    trainer, undisturbed = run(tmp_path / "a")
+    trainer.train()
+    trainer, resumed = run(tmp_path / "b")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    for (name, ours), theirs in zip(undisturbed.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs[1]), name
+
+
+def test_a_batch_of_one_image_trains(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes.select([0]), tmp_path, per_device_train_batch_size=1)
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+
+
+RECIPE = {
+    "dataset": "shapes",
+    "dataset_config": {"num_train": 40, "num_validation": 6, "num_test": 12},
+    "languages": ["en", "de", "zh"],
+    "image_size": 64,
+    "config": {
+        "vision_config": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        "text_config": {
+            "vocab_size": 400,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 48,
+            "type_vocab_size": 1,
+        },
+        "num_fusion_layers": 1,
+        "projection_dim": 8,
+    },
+    "per_device_train_batch_size": 8,
+    "max_steps": 2,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "pretrain")}))
+    return path
+
+
+def call(script, *arguments, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+    script.main()
+
+
+def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
+    call(train_pretrain, recipe, monkeypatch=monkeypatch)
+    folder = tmp_path / "pretrain"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "processing_ccrk.py"} <= set(
+        path.name for path in folder.iterdir()
+    )
+    pretrained = CCRKForPreTraining.from_pretrained(folder)
+    assert pretrained.config.mask_token_id == pretrained.config.text_config.vocab_size - 1
+
+    fine = tmp_path / "finetune"
+    call(
+        train_retrieval,
+        recipe,
+        *("--model_name_or_path", folder, "--languages", "en", "--output_dir", fine, "--max_steps", 1),
+        monkeypatch=monkeypatch,
+    )
+    model, info = CCRKForImageTextRetrieval.from_pretrained(fine, output_loading_info=True)
+    assert not any(info.values())
+
+    out = tmp_path / "out"
+    call(
+        eval_mrv,
+        *("--model", fine, "--task", "shapes", "--languages", "en", "zh", "--split", "test", "--k_test", 4),
+        *("--max_rows", 12, "--output_dir", out),
+        monkeypatch=monkeypatch,
+    )
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["task", "split", "model", "k_test", "languages", "recall", "mrv", "counts"]
+    assert (results["task"], results["split"], results["k_test"]) == ("shapes", "test", 4)
+    assert results["languages"] == ["en", "zh"]
+    assert list(results["recall"]["zh"]) == ["IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean"]
+    assert results["mrv"]["languages"] == ["en", "zh"] and results["mrv"]["mean"]["std"] >= 0
+    assert results["counts"]["images"] == 12 and results["counts"]["captions"] == {"en": 12, "zh": 12}
+    table = datasets.Dataset.from_parquet(str(out / "ranks.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert len(table) == 2 * 2 * 12
+    assert (out / "report.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "MRV over en zh" in printed and printed.count("\nzh ") == 1
+
+
+def test_starting_from_an_image_encoder_and_xlm_roberta(processor, recipe, tmp_path, monkeypatch):
+    from transformers import SwinConfig, SwinModel, XLMRobertaConfig, XLMRobertaForMaskedLM
+
+    SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)).save_pretrained(
+        tmp_path / "swin"
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    text = XLMRobertaConfig(vocab_size=len(processor.tokenizer), max_position_embeddings=50, type_vocab_size=1, **sizes)
+    XLMRobertaForMaskedLM(text).save_pretrained(tmp_path / "xlmr")
+    processor.tokenizer.save_pretrained(tmp_path / "xlmr")
+    recipe.write_text(
+        yaml.safe_dump(
+            RECIPE
+            | {
+                "output_dir": str(tmp_path / "out"),
+                "vision_model": str(tmp_path / "swin"),
+                "text_model": str(tmp_path / "xlmr"),
+                "config": {"projection_dim": 8},
+            }
+        )
+    )
+    call(train_pretrain, recipe, monkeypatch=monkeypatch)
+    model = CCRKModel.from_pretrained(tmp_path / "out")
+    assert (model.config.num_fusion_layers, model.config.position_ids_start) == (1, 2)
+
+
+def test_published_recipes_parse():
+    from recipe_ccrk import parse_recipe
+
+    recipes = sorted((ROOT / "configs").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        data, _, arguments = parse_recipe("", path, [str(path)])
+        assert data.dataset and arguments.output_dir
+
+
+def test_help_is_short_and_complete(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        call(train_pretrain, "--help", monkeypatch=monkeypatch)
+    text = capsys.readouterr().out
+    assert "accelerate launch train_pretrain.py" in text and "--languages" in text and "--learning_rate" in text
+    assert "--fsdp " not in text and len(text.splitlines()) < 100
+    with pytest.raises(SystemExit):
+        call(train_pretrain, "--help_all", monkeypatch=monkeypatch)
+    assert "--fsdp " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"languages": ["en", "xx"]}, "'xx'"),
+        ({"dataset": "imagenet"}, "there is no data set 'imagenet'; choose one of"),
+        ({"datasets": "shapes"}, "unknown argument datasets"),
+        ({"per_device_train_batch_size": 64}, "40 rows do not fill one batch of 64"),
+        ({"config": {}}, "there is nothing to start from"),
+        ({"config": {"text_config": {"vocab_size": 400, "hidden_size": 30}}}, "is not a multiple"),
+        ({"image_size": None}, "image_size is missing"),
+        ({"vision_model": "swin"}, "give both, or neither"),
+        ({"dataset": "multi30k", "dataset_config": None, "languages": ["en"]}, "data_dir"),
+        ({"model_name_or_path": "no/such/folder/here"}, "no/such/folder/here"),
+    ],
+)
+def test_mistakes_in_a_recipe_end_in_one_line(changes, message, recipe, monkeypatch):
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
+    with pytest.raises(SystemExit, match=message) as raised:
+        call(train_pretrain, recipe, monkeypatch=monkeypatch)
+    assert str(raised.value).startswith("error: ") and "\n" not in str(raised.value).strip()
+
+
+def test_rows_without_usable_captions_are_counted(processor, caplog):
+    from recipe_ccrk import keep_usable_rows
+
+    rows = [
+        {"image": Image.new("RGB", (8, 8)), "image_id": str(i), "captions": {"en": texts}}
+        for i, texts in enumerate([["a star"], ["..."], []])
+    ]
+    dataset = datasets.Dataset.from_list(rows, features=row_features(["en"]))
+    assert len(keep_usable_rows(dataset, processor)) == 1
+    assert "2 of 3 rows left out: no usable caption" in caplog.text
+    with pytest.raises(ValueError, match="no row has a usable caption"):
+        keep_usable_rows(dataset.select([1, 2]), processor)
