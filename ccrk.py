@@ -1,8 +1,19 @@
-"""CCRK: image-text retrieval that answers equally well in every language. The public names, in one place."""
+"""CCRK: image-text retrieval that answers equally well in every language. The public names, in one place.
+
+Importing this module also makes the Auto classes open CCRK checkpoints with the code installed here, without asking
+whether to trust the copy that travels with each checkpoint.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
 
 from configuration_ccrk import CCRKConfig
 from modeling_ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
 from processing_ccrk import CCRKProcessor, normalize_caption
+
+AutoConfig.register(CCRKConfig.model_type, CCRKConfig)
+AutoModel.register(CCRKConfig, CCRKModel)
+AutoModelForPreTraining.register(CCRKConfig, CCRKForPreTraining)
+AutoProcessor.register(CCRKConfig, CCRKProcessor)
 
 __all__ = [
     "CCRKConfig",

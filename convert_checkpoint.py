@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from configuration_ccrk import CCRKConfig
-from modeling_ccrk import CCRKForPreTraining
-from processing_ccrk import CCRKProcessor, published_image_processor
+from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor
+from processing_ccrk import published_image_processor
 
 # Published name → ours, tried in order. Swin's qkv is split and text layers are renumbered in `convert_state_dict`.
 RENAMINGS = [

@@ -17,14 +17,12 @@ import datasets
 import torch
 
 import data_scripts
-from modeling_ccrk import CCRKForImageTextRetrieval
-from processing_ccrk import CCRKProcessor
+from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
 from recipe_ccrk import one_line_errors, set_up_logging
 from retrieval_ccrk import RetrievalResult, evaluate_retrieval
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
 K_TEST = {"shapes": 16, "multi30k": 128}
-# The languages over which the paper takes MRV; all that are evaluated where it has none.
 COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
 
 

@@ -410,6 +410,9 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
     >>> model.match(outputs.image_states, outputs.text_states, inputs["attention_mask"], image_index=[0, 0])[:, 1]
     ```"""
 
+    # Pre-training's LM head is not needed here: no note when a pre-training checkpoint is opened.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
     def __init__(self, config: CCRKConfig):
         super().__init__(config)
         self.post_init()

@@ -16,10 +16,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 
 import data_scripts
-from configuration_ccrk import CCRKConfig
+from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor, normalize_caption
 from data_scripts.tokenizer import train_tokenizer
-from modeling_ccrk import CCRKForPreTraining, CCRKPairModel
-from processing_ccrk import CCRKProcessor, normalize_caption, published_image_processor
+from modeling_ccrk import CCRKPairModel
+from processing_ccrk import published_image_processor
 from retrieval_ccrk import is_usable
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation
 
@@ -136,8 +136,8 @@ def parse_recipe(
         description=description,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=119),
         usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
-        epilog=f"Without arguments: configs/{default_recipe.name}. Every other argument of transformers.TrainingArguments works "
-        "too; --help_all lists them.",
+        epilog=f"Without arguments: configs/{default_recipe.name}. Every other argument of "
+        "transformers.TrainingArguments works too; --help_all lists them.",
         allow_abbrev=False,
     )
     if "--help_all" in argv:

@@ -9,7 +9,7 @@ A recipe is a YAML file with the arguments below; those on the command line come
 
 from pathlib import Path
 
-from modeling_ccrk import CCRKForPreTraining
+from ccrk import CCRKForPreTraining
 from recipe_ccrk import build_trainer, one_line_errors, parse_recipe, run, set_up_logging
 
 

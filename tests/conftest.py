@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import data_scripts
-from configuration_ccrk import CCRKConfig
+from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor, normalize_caption
 from convert_checkpoint import convert, load_published
 from data_scripts.tokenizer import train_tokenizer
-from modeling_ccrk import CCRKForPreTraining
-from processing_ccrk import CCRKProcessor, normalize_caption, published_image_processor
+from processing_ccrk import published_image_processor
 
 ROOT = Path(__file__).parent.parent
 TINY_A = Path(__file__).parent / "fixtures" / "tiny_a"

@@ -6,13 +6,21 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_A, tiny_config
+from conftest import ROOT, TINY_A, tiny_config
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import AutoModelForMaskedLM, SwinConfig, SwinModel, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoProcessor,
+    SwinConfig,
+    SwinModel,
+    ViTConfig,
+)
 
-from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
 
 
 def batch(batch_size: int = 3, num_captions: int = 2, length: int = 8, vocab_size: int = 400) -> dict:
@@ -199,6 +207,18 @@ torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.
             ours = base.eval()(pixel_values=pixels, **processor(text=captions))
         assert torch.equal(ours.image_embeds, images) and torch.equal(ours.text_embeds, texts)
 
+    def test_with_the_package_imported_nothing_asks_for_trust(self, tiny_model, processor, tmp_path, monkeypatch):
+        def asked(*_):
+            raise AssertionError("asked whether to run remote code")
+
+        monkeypatch.setattr("builtins.input", asked)
+        tiny_model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        assert isinstance(AutoConfig.from_pretrained(tmp_path), CCRKConfig)
+        assert isinstance(AutoModel.from_pretrained(tmp_path), CCRKModel)
+        assert isinstance(AutoProcessor.from_pretrained(tmp_path), CCRKProcessor)
+        assert isinstance(CCRKProcessor.from_pretrained(tmp_path), CCRKProcessor)
+
     def test_another_architecture_is_refused(self, tmp_path):
         config = SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1], window_size=2)
         SwinModel(config).save_pretrained(tmp_path)
@@ -216,7 +236,11 @@ torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.
 
 def _isolated(script: str) -> str:
     """`-I` ignores the environment's paths, but an editable install still puts this project on sys.path."""
-    return "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n" + script
+    return (
+        "import sys\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder).lower()]\n"
+        f"sys.path = [path for path in sys.path if path != {str(ROOT)!r}]\n" + script
+    )
 
 
 class TestImageEncoders:

@@ -207,9 +207,9 @@ def call(script, *arguments, monkeypatch) -> None:
 def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     call(train_pretrain, recipe, monkeypatch=monkeypatch)
     folder = tmp_path / "pretrain"
-    assert {"config.json", "model.safetensors", "tokenizer.json", "processing_ccrk.py"} <= set(
+    assert {"config.json", "model.safetensors", "tokenizer.json", "processing_ccrk.py"} <= {
         path.name for path in folder.iterdir()
-    )
+    }
     pretrained = CCRKForPreTraining.from_pretrained(folder)
     assert pretrained.config.mask_token_id == pretrained.config.text_config.vocab_size - 1
 
@@ -220,7 +220,7 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
         *("--model_name_or_path", folder, "--languages", "en", "--output_dir", fine, "--max_steps", 1),
         monkeypatch=monkeypatch,
     )
-    model, info = CCRKForImageTextRetrieval.from_pretrained(fine, output_loading_info=True)
+    _, info = CCRKForImageTextRetrieval.from_pretrained(fine, output_loading_info=True)
     assert not any(info.values())
 
     out = tmp_path / "out"
@@ -251,7 +251,9 @@ def test_starting_from_an_image_encoder_and_xlm_roberta(processor, recipe, tmp_p
         tmp_path / "swin"
     )
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-    text = XLMRobertaConfig(vocab_size=len(processor.tokenizer), max_position_embeddings=50, type_vocab_size=1, **sizes)
+    text = XLMRobertaConfig(
+        vocab_size=len(processor.tokenizer), max_position_embeddings=50, type_vocab_size=1, **sizes
+    )
     XLMRobertaForMaskedLM(text).save_pretrained(tmp_path / "xlmr")
     processor.tokenizer.save_pretrained(tmp_path / "xlmr")
     recipe.write_text(
