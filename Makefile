@@ -1,7 +1,11 @@
-# Everything from a fresh machine: Python 3.10 or newer with pip and venv, and make. `make` alone lists the targets.
+# Everything from a fresh machine: Python 3.11 or newer with pip and venv, and make. `make` alone lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One process with all cores; by itself accelerate gives a process one thread.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--gpu_ids 0 --num_cpu_threads_per_process $(CORES)
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,8 +19,8 @@ $(VENV)/installed: setup.cfg pyproject.toml
 install: $(VENV)/installed  ## Make the environment in .venv
 
 demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages on the embedded data (about ten minutes)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_pretrain.py configs/shapes_pretrain.yaml
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train_retrieval.py configs/shapes_finetune.yaml
+	$(LAUNCH) train_pretrain.py configs/shapes_pretrain.yaml
+	$(LAUNCH) train_retrieval.py configs/shapes_finetune.yaml
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
 
 lint: install  ## Check style and format

@@ -10,10 +10,10 @@ from configuration_ccrk import CCRKConfig
 from modeling_ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
 from processing_ccrk import CCRKProcessor, normalize_caption
 
-AutoConfig.register(CCRKConfig.model_type, CCRKConfig)
-AutoModel.register(CCRKConfig, CCRKModel)
-AutoModelForPreTraining.register(CCRKConfig, CCRKForPreTraining)
-AutoProcessor.register(CCRKConfig, CCRKProcessor)
+AutoConfig.register(CCRKConfig.model_type, CCRKConfig, exist_ok=True)
+AutoModel.register(CCRKConfig, CCRKModel, exist_ok=True)
+AutoModelForPreTraining.register(CCRKConfig, CCRKForPreTraining, exist_ok=True)
+AutoProcessor.register(CCRKConfig, CCRKProcessor, exist_ok=True)
 
 __all__ = [
     "CCRKConfig",

@@ -10,7 +10,6 @@ AUTO_MAP = {
     "AutoConfig": "configuration_ccrk.CCRKConfig",
     "AutoProcessor": "processing_ccrk.CCRKProcessor",
     "AutoModel": "modeling_ccrk.CCRKModel",
-    "AutoModelForZeroShotImageClassification": "modeling_ccrk.CCRKModel",
     "AutoModelForPreTraining": "modeling_ccrk.CCRKForPreTraining",
 }
 

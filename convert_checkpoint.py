@@ -11,7 +11,6 @@ import json
 import math
 import pickle
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer
 
 from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor
 from processing_ccrk import published_image_processor
+from recipe_ccrk import one_line_errors
 
 # Published name → ours, tried in order. Swin's qkv is split and text layers are renumbered in `convert_state_dict`.
 RENAMINGS = [
@@ -167,7 +167,10 @@ def convert_state_dict(state: dict[str, torch.Tensor], num_text_layers: int) -> 
 def convert(content: dict, overrides: dict | None = None) -> CCRKForPreTraining:
     """A published checkpoint's dictionary to a model with every key accounted for: none missing, none left over."""
     state = content["model"]
-    config = read_config(state, overrides or {})
+    try:
+        config = read_config(state, overrides or {})
+    except KeyError as error:
+        raise ValueError(f"this is not a CCRK pre-training checkpoint: it lacks {error}") from error
     model = CCRKForPreTraining(config)
     converted = convert_state_dict(state, config.text_config.num_hidden_layers)
     result = model.load_state_dict(converted, strict=False)
@@ -188,11 +191,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, help="JSON of CCRKConfig fields that the tensors do not show")
     parser.add_argument("--tokenizer", help="folder or Hub id of XLM-R's tokenizer, saved with the model")
     arguments = parser.parse_args(argv)
-    overrides = json.loads(arguments.config.read_text()) if arguments.config else {}
-    try:
+    with one_line_errors():
+        overrides = json.loads(arguments.config.read_text()) if arguments.config else {}
         model = convert(load_published(arguments.checkpoint), overrides)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
     model.save_pretrained(arguments.output)
     if arguments.tokenizer:
         image_size = model.config.vision_config.image_size

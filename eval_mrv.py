@@ -17,7 +17,7 @@ import datasets
 import torch
 
 import data_scripts
-from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from recipe_ccrk import one_line_errors, set_up_logging
 from retrieval_ccrk import RetrievalResult, evaluate_retrieval
 
@@ -39,7 +39,22 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no_rerank", action="store_true", help="rank by cosine alone")
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at a time")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.k_test is not None and arguments.k_test < 0:
+        parser.error("--k_test is the number of candidates per query: 0 or more")
+    if arguments.max_rows is not None and arguments.max_rows < 1:
+        parser.error("--max_rows must be at least 1")
+    return arguments
+
+
+def load_model(name_or_path: str, needs_matching_head: bool) -> tuple[CCRKForImageTextRetrieval, CCRKProcessor]:
+    """The model in evaluation mode, and its processor. Re-ranking by a head that was never trained is refused."""
+    CCRKConfig.from_pretrained(name_or_path)  # says so where this is no CCRK checkpoint
+    processor = CCRKProcessor.from_pretrained(name_or_path)
+    model, info = CCRKForImageTextRetrieval.from_pretrained(name_or_path, output_loading_info=True)
+    if needs_matching_head and any(name.startswith("matching_head") for name in info["missing_keys"]):
+        raise ValueError(f"{name_or_path} has no matching head; rank with --no_rerank, or fine-tune it first")
+    return model.eval(), processor
 
 
 def results_dictionary(result: RetrievalResult, arguments: argparse.Namespace, k_test: int) -> dict:
@@ -123,14 +138,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             data_dir=arguments.data_dir,
             image_dir=arguments.image_dir,
         )
-        processor = CCRKProcessor.from_pretrained(arguments.model)
-        model = CCRKForImageTextRetrieval.from_pretrained(arguments.model)
-    if arguments.max_rows is not None:
-        dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    result = evaluate_retrieval(
-        model, processor, dataset, list(dataset.features["captions"]), k_test, arguments.batch_size
-    )
+        if arguments.max_rows is not None:
+            dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
+        model, processor = load_model(arguments.model, needs_matching_head=k_test > 0)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        result = evaluate_retrieval(
+            model, processor, dataset, list(dataset.features["captions"]), k_test, arguments.batch_size
+        )
     results = results_dictionary(result, arguments, k_test)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     (arguments.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")

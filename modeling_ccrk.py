@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -255,11 +255,16 @@ class CCRKModel(CCRKPreTrainedModel):
 
     def __init__(self, config: CCRKConfig):
         super().__init__(config)
-        self.vision_model = AutoModel.from_config(config.vision_config)
+        implementation = config._attn_implementation
+        if "flash" in (implementation or "") and not MODEL_MAPPING[type(config.vision_config)]._supports_flash_attn:
+            implementation = "sdpa"  # Swin adds its position bias to the scores, which flash attention cannot
+        self.vision_model = AutoModel.from_config(config.vision_config, attn_implementation=implementation)
         # Token 0 is the mean made here. A pooler that nothing uses would stop distributed training.
         if hasattr(self.vision_model, "pooler"):
             self.vision_model.pooler = None
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+        # XLM-R never uses its position 1, the padding's, and blocks its gradient; here positions may start at 0.
+        self.text_model.embeddings.position_embeddings.padding_idx = None
 
         vision_hidden_size = getattr(config.vision_config, "hidden_size", None)
         if vision_hidden_size is None:  # timm_wrapper's config does not say
@@ -330,12 +335,12 @@ class CCRKModel(CCRKPreTrainedModel):
         if pixel_values is not None:
             image = self.get_image_features(pixel_values)
             output.image_states = image.last_hidden_state
-            output.image_embeds = F.normalize(image.pooler_output, dim=-1)
+            output.image_embeds = F.normalize(image.pooler_output.float(), dim=-1)
         if input_ids is not None:
             flat_mask = attention_mask.flatten(0, -2) if attention_mask is not None else None
             text = self.get_text_features(input_ids.flatten(0, -2), flat_mask)
             output.text_states = text.last_hidden_state
-            output.text_embeds = F.normalize(text.pooler_output, dim=-1).unflatten(0, input_ids.shape[:-1])
+            output.text_embeds = F.normalize(text.pooler_output.float(), dim=-1).unflatten(0, input_ids.shape[:-1])
         if pixel_values is not None and input_ids is not None:
             if self.training:
                 # On .data: the parameter itself stays in range, so that its gradient is never cut off by the clamp.
@@ -348,8 +353,8 @@ class CCRKModel(CCRKPreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs):
-        """See [`CCRKForPreTraining.from_vision_text_pretrained`]."""
-        return CCRKForPreTraining.from_vision_text_pretrained(vision, text, **kwargs).ccrk
+        """See [`CCRKPairModel.from_vision_text_pretrained`]."""
+        return CCRKForImageTextRetrieval.from_vision_text_pretrained(vision, text, **kwargs).ccrk
 
 
 class CCRKPairModel(CCRKPreTrainedModel):
@@ -393,6 +398,63 @@ class CCRKPairModel(CCRKPreTrainedModel):
         fused = self.ccrk.fusion_encoder(image_states, text_states, attention_mask, image_index)
         return self.matching_head(fused[:, 0])
 
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs
+    ) -> "CCRKPairModel":
+        """
+        Starts from a pre-trained image encoder and XLM-R (section 4.1 of the paper).
+
+        Every second layer of XLM-R (1, 3, 5, …, counted from 0) is taken: the first half become text layers, the
+        others fusion layers. Embeddings and LM head are copied; cross-attention, projections and the matching
+        head are new.
+
+        Args:
+            vision (`str` or `PreTrainedModel`): folder or Hub id of an image encoder (Swin), or the model.
+            text (`str` or `PreTrainedModel`): folder or Hub id of an XLM-R, or its masked-LM model.
+            kwargs: other fields of [`CCRKConfig`]. `position_ids_start` is XLM-R's own (`pad_token_id` + 1) unless
+                given.
+        """
+        if taken := {"vision_config", "text_config", "num_fusion_layers"} & kwargs.keys():
+            raise ValueError(f"{', '.join(sorted(taken))} cannot be given: the two models decide it")
+        vision_model = AutoModel.from_pretrained(vision) if isinstance(vision, str | os.PathLike) else vision
+        masked_lm = AutoModelForMaskedLM.from_pretrained(text) if isinstance(text, str | os.PathLike) else text
+        if masked_lm.config.model_type != "xlm-roberta":
+            raise ValueError(
+                f"the text model is of type {masked_lm.config.model_type!r}; give an XLM-R such as "
+                "FacebookAI/xlm-roberta-large"
+            )
+        source = masked_lm.roberta
+        taken = source.encoder.layer[1::2]
+        num_text_layers = len(taken) // 2
+        if num_text_layers == 0:
+            raise ValueError(
+                f"the text model has {len(source.encoder.layer)} layers; at least 4 are needed to take every second"
+            )
+        text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers}
+        kwargs.setdefault("position_ids_start", source.config.pad_token_id + 1)
+        config = CCRKConfig(
+            vision_config=vision_model.config.to_dict(),
+            text_config=text_config,
+            num_fusion_layers=len(taken) - num_text_layers,
+            **kwargs,
+        )
+
+        model = cls(config)
+        # The pooler of the image encoder, where it has one, is left behind.
+        wanted = model.ccrk.vision_model.state_dict().keys()
+        model.ccrk.vision_model.load_state_dict({k: v for k, v in vision_model.state_dict().items() if k in wanted})
+        model.ccrk.text_model.embeddings.load_state_dict(source.embeddings.state_dict())
+        for layer, origin in zip(model.ccrk.text_model.encoder.layer, taken[:num_text_layers], strict=True):
+            layer.load_state_dict(origin.state_dict())
+        for layer, origin in zip(model.ccrk.fusion_encoder.layers, taken[num_text_layers:], strict=True):
+            layer.attention.load_state_dict(origin.attention.state_dict())
+            layer.intermediate.load_state_dict(origin.intermediate.state_dict())
+            layer.output.load_state_dict(origin.output.state_dict())
+        if hasattr(model, "lm_head"):
+            model.lm_head.load_state_dict(masked_lm.lm_head.state_dict())
+        return model
+
 
 class CCRKForImageTextRetrieval(CCRKPairModel):
     """
@@ -435,7 +497,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
             caption_mask: (B, K), False where a caption is missing.
             image_ids: (B,), equal for equal images: positives of each other, never negatives.
         """
-        caption_mask = _complete_caption_mask(input_ids, caption_mask)
+        caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         outputs = self.ccrk(input_ids, pixel_values, attention_mask)
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
@@ -480,7 +542,7 @@ class CCRKForPreTraining(CCRKPairModel):
         The masked caption of each image is the one that matching chose for it. Matching and masked LM share one pass
         through the fusion encoder: 3·B pairs and B masked captions.
         """
-        caption_mask = _complete_caption_mask(input_ids, caption_mask)
+        caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         outputs = self.ccrk(input_ids, pixel_values, attention_mask)
@@ -522,69 +584,21 @@ class CCRKForPreTraining(CCRKPairModel):
             mlm_loss=cross_entropy(self.lm_head(masked_tokens), labels),
         )
 
-    @classmethod
-    def from_vision_text_pretrained(
-        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs
-    ) -> "CCRKForPreTraining":
-        """
-        Starts from a pre-trained image encoder and XLM-R (section 4.1 of the paper).
 
-        Every second layer of XLM-R (1, 3, 5, …, counted from 0) is taken: the first half become text layers, the
-        others fusion layers. Embeddings and LM head are copied; cross-attention, projections and the matching
-        head are new.
-
-        Args:
-            vision (`str` or `PreTrainedModel`): folder or Hub id of an image encoder (Swin), or the model.
-            text (`str` or `PreTrainedModel`): folder or Hub id of an XLM-R, or its masked-LM model.
-            kwargs: fields of [`CCRKConfig`]. `position_ids_start` is XLM-R's own (`pad_token_id` + 1) unless given.
-        """
-        vision_model = AutoModel.from_pretrained(vision) if isinstance(vision, str | os.PathLike) else vision
-        masked_lm = AutoModelForMaskedLM.from_pretrained(text) if isinstance(text, str | os.PathLike) else text
-        if masked_lm.config.model_type != "xlm-roberta":
-            raise ValueError(
-                f"the text model is of type {masked_lm.config.model_type!r}; give an XLM-R such as "
-                "FacebookAI/xlm-roberta-large"
-            )
-        source = masked_lm.roberta
-        taken = source.encoder.layer[1::2]
-        num_text_layers = len(taken) // 2
-        if num_text_layers == 0:
-            raise ValueError(
-                f"the text model has {len(source.encoder.layer)} layers; at least 4 are needed to take every second"
-            )
-        text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers}
-        kwargs.setdefault("position_ids_start", source.config.pad_token_id + 1)
-        config = CCRKConfig(
-            vision_config=vision_model.config.to_dict(),
-            text_config=text_config,
-            num_fusion_layers=len(taken) - num_text_layers,
-            **kwargs,
-        )
-
-        model = cls(config)
-        # The pooler of the image encoder, where it has one, is left behind.
-        wanted = model.ccrk.vision_model.state_dict().keys()
-        model.ccrk.vision_model.load_state_dict({k: v for k, v in vision_model.state_dict().items() if k in wanted})
-        model.ccrk.text_model.embeddings.load_state_dict(source.embeddings.state_dict())
-        for layer, origin in zip(model.ccrk.text_model.encoder.layer, taken[:num_text_layers], strict=True):
-            layer.load_state_dict(origin.state_dict())
-        for layer, origin in zip(model.ccrk.fusion_encoder.layers, taken[num_text_layers:], strict=True):
-            layer.attention.load_state_dict(origin.attention.state_dict())
-            layer.intermediate.load_state_dict(origin.intermediate.state_dict())
-            layer.output.load_state_dict(origin.output.state_dict())
-        model.lm_head.load_state_dict(masked_lm.lm_head.state_dict())
-        return model
-
-
-def _complete_caption_mask(input_ids: Tensor, caption_mask: Tensor | None) -> Tensor:
-    """The (B, K) caption mask of captions (B, K, L), whose shape is checked here for all heads."""
+def _complete_caption_mask(input_ids: Tensor, pixel_values: Tensor, caption_mask: Tensor | None) -> Tensor:
+    """The (B, K) caption mask of B images and captions (B, K, L); shapes that do not fit are refused here."""
     if input_ids.dim() != 3 or input_ids.shape[1] == 0:
         raise ValueError(
             f"training takes captions of shape (images, captions per image, tokens), at least one per image; "
             f"got {tuple(input_ids.shape)}"
         )
     if caption_mask is None:
-        return torch.ones(input_ids.shape[:2], dtype=torch.bool, device=input_ids.device)
+        caption_mask = torch.ones(input_ids.shape[:2], dtype=torch.bool, device=input_ids.device)
+    if len(pixel_values) != len(input_ids) or caption_mask.shape != input_ids.shape[:2]:
+        raise ValueError(
+            f"{len(pixel_values)} images, captions of shape {tuple(input_ids.shape)} and a caption_mask of shape "
+            f"{tuple(caption_mask.shape)} do not belong to one batch"
+        )
     return caption_mask.bool()
 
 
@@ -604,7 +618,7 @@ def _loss_output(model, outputs, caption_mask, image_ids, matching_loss, mlm_los
         contrastive_loss=contrastive,
         matching_loss=matching_loss,
         mlm_loss=mlm_loss,
-        # A view: what the caller does with it must reach the parameter through this forward's graph.
+        # A copy: what the caller does with it must reach the parameter through this forward's graph.
         temperature=model.ccrk.temperature * 1.0,
         image_embeds=outputs.image_embeds,
         text_embeds=outputs.text_embeds,

@@ -4,6 +4,7 @@ import os
 import re
 
 import torch
+from PIL.Image import DecompressionBombError
 from transformers import BatchFeature, CLIPImageProcessor
 from transformers.image_utils import is_valid_image, load_image
 from transformers.processing_utils import ProcessorMixin
@@ -66,13 +67,24 @@ class CCRKProcessor(ProcessorMixin):
         self.normalize_captions = normalize_captions
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def __call__(self, images=None, text=None, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        return_tensors: str | None = "pt",
+        padding: bool | str = "longest",
+        truncation: bool = True,
+        max_length: int | None = None,
+        **kwargs,
+    ) -> BatchFeature:
         """
         Prepares images, captions or both.
 
         Args:
             images: a picture or a list of them (path, URL, PIL image, array or tensor).
             text: a caption; a list of N; or B lists of K captions each, `None` where one is missing.
+            padding, truncation, max_length: as tokenizers have them; `max_length` is the processor's own unless given.
+            kwargs: for the image processor.
 
         Returns: `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (N, L), or (B, K, L) with `caption_mask`
         (B, K) for nested captions. L is that of the longest caption, rounded up to a multiple of 8.
@@ -81,17 +93,19 @@ class CCRKProcessor(ProcessorMixin):
             raise ValueError("nothing to process: give images, text or both")
         features = {}
         if text is not None:
-            features.update(self._process_captions(text))
+            features.update(self._process_captions(text, padding, truncation, max_length or self.max_length))
         if images is not None:
             images = images if isinstance(images, list | tuple) else [images]
             images = [_open_image(image) for image in images]
             features.update(self.image_processor(images, return_tensors="pt", **kwargs))
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def _process_captions(self, text) -> dict[str, torch.Tensor]:
+    def _process_captions(self, text, padding, truncation, max_length) -> dict[str, torch.Tensor]:
         if isinstance(text, str):
             text = [text]
-        nested = bool(text) and isinstance(text[0], list | tuple)
+        nested = any(isinstance(row, list | tuple) for row in text)
+        if nested and not all(isinstance(row, list | tuple) for row in text):
+            raise ValueError("captions are partly nested; give either a list of captions or a list of lists")
         flat = [caption for row in text for caption in row] if nested else list(text)
         if not flat:
             raise ValueError("no captions: every image needs at least one (K is 0)")
@@ -106,10 +120,10 @@ class CCRKProcessor(ProcessorMixin):
         # A missing caption is "<s></s>": attention over nothing at all would be undefined.
         tokens = self.tokenizer(
             [caption or "" for caption in flat],
-            padding="longest",
+            padding=padding,
             pad_to_multiple_of=8,
-            truncation=True,
-            max_length=self.max_length,
+            truncation=truncation,
+            max_length=max_length,
             return_tensors="pt",
         )
         features = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
@@ -125,7 +139,7 @@ def _open_image(image):
     if isinstance(image, str | os.PathLike):
         try:
             return load_image(os.fspath(image))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:  # what Pillow raises
             raise ValueError(f"{image} cannot be read as a picture; is the path right and the file whole?") from error
     if not is_valid_image(image):
         raise ValueError(

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 
 import data_scripts
-from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor, normalize_caption
+from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
@@ -101,8 +101,12 @@ class ModelArguments:
         },
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
-    max_words: int = field(default=40, metadata={"help": "Words that a caption keeps."})
-    max_length: int = field(default=40, metadata={"help": "Tokens that a caption keeps."})
+    max_words: int | None = field(
+        default=None, metadata={"help": "Words that a caption keeps: 40, or the checkpoint's, unless given."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens that a caption keeps: 40, or the checkpoint's, unless given."}
+    )
 
 
 @contextlib.contextmanager
@@ -110,10 +114,10 @@ def one_line_errors() -> Iterator[None]:
     """While a run is set up, a mistake in its input ends it with one line that names the cure, without a traceback."""
     try:
         yield
-    except StrictDataclassError as error:
-        sys.exit(f"error: {error.__cause__ or error}")
-    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
-        sys.exit(f"error: {error.__cause__ or error}")
+    except (StrictDataclassError, datasets.exceptions.DatasetGenerationError) as error:
+        sys.exit(f"error: {error.__cause__ or error}")  # they wrap the mistake in words about themselves
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
 
 
 def parse_recipe(
@@ -153,13 +157,23 @@ def parse_recipe(
         recipe = Path(argv.pop(0))
     values = dict(defaults)
     if recipe is not None:
-        with open(recipe, encoding="utf-8") as file:
-            values |= yaml.safe_load(file) or {}
+        values |= read_yaml(recipe)
     known = {action.dest for action in parser._actions}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}; --help_all lists those that exist")
     parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file's mapping; anything else is a ValueError that names the file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of arguments to values, not a {type(content).__name__}")
+    return content
 
 
 def set_up_logging() -> None:
@@ -199,7 +213,13 @@ def keep_usable_rows(dataset: datasets.Dataset, processor: CCRKProcessor) -> dat
 def build_processor(model: ModelArguments, dataset: datasets.Dataset) -> CCRKProcessor:
     """The processor of the checkpoint or the XLM-R; from scratch, one whose tokenizer learns from the captions."""
     if model.model_name_or_path is not None:
-        return CCRKProcessor.from_pretrained(model.model_name_or_path)
+        CCRKConfig.from_pretrained(model.model_name_or_path)  # says so where this is no CCRK checkpoint
+        processor = CCRKProcessor.from_pretrained(model.model_name_or_path)
+        processor.max_words = model.max_words or processor.max_words
+        processor.max_length = model.max_length or processor.max_length
+        if model.image_size is not None:
+            processor.image_processor.size = {"height": model.image_size, "width": model.image_size}
+        return processor
     if model.image_size is None:
         raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
     if model.text_model is not None:
@@ -209,8 +229,8 @@ def build_processor(model: ModelArguments, dataset: datasets.Dataset) -> CCRKPro
     return CCRKProcessor(
         published_image_processor(model.image_size),
         tokenizer,
-        max_words=model.max_words,
-        max_length=model.max_length,
+        max_words=model.max_words or 40,
+        max_length=model.max_length or 40,
     )
 
 
@@ -225,13 +245,11 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset) -
     for row in dataset["captions"]:
         for caption in (caption for texts in row.values() for caption in texts):
             with contextlib.suppress(ValueError):  # empty captions are counted where rows are chosen
-                captions.append(normalize_caption(caption, model.max_words))
-    return train_tokenizer(captions, vocab_size, model.max_length)
+                captions.append(normalize_caption(caption, model.max_words or 40))
+    return train_tokenizer(captions, vocab_size, model.max_length or 40)
 
 
-def build_model(
-    model: ModelArguments, processor: CCRKProcessor, head: type[CCRKPairModel] = CCRKForPreTraining
-) -> CCRKPairModel:
+def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRKPairModel]) -> CCRKPairModel:
     """The model with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
     if model.model_name_or_path is not None:
@@ -240,7 +258,7 @@ def build_model(
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
     if model.vision_model is not None:
-        return CCRKForPreTraining.from_vision_text_pretrained(model.vision_model, model.text_model, **config)
+        return head.from_vision_text_pretrained(model.vision_model, model.text_model, **config)
     config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
     config["vision_config"] = {"image_size": model.image_size} | config.get("vision_config", {})
     return head(CCRKConfig(**config))

@@ -196,11 +196,10 @@ def evaluate_retrieval(
     after normalisation are left out and counted.
 
     Args:
+        model: in evaluation mode.
         dataset: rows of `data_scripts.rows.row_features`.
         k_test: see `two_stage_scores`.
     """
-    was_training = model.training
-    model.eval()
     image_embeds, image_states = encode_images(model, processor, dataset, batch_size)
     result = RetrievalResult(image_ids=[str(image_id) for image_id in dataset["image_id"]])
     rows_by_id: dict[str, list[int]] = {}
@@ -233,7 +232,6 @@ def evaluate_retrieval(
             captions=owners,
             images=images,
         )
-    model.train(was_training)
     return result
 
 

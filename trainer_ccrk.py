@@ -69,10 +69,12 @@ def published_augmentation(image_size: int, min_scale: float) -> Callable[[Image
             "Sharpness",
             "ShearX",
             "ShearY",
-            "TranslateXRel",
-            "TranslateYRel",
+            "TranslateX",
+            "TranslateY",
             "Rotate",
         ],
+        prob=0.5,
+        hparams={"translate_const": 10},  # pixels at magnitude 10
     )
     return transforms.Compose(
         [
@@ -80,7 +82,7 @@ def published_augmentation(image_size: int, min_scale: float) -> Callable[[Image
                 image_size, scale=(min_scale, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
             ),
             transforms.RandomHorizontalFlip(),
-            RandAugment(operations, num_layers=2),
+            RandAugment([*operations, nn.Identity()], num_layers=2),
         ]
     )
 
@@ -153,6 +155,11 @@ class CCRKTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
+                "set CUDA_VISIBLE_DEVICES to one of them"
+            )
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
@@ -214,6 +221,8 @@ class CCRKTrainer(Trainer):
 
     def _record(self, values: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
         """Sums what the next log averages, on the device: nothing waits for it here."""
+        if self.state.global_step == 0 and not self._parts:
+            self._logged_at = time.perf_counter()
         for name, value in values.items():
             self._parts[name] = self._parts.get(name, 0) + value.detach()
         self._steps_since_log += 1
@@ -237,8 +246,9 @@ class CCRKTrainer(Trainer):
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
+        model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
         result = evaluate_retrieval(
-            self.accelerator.unwrap_model(self.model),
+            model,
             self.processing_class,
             dataset,
             self.data_collator.languages,
@@ -253,5 +263,5 @@ class CCRKTrainer(Trainer):
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - started, 1)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._logged_at = time.perf_counter()
+        self._logged_at += time.perf_counter() - started
         return metrics

@@ -2,8 +2,8 @@
 
 The annotations are the official release, https://github.com/multi30k/dataset, as it is cloned:
 
-    data_dir/task1/raw/{train,val,test_2016_flickr}.{en,de,fr,cs}.gz    line i of each file is one image's caption
-    data_dir/task1/image_splits/{train,val,test_2016_flickr}.txt        line i is that image's file name
+    data_dir/data/task1/raw/{train,val,test_2016_flickr}.{en,de,fr,cs}.gz    line i of each file is one image's caption
+    data_dir/data/task1/image_splits/{train,val,test_2016_flickr}.txt        line i is that image's file name
 
 The photographs are Flickr30k's (https://shannon.cs.illinois.edu/DenotationGraph/), non-commercial research only.
 Rows whose photograph is missing or broken are left out, and every load says how many.
@@ -47,7 +47,7 @@ class Multi30KConfig(datasets.BuilderConfig):
     """What to read.
 
     Args:
-        data_dir: the release's folder, or the `task1` folder in it.
+        data_dir: the clone, or its `data` or `data/task1` folder.
         image_dir: the folder of photographs; some may be missing.
         split: "train", "validation" or "test". Only this split is read and its photographs checked.
         languages: a choice of en, de, fr and cs.
@@ -67,9 +67,8 @@ class Multi30KConfig(datasets.BuilderConfig):
         self.data_dir = _folder("data_dir", self.data_dir, f"a clone of {HOMEPAGE}")
         self.image_dir = _folder("image_dir", self.image_dir, "Flickr30k's photographs")
 
-        task_dir = Path(self.data_dir)
-        if (task_dir / "task1").is_dir():
-            task_dir = task_dir / "task1"
+        root = Path(self.data_dir)
+        task_dir = next((path for path in (root / "data" / "task1", root / "task1") if path.is_dir()), root)
         stem = SPLITS[self.split]
         self.image_list = _file(task_dir / "image_splits", f"{stem}.txt")
         self.caption_files = {language: _file(task_dir / "raw", f"{stem}.{language}") for language in self.languages}

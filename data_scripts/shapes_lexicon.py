@@ -156,7 +156,7 @@ def english(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
             f"a {a_figure} {where} a {a_ground}.",
             f"{where} the {a_ground} there is a {a_figure}.",
             f"{where} the {a_ground} we see a {a_figure}.",
-            f"a picture of a {a_figure} {where} a {a_ground}.",
+            f"we see a {a_figure} {where} a {a_ground}.",
             f"a {a_ground} with a {a_figure} {EN_FROM_IT[relation]}.",
         )
     )
@@ -265,8 +265,8 @@ FR_A, FR_THE = {"m": "un", "f": "une"}, {"m": "le", "f": "la"}
 FR_OF_A, FR_OF_THE = {"m": "d'un", "f": "d'une"}, {"m": "du", "f": "de la"}
 # relation: adverb or preposition, then the articles it puts before the ground, indefinite and definite
 FR_RELATIONS = {
-    "left of": (("à gauche", FR_OF_A, FR_OF_THE), ("sur la gauche", FR_OF_A, FR_OF_THE)),
-    "right of": (("à droite", FR_OF_A, FR_OF_THE), ("sur la droite", FR_OF_A, FR_OF_THE)),
+    "left of": (("à gauche", FR_OF_A, FR_OF_THE),),
+    "right of": (("à droite", FR_OF_A, FR_OF_THE),),
     "above": (("au-dessus", FR_OF_A, FR_OF_THE),),
     "below": (("au-dessous", FR_OF_A, FR_OF_THE), ("en dessous", FR_OF_A, FR_OF_THE), ("sous", FR_A, FR_THE)),
 }
@@ -425,9 +425,9 @@ ID_SHAPES = {
     "triangle": "segitiga",
     "star": "bintang",
     "heart": "hati",
-    "cross": "tanda tambah",
+    "cross": "salib",
     "ring": "cincin",
-    "diamond": "belah ketupat",
+    "diamond": "wajik",
 }
 ID_RELATIONS = {
     "left of": ("di sebelah kiri", "di kiri"),
@@ -515,7 +515,7 @@ def spanish(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
             f"{a_figure} {at_a}.",
             f"{at_the} hay {a_figure}.",
             f"{at_the} se ve {a_figure}.",
-            f"una imagen con {a_figure} {at_a}.",
+            f"se ve {a_figure} {at_a}.",
         )
     )
 

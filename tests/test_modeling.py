@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoProcessor,
+    PreTrainedModel,
     SwinConfig,
     SwinModel,
     ViTConfig,
@@ -117,6 +118,34 @@ def test_attention_implementations_agree(tiny_model, tmp_path):
         torch.manual_seed(0)
         results[implementation] = model(**inputs)
     assert_close(results["eager"].loss, results["sdpa"].loss)
+
+
+def test_flash_attention_leaves_an_image_encoder_without_it_on_sdpa(monkeypatch):
+    # No flash attention is installed where tests run: what transformers checks is taken as given.
+    monkeypatch.setattr(
+        PreTrainedModel, "_check_and_adjust_attn_implementation", lambda _, implementation, *__, **___: implementation
+    )
+    config = tiny_config()
+    config._attn_implementation = "flash_attention_2"
+    model = CCRKModel(config)
+    assert model.text_model.config._attn_implementation == "flash_attention_2"
+    assert model.fusion_encoder.config._attn_implementation == "flash_attention_2"
+    assert model.vision_model.config._attn_implementation == "sdpa"
+
+
+def test_bf16_autocast_keeps_embeddings_and_losses_in_fp32(tiny_model):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = tiny_model(**batch(vocab_size=100))
+    assert {t.dtype for t in outputs.values()} == {torch.float32}
+    outputs.loss.backward()
+    torch.manual_seed(0)
+    assert torch.isfinite(outputs.loss)
+
+
+def test_the_position_that_xlm_roberta_keeps_for_padding_learns_too(tiny_model):
+    tiny_model(**batch(vocab_size=100)).loss.backward()
+    gradient = tiny_model.ccrk.text_model.embeddings.position_embeddings.weight.grad
+    assert (gradient[:8].abs().sum(dim=1) > 0).all()
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny_model):
@@ -297,8 +326,10 @@ class TestFromVisionTextPretrained:
         ours = model.ccrk.fusion_encoder.layers[0].output.dense.weight
         assert torch.equal(ours, source.roberta.encoder.layer[13].output.dense.weight)
         assert model.lm_head.decoder.weight is model.ccrk.text_model.embeddings.word_embeddings.weight
-        base = CCRKModel.from_vision_text_pretrained(str(tmp_path / "swin"), text)
-        assert isinstance(base, CCRKModel)
+        for cls in (CCRKModel, CCRKForImageTextRetrieval):
+            assert type(cls.from_vision_text_pretrained(str(tmp_path / "swin"), text)) is cls
+        with pytest.raises(ValueError, match="text_config cannot be given: the two models decide it"):
+            CCRKModel.from_vision_text_pretrained(str(tmp_path / "swin"), text, text_config={})
 
     def test_a_text_model_that_is_no_xlm_roberta(self, tmp_path):
         from transformers import BertConfig, BertForMaskedLM
@@ -352,7 +383,9 @@ class TestConfiguration:
         with pytest.raises(ValueError, match=r"8 tokens do not fit the model's 6 positions; truncate them"):
             model(input_ids=torch.zeros(1, 8, dtype=torch.long))
 
-    def test_training_refuses_flat_captions(self, tiny_model):
+    def test_training_refuses_captions_that_do_not_fit(self, tiny_model):
         inputs = batch(vocab_size=100)
         with pytest.raises(ValueError, match="at least one per image"):
             tiny_model(input_ids=inputs["input_ids"][:, :0], pixel_values=inputs["pixel_values"])
+        with pytest.raises(ValueError, match=r"2 images, captions of shape \(3, 2, 8\).* do not belong to one batch"):
+            tiny_model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"][:2])

@@ -25,6 +25,13 @@ def test_nested_captions_keep_their_layout_and_missing_ones_are_masked(processor
     assert torch.equal(inputs["input_ids"][0, :, : flat["input_ids"].shape[1]], flat["input_ids"])
 
 
+def test_the_arguments_that_clip_users_write(processor):
+    inputs = processor(
+        images=Image.new("RGB", (9, 9)), text=["a red star"], padding="max_length", max_length=16, return_tensors="pt"
+    )
+    assert inputs["input_ids"].shape == (1, 16) and inputs["pixel_values"].shape == (1, 3, 64, 64)
+
+
 def test_normalisation_can_be_switched_off(processor):
     plain = CCRKProcessor(processor.image_processor, processor.tokenizer, normalize_captions=False)
     loud = ["A SMALL, red star!"]
@@ -70,6 +77,7 @@ def test_save_and_load(processor, tmp_path):
         ({"text": []}, "K is 0"),
         ({"text": [[], []]}, "K is 0"),
         ({"text": [["a", "b"], ["c"]]}, "same number per image"),
+        ({"text": ["a", ["b"]]}, "partly nested"),
         ({"text": ["a", None]}, "only nested captions"),
         ({"text": ["a star", " ?! "]}, "empty after normalisation"),
         ({"images": ["no such picture.jpg"]}, "no such picture.jpg cannot be read as a picture"),

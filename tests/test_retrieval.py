@@ -145,9 +145,3 @@ def test_a_language_without_captions(spread_model, processor):
     rows = make_rows([[], []])
     with pytest.raises(ValueError, match="no usable caption in 'en'"):
         evaluate_retrieval(spread_model, processor, rows, ["en"])
-
-
-def test_evaluation_leaves_the_model_as_it_was(tiny_model, processor):
-    tiny_model.train()
-    evaluate_retrieval(tiny_model, processor, make_rows([[4], [3]]), ["en"], k_test=1)
-    assert tiny_model.training

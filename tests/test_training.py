@@ -10,11 +10,13 @@ import torch
 import yaml
 from conftest import ROOT, tiny_config
 from PIL import Image
+from test_retrieval import make_rows
 
+import data_scripts
 import eval_mrv
 import train_pretrain
 import train_retrieval
-from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
+from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
 from data_scripts.rows import row_features
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation, stable_id
 
@@ -79,6 +81,10 @@ class TestCollator:
         augment = published_augmentation(64, 0.2)
         first, second = augment(picture), augment(picture)
         assert first.size == second.size == (64, 64) and first.tobytes() != second.tobytes()
+        names = {getattr(operation, "name", type(operation).__name__) for operation in augment.transforms[-1].ops}
+        assert names == {"Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "Rotate"} | {
+            f"{kind}{axis}" for kind in ("Shear", "Translate") for axis in "XY"
+        }
 
 
 def test_parameter_groups(tiny_model, processor, shapes, tmp_path):
@@ -217,7 +223,18 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     call(
         train_retrieval,
         recipe,
-        *("--model_name_or_path", folder, "--languages", "en", "--output_dir", fine, "--max_steps", 1),
+        *(
+            "--model_name_or_path",
+            folder,
+            "--languages",
+            "en",
+            "--output_dir",
+            fine,
+            "--max_steps",
+            1,
+            "--max_words",
+            9,
+        ),
         monkeypatch=monkeypatch,
     )
     _, info = CCRKForImageTextRetrieval.from_pretrained(fine, output_loading_info=True)
@@ -240,16 +257,15 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     table = datasets.Dataset.from_parquet(str(out / "ranks.parquet"), cache_dir=str(tmp_path / "cache"))
     assert len(table) == 2 * 2 * 12
     assert (out / "report.png").stat().st_size > 10_000
+    assert CCRKProcessor.from_pretrained(fine).max_words == 9
     printed = capsys.readouterr().out
     assert "MRV over en zh" in printed and printed.count("\nzh ") == 1
 
 
-def test_starting_from_an_image_encoder_and_xlm_roberta(processor, recipe, tmp_path, monkeypatch):
-    from transformers import SwinConfig, SwinModel, XLMRobertaConfig, XLMRobertaForMaskedLM
+@pytest.mark.parametrize("script", [train_pretrain, train_retrieval])
+def test_starting_from_encoders(script, swin_folder, processor, recipe, tmp_path, monkeypatch):
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
-    SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)).save_pretrained(
-        tmp_path / "swin"
-    )
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
     text = XLMRobertaConfig(
         vocab_size=len(processor.tokenizer), max_position_embeddings=50, type_vocab_size=1, **sizes
@@ -261,15 +277,17 @@ def test_starting_from_an_image_encoder_and_xlm_roberta(processor, recipe, tmp_p
             RECIPE
             | {
                 "output_dir": str(tmp_path / "out"),
-                "vision_model": str(tmp_path / "swin"),
+                "vision_model": str(swin_folder),
                 "text_model": str(tmp_path / "xlmr"),
                 "config": {"projection_dim": 8},
             }
         )
     )
-    call(train_pretrain, recipe, monkeypatch=monkeypatch)
+    call(script, recipe, monkeypatch=monkeypatch)
     model = CCRKModel.from_pretrained(tmp_path / "out")
     assert (model.config.num_fusion_layers, model.config.position_ids_start) == (1, 2)
+    head = "CCRKForPreTraining" if script is train_pretrain else "CCRKForImageTextRetrieval"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [head]
 
 
 def test_published_recipes_parse():
@@ -308,11 +326,43 @@ def test_help_is_short_and_complete(monkeypatch, capsys):
         ({"model_name_or_path": "no/such/folder/here"}, "no/such/folder/here"),
     ],
 )
-def test_mistakes_in_a_recipe_end_in_one_line(changes, message, recipe, monkeypatch):
+@pytest.mark.parametrize("script", [train_pretrain, train_retrieval])
+def test_mistakes_in_a_recipe_end_in_one_line(script, changes, message, recipe, monkeypatch):
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
     with pytest.raises(SystemExit, match=message) as raised:
-        call(train_pretrain, recipe, monkeypatch=monkeypatch)
+        call(script, recipe, monkeypatch=monkeypatch)
     assert str(raised.value).startswith("error: ") and "\n" not in str(raised.value).strip()
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [1"])
+def test_a_recipe_that_is_no_mapping(text, recipe, monkeypatch):
+    recipe.write_text(text)
+    with pytest.raises(SystemExit, match=r"recipe\.yaml"):
+        call(train_pretrain, recipe, monkeypatch=monkeypatch)
+
+
+@pytest.fixture
+def swin_folder(tmp_path) -> Path:
+    from transformers import SwinConfig, SwinModel
+
+    config = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    SwinModel(config).save_pretrained(tmp_path / "swin")
+    return tmp_path / "swin"
+
+
+def test_checkpoints_that_scripts_cannot_use(recipe, swin_folder, tiny_model, processor, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="a checkpoint of a 'swin' model, not of CCRK"):
+        call(train_retrieval, recipe, "--model_name_or_path", swin_folder, monkeypatch=monkeypatch)
+    evaluation = ("--task", "shapes", "--languages", "en", "--output_dir", tmp_path / "out", "--max_rows", 4)
+    monkeypatch.setattr(data_scripts, "load", lambda *_, **__: make_rows([[3], [4], [5], [2]]))
+    with pytest.raises(SystemExit, match="a checkpoint of a 'swin' model, not of CCRK"):
+        call(eval_mrv, "--model", swin_folder, *evaluation, monkeypatch=monkeypatch)
+    tiny_model.ccrk.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    with pytest.raises(SystemExit, match="no matching head; rank with --no_rerank, or fine-tune it first"):
+        call(eval_mrv, "--model", tmp_path / "base", *evaluation, monkeypatch=monkeypatch)
+    call(eval_mrv, "--model", tmp_path / "base", *evaluation, "--no_rerank", monkeypatch=monkeypatch)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["k_test"] == 0
 
 
 def test_rows_without_usable_captions_are_counted(processor, caplog):
