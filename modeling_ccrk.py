@@ -415,8 +415,8 @@ class CCRKPairModel(CCRKPreTrainedModel):
             kwargs: other fields of [`CCRKConfig`]. `position_ids_start` is XLM-R's own (`pad_token_id` + 1) unless
                 given.
         """
-        if taken := {"vision_config", "text_config", "num_fusion_layers"} & kwargs.keys():
-            raise ValueError(f"{', '.join(sorted(taken))} cannot be given: the two models decide it")
+        if decided := {"vision_config", "text_config", "num_fusion_layers"} & kwargs.keys():
+            raise ValueError(f"{', '.join(sorted(decided))} cannot be given: the two models decide it")
         vision_model = AutoModel.from_pretrained(vision) if isinstance(vision, str | os.PathLike) else vision
         masked_lm = AutoModelForMaskedLM.from_pretrained(text) if isinstance(text, str | os.PathLike) else text
         if masked_lm.config.model_type != "xlm-roberta":

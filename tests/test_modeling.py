@@ -138,7 +138,6 @@ def test_bf16_autocast_keeps_embeddings_and_losses_in_fp32(tiny_model):
         outputs = tiny_model(**batch(vocab_size=100))
     assert {t.dtype for t in outputs.values()} == {torch.float32}
     outputs.loss.backward()
-    torch.manual_seed(0)
     assert torch.isfinite(outputs.loss)
 
 
