@@ -230,8 +230,6 @@ DE_BACKGROUNDS = {
     "brown": "braun",
     "turquoise": "türkisfarben",
     "beige": "beige",
-    "lavender": "fliederfarben",
-    "olive": "olivgrün",
 }
 # ending of the colour and noun, both in the dative; all but the first in the plural
 DE_PATTERNS = {
@@ -381,8 +379,6 @@ JA_BACKGROUNDS = {
     "brown": "茶色",
     "turquoise": "水色",
     "beige": "ベージュ色",
-    "lavender": "藤色",
-    "olive": "オリーブ色",
 }
 JA_PATTERNS = {"plain": "無地", "stripes": "縞模様", "dots": "水玉模様", "checks": "市松模様"}
 JA_RELATIONS = {
@@ -448,8 +444,6 @@ CS_BACKGROUNDS = {
     "brown": "hněd",
     "turquoise": "tyrkysov",
     "beige": "béžov",
-    "lavender": "levandulov",
-    "olive": "olivov",
 }
 # pattern: ending of the colour and noun, both in the locative; all but the first in the plural
 CS_PATTERNS = {
@@ -650,8 +644,6 @@ RU_BACKGROUNDS = {
     "brown": "коричнев",
     "turquoise": "бирюзов",
     "beige": "бежев",
-    "lavender": "сиренев",
-    "olive": "оливков",
 }
 # pattern: the words around the colour, with its ending; on a plain … background, against a background of … stripes
 RU_PATTERNS = {
@@ -726,8 +718,6 @@ TR_BACKGROUNDS = {
     "brown": "kahverengi",
     "turquoise": "turkuaz",
     "beige": "bej",
-    "lavender": "lila",
-    "olive": "zeytuni",
 }
 TR_PATTERNS = {"plain": "düz", "stripes": "çizgili", "dots": "benekli", "checks": "damalı"}
 TR_RELATIONS = {
