@@ -13,6 +13,7 @@ import datasets
 BUILDERS = {
     "shapes": "data_scripts.shapes:Shapes",
     "multi30k": "data_scripts.multi30k:Multi30K",
+    "pretraining": "data_scripts.pretraining:Pretraining",
 }
 
 
@@ -35,7 +36,8 @@ def load(
         languages: the caption languages wanted, in this order; all that the data set has by default.
         data_dir: the folder that the data set's annotations were downloaded to.
         image_dir: the folder of its photographs.
-        streaming: read rows as they are asked for instead of writing an Arrow cache first.
+        streaming: read rows as they are asked for instead of writing an Arrow cache first. Pre-training shards then
+            come as `data_scripts.pretraining.ShardRows`, a map-style data set.
         cache_dir: where the Arrow cache goes; the `datasets` library's own folder by default.
         **config: further fields of the data set's config class, such as `seed` of shapes.
 
