@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
-from data_scripts.pretraining import ShardRows
+from data_scripts.shards import ShardRows
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor

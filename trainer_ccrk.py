@@ -238,7 +238,7 @@ class CCRKTrainer(Trainer):
         self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to training logs the means of loss parts and temperature, images per second, and all bad rows so far."""
+        """Adds to training logs the means of loss parts and temperature, images per second, and bad rows so far."""
         if "loss" in logs and self._steps_since_log:
             now = time.perf_counter()
             for name, total in self._parts.items():

@@ -37,7 +37,7 @@ def load(
         data_dir: the folder that the data set's annotations were downloaded to.
         image_dir: the folder of its photographs.
         streaming: read rows as they are asked for instead of writing an Arrow cache first. Pre-training shards then
-            come as `data_scripts.pretraining.ShardRows`, a map-style data set.
+            come as `data_scripts.shards.ShardRows`, a map-style data set.
         cache_dir: where the Arrow cache goes; the `datasets` library's own folder by default.
         **config: further fields of the data set's config class, such as `seed` of shapes.
 

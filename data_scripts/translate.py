@@ -24,8 +24,8 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import M2M100ForConditionalGeneration, M2M100Tokenizer
 
-from data_scripts.pretraining import BadRow, caption_problem, find_shards, parse_row
 from data_scripts.problems import Problems
+from data_scripts.shards import BadRow, caption_problem, find_shards, parse_row
 
 _decode = json.JSONDecoder().raw_decode
 _skip_separators = re.compile(r"[ \t\n\r,:]*").match
