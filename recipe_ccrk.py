@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
-from data_scripts.shards import ShardRows
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
@@ -68,10 +67,6 @@ class DataArguments:
     )
     dataset_config: dict | None = field(
         default=None, metadata={"help": "Further options of the data set (a mapping in the YAML file)."}
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the rows where they lie instead of copying them to a cache first: pretraining only."},
     )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     augmentation: str = field(
@@ -188,9 +183,7 @@ def set_up_logging() -> None:
     transformers.utils.logging.set_verbosity_warning()
 
 
-def load_rows(
-    data: DataArguments, split: str, languages: Sequence[str] | None = None, streaming: bool = False
-) -> datasets.Dataset | ShardRows:
+def load_rows(data: DataArguments, split: str, languages: Sequence[str] | None = None) -> datasets.Dataset:
     """One split of the recipe's data set."""
     return data_scripts.load(
         data.dataset,
@@ -198,7 +191,6 @@ def load_rows(
         languages=languages or data.languages,
         data_dir=data.data_dir,
         image_dir=data.image_dir,
-        streaming=streaming,
         **(data.dataset_config or {}),
     )
 
@@ -218,7 +210,7 @@ def keep_usable_rows(dataset: datasets.Dataset, processor: CCRKProcessor) -> dat
     return dataset
 
 
-def build_processor(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> CCRKProcessor:
+def build_processor(model: ModelArguments, dataset: datasets.Dataset) -> CCRKProcessor:
     """The processor of the checkpoint or the XLM-R; from scratch, one whose tokenizer learns from the captions."""
     if model.model_name_or_path is not None:
         CCRKConfig.from_pretrained(model.model_name_or_path)  # says so where this is no CCRK checkpoint
@@ -242,7 +234,7 @@ def build_processor(model: ModelArguments, dataset: datasets.Dataset | ShardRows
     )
 
 
-def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
+def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset) -> XLMRobertaTokenizer:
     vocab_size = (model.config or {}).get("text_config", {}).get("vocab_size")
     if vocab_size is None:
         raise ValueError(
@@ -250,7 +242,7 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | 
             "with text_config.vocab_size to train from scratch"
         )
     captions = []
-    for row in dataset.captions() if isinstance(dataset, ShardRows) else dataset["captions"]:
+    for row in dataset["captions"]:
         for caption in (caption for texts in row.values() for caption in texts):
             with contextlib.suppress(ValueError):  # empty captions are counted where rows are chosen
                 captions.append(normalize_caption(caption, model.max_words or 40))
@@ -288,15 +280,12 @@ def build_trainer(
     transformers.set_seed(arguments.seed)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
-        train_rows = load_rows(data, "train", streaming=data.streaming)
+        train_rows = load_rows(data, "train")
         eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
-    if not isinstance(train_rows, datasets.Dataset | ShardRows):
-        raise ValueError(f"{data.dataset} cannot be trained on as a stream; leave out streaming")
     if data.max_train_rows is not None:
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
     processor = build_processor(model_arguments, train_rows)
-    if not data.streaming:  # the index of a stream holds usable rows only
-        train_rows = keep_usable_rows(train_rows, processor)
+    train_rows = keep_usable_rows(train_rows, processor)
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(train_rows) < batch:
         raise ValueError(
@@ -333,6 +322,5 @@ def run(trainer: CCRKTrainer) -> None:
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
-    trainer.problems.report()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()

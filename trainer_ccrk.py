@@ -13,7 +13,6 @@ from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
 from transformers import Trainer, TrainingArguments
 
-from data_scripts.problems import Problems
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss
 from processing_ccrk import CCRKProcessor
@@ -95,8 +94,7 @@ class CCRKCollator:
     (B, K); `image_ids` (B,).
 
     A row's caption of a language is drawn from those it has; a language that a row lacks leaves its slot masked, so K
-    is the same for all rows and the k-th caption is always of the k-th language. Where rows came in place of damaged
-    ones, `problems` is the list of what was wrong with those, as (reason, where).
+    is the same for all rows and the k-th caption is always of the k-th language.
 
     Args:
         processor: makes the tensors.
@@ -117,12 +115,10 @@ class CCRKCollator:
         captions = [[self._draw(row["captions"][language]) for language in self.languages] for row in rows]
         if self.one_language:
             captions = [[self._draw(row)] for row in captions]
-        batch = {
+        return {
             **self.processor(images=images, text=captions),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
         }
-        problems = [problem for row in rows for problem in row.get("problems", ())]
-        return batch | {"problems": problems} if problems else batch
 
     def _draw(self, captions: Sequence[str | None]) -> str | None:
         usable = [caption for caption in captions if is_usable(caption, self.processor)]
@@ -152,8 +148,7 @@ class CCRKTrainer(Trainer):
     Trains [`CCRKForPreTraining`] or [`CCRKForImageTextRetrieval`].
 
     `processing_class` is a [`CCRKProcessor`], `data_collator` a [`CCRKCollator`]. `eval_dataset` holds rows;
-    evaluation is retrieval: recall per language and MRV, logged as `eval_*`. `problems` counts the rows that this
-    process could not read; too many of them end the training.
+    evaluation is retrieval: recall per language and MRV, logged as `eval_*`.
     """
 
     args: CCRKTrainingArguments
@@ -165,7 +160,6 @@ class CCRKTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
-        self.problems = Problems("training", getattr(self.train_dataset, "max_bad_fraction", 0.0))
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
@@ -201,9 +195,6 @@ class CCRKTrainer(Trainer):
 
         One forward through the wrapped model gives everything that the three need.
         """
-        self.problems.rows += len(inputs["pixel_values"])
-        for reason, where in inputs.pop("problems", ()):
-            self.problems.bad(reason, where)
         outputs: CCRKLossOutput = model(**inputs)
         parts = {
             "contrastive_loss": self.contrastive_loss(outputs, inputs),
@@ -238,14 +229,12 @@ class CCRKTrainer(Trainer):
         self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to training logs the means of loss parts and temperature, images per second, and bad rows so far."""
+        """Adds to each training log the mean of every loss part and of the temperature, and images per second."""
         if "loss" in logs and self._steps_since_log:
             now = time.perf_counter()
             for name, total in self._parts.items():
                 mean = self.accelerator.reduce(total / self._steps_since_log, reduction="mean")
                 logs[name] = round(mean.item(), 4)
-            bad_rows = torch.tensor(self.problems.counts.total(), device=self.args.device)
-            logs["bad_rows"] = int(self.accelerator.reduce(bad_rows))
             logs["images_per_second"] = round(self._images_since_log / (now - self._logged_at), 1)
             self._parts, self._steps_since_log, self._images_since_log, self._logged_at = {}, 0, 0, now
         super().log(logs, start_time)
