@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
+from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
@@ -67,6 +68,13 @@ class DataArguments:
     )
     dataset_config: dict | None = field(
         default=None, metadata={"help": "Further options of the data set (a mapping in the YAML file)."}
+    )
+    few_shot: str | None = field(
+        default=None, metadata={"help": "LANGUAGE,SHOTS such as de,100: train on that few rows (xflickrco)."}
+    )
+    max_bad_fraction: float | None = field(
+        default=None,
+        metadata={"help": f"Share of rows and images that may be bad, {MAX_BAD_FRACTION} unless given; more stop."},
     )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     augmentation: str = field(
@@ -185,12 +193,14 @@ def set_up_logging() -> None:
 
 def load_rows(data: DataArguments, split: str, languages: Sequence[str] | None = None) -> datasets.Dataset:
     """One split of the recipe's data set."""
+    given = {"few_shot": data.few_shot, "max_bad_fraction": data.max_bad_fraction}
     return data_scripts.load(
         data.dataset,
         split=split,
         languages=languages or data.languages,
         data_dir=data.data_dir,
         image_dir=data.image_dir,
+        **{name: value for name, value in given.items() if value is not None},
         **(data.dataset_config or {}),
     )
 
@@ -286,6 +296,8 @@ def build_trainer(
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
     processor = build_processor(model_arguments, train_rows)
     train_rows = keep_usable_rows(train_rows, processor)
+    # The collator decodes images: at reduced scale, and where it can leave bad ones out.
+    train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(train_rows) < batch:
         raise ValueError(
@@ -305,10 +317,11 @@ def build_trainer(
     augmentation = None
     if data.augmentation == "published":
         augmentation = published_augmentation(image_size, data.crop_min_scale)
+    max_bad_fraction = MAX_BAD_FRACTION if data.max_bad_fraction is None else data.max_bad_fraction
     return CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(processor, languages, one_language, augmentation),
+        data_collator=CCRKCollator(processor, languages, one_language, augmentation, max_bad_fraction),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,
@@ -318,6 +331,7 @@ def build_trainer(
 def run(trainer: CCRKTrainer) -> None:
     """Trains, and saves model, processor and metrics in `output_dir`."""
     result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    trainer.problems.report()
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)

@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from tqdm.auto import tqdm
 
-from data_scripts.images import MISSING, BadImage, locate, read_image
+from data_scripts.images import BadImage, locate, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
 from data_scripts.rows import row_features
 
@@ -216,8 +216,7 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
             )
             for annotation, result in zip(annotations, results, strict=True):
                 if isinstance(result, BadImage):
-                    count = problems.absent if result.reason == MISSING else problems.bad
-                    count(result.reason, f"{result.where} ({annotation.where})")
+                    problems.add_image(result, annotation.where)
                     result = None
                 yield annotation, result
         finally:  # with too many bad ones, the rest need not be looked at

@@ -4,6 +4,8 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from data_scripts.images import MISSING, BadImage
+
 logger = logging.getLogger(__name__)
 
 MAX_BAD_FRACTION = 0.05
@@ -50,6 +52,18 @@ class Problems:
     def absent(self, reason: str, where: str) -> None:
         """Counts one row without something that need not be there, such as a photograph that was not downloaded."""
         self._count(self.absences, reason, where)
+
+    def total(self) -> int:
+        """Everything that was counted, bad or absent."""
+        return self.counts.total() + self.absences.total()
+
+    def add_image(self, error: BadImage, where: str) -> None:
+        """Counts an image that cannot be used: missing ones as absent, others as bad.
+
+        Raises:
+            ValueError: as `bad` does.
+        """
+        (self.absent if error.reason == MISSING else self.bad)(error.reason, f"{error.where} ({where})")
 
     def _count(self, counter: Counter[str], reason: str, where: str) -> None:
         self._remember(reason, where)
