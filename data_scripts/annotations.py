@@ -63,6 +63,7 @@ class AnnotationConfig(datasets.BuilderConfig):
     splits = ("train", "validation", "test")
     annotations = "annotations"  # what data_dir should hold, in words
     photographs = "photographs"  # what image_dir should hold
+    languages_apart = False  # each language has images of its own
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,6 +101,10 @@ class AnnotationConfig(datasets.BuilderConfig):
     def read(self, problems: Problems) -> Iterable[Annotation]:
         """Every annotation of the split, with a photograph or without; counts what it reads, and what is bad of it."""
         raise NotImplementedError
+
+    def published_counts(self) -> dict[str, int]:
+        """What `data_scripts.check` should find: "rows", and "captions LANGUAGE" with the empty ones; where known."""
+        return {}
 
     def file(self, *names: str, folder: str | Path | None = None) -> Path:
         """The first of some alternative files below data_dir, gzipped or not."""

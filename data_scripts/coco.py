@@ -66,6 +66,7 @@ class COCOConfig(AnnotationConfig):
     homepage = HOMEPAGE
     annotations = f"{KARPATHY}, {YJ_CAPTIONS} and COCO-CN, or of the research code's JSON files"
     photographs = "COCO's train2014 and val2014"
+    languages_apart = True
 
     def __post_init__(self):
         if self.fold is not None and self.fold not in range(FOLDS):
@@ -178,6 +179,11 @@ class COCOConfig(AnnotationConfig):
                 captions.get(name, [""]),
                 f"{self.files['zh', 'split']} line {number}",
             )
+
+    def published_counts(self) -> dict[str, int]:
+        if len(self.languages) > 1 or self.fold is not None or self.languages[0] not in PUBLISHED_ROWS:
+            return {}
+        return {"rows": PUBLISHED_ROWS[self.languages[0]][self.split]}
 
 
 def _entries(path: Path, field: str) -> list:

@@ -119,6 +119,11 @@ class Multi30KConfig(AnnotationConfig):
                 captions[language] += without_empty([caption], language, f"{path} line {row + 1}", problems)
             yield Annotation(name, captions, f"{image_list} line {row + 1}")
 
+    def published_counts(self) -> dict[str, int]:
+        rows = PUBLISHED_ROWS[self.split]
+        per_row = 1 if self.task == 1 else 5
+        return {"rows": rows} | {f"captions {language}": rows * per_row for language in self.languages}
+
 
 class Multi30K(AnnotatedImages):
     """Builds one split of Multi30K; `data_scripts.load("multi30k", …)` is the short way."""

@@ -34,7 +34,7 @@ LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
 # English was not translated into English.
 TRANSLATED = tuple(language for language in LANGUAGES if language != "en")
 STEMS = {"train": "train", "validation": "valid"}
-# The published test sets; the few-shot files hold what their names say, and Flickr30k is Karpathy's split.
+# Flickr30k in Karpathy's split, and the published test sets; few-shot files hold what their names say.
 PUBLISHED_ROWS = {"train": 29_000, "validation": 1_014, "test": 2_000, "test_gmt": 2_000}
 
 
@@ -94,6 +94,14 @@ class XFlickrCOConfig(AnnotationConfig):
                     continue
                 folder = "coco/val2014" if "COCO" in image else "flickr30k-images"
                 yield f"{folder}/{image}", language, captions, where
+
+    def published_counts(self) -> dict[str, int]:
+        if self.shots is None:
+            rows, per_row = PUBLISHED_ROWS[self.split], 5 if self.split in STEMS else 1
+        else:
+            rows, _, per_row = self.shots[1].partition("x")
+            rows, per_row = int(rows), int(per_row or 1)
+        return {"rows": rows} | {f"captions {language}": rows * per_row for language in self.languages}
 
 
 def _parse_few_shot(few_shot: str) -> tuple[str, str]:
