@@ -13,6 +13,9 @@ import datasets
 BUILDERS = {
     "shapes": "data_scripts.shapes:Shapes",
     "multi30k": "data_scripts.multi30k:Multi30K",
+    "coco": "data_scripts.coco:COCO",
+    "xflickrco": "data_scripts.xflickrco:XFlickrCO",
+    "wit": "data_scripts.wit:WIT",
     "pretraining": "data_scripts.pretraining:Pretraining",
 }
 
@@ -42,9 +45,36 @@ def load(
         **config: further fields of the data set's config class, such as `seed` of shapes.
 
     Raises:
-        ValueError: an unknown name, split, language or argument, or contents that do not fit together.
+        ValueError: an unknown name, split, language or argument, contents that do not fit together, or too
+            many bad rows.
         FileNotFoundError: a folder or file that the data set needs is not there.
     """
+    builder = make_builder(
+        name,
+        split=split,
+        languages=languages,
+        data_dir=data_dir,
+        image_dir=image_dir,
+        cache_dir=cache_dir,
+        **config,
+    )
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
+def make_builder(
+    name: str,
+    *,
+    split: str,
+    languages: Sequence[str] | None = None,
+    data_dir: str | os.PathLike | None = None,
+    image_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    **config,
+) -> datasets.GeneratorBasedBuilder:
+    """The builder that `load` asks for the rows; arguments and errors as there."""
     if name not in BUILDERS:
         raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(BUILDERS)}")
     module_name, class_name = BUILDERS[name].split(":")
@@ -65,11 +95,7 @@ def load(
     elif split not in module.SPLITS:  # better said before all of them are prepared than after
         raise ValueError(f"{name} has no split {split!r}; choose one of {', '.join(module.SPLITS)}")
 
-    builder = builder_class(cache_dir=cache_dir, **config)
-    if streaming:
-        return builder.as_streaming_dataset(split=split)
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    return builder_class(cache_dir=cache_dir, **config)
 
 
 def _declared_fields(config_class: type[datasets.BuilderConfig]) -> set[str]:

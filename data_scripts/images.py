@@ -4,7 +4,7 @@ import base64
 import binascii
 import io
 import os
-from pathlib import PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 # Pixels a side. Less is a placeholder or a tracking pixel.
 MIN_SIDE = 8
-# A picture for an input of N pixels is decoded at no less than this many times N a side.
+# A picture for an input of N pixels is decoded at no less than this many times N a side: it is still made smaller
+# afterwards, and so is a random crop down to a quarter of its area.
 DECODE_MARGIN = 2
 
 MISSING = "image file missing"
@@ -45,16 +46,16 @@ class BadImage(ValueError):
 
 
 def read_image(
-    source: str | os.PathLike | bytes, target_size: int | None = None, where: str | None = None
+    source: str | os.PathLike | bytes | dict | Image.Image, target_size: int | None = None, where: str | None = None
 ) -> Image.Image:
-    """Decodes an image to RGB.
+    """Opens an image as RGB.
 
     Transparent parts become white, where the published code's `convert("RGB")` shows the colour stored below them,
     mostly black. 16-bit values keep their eight high bits, EXIF orientation is applied, an animation gives its first
     frame.
 
     Args:
-        source: a path, or the encoded bytes.
+        source: a path, the encoded bytes, either as `datasets.Image(decode=False)` gives them, or a decoded picture.
         target_size: side in pixels of the square that the picture will be resized to. A JPEG file is then decoded at
             1/2, 1/4 or 1/8 of its size as long as both sides keep `DECODE_MARGIN` times as many pixels.
         where: names the image in errors; the path by default.
@@ -62,6 +63,10 @@ def read_image(
     Raises:
         BadImage: for each reason among this module's constants but `OUTSIDE` and `NOT_BASE64`.
     """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    if isinstance(source, dict):
+        source = source["bytes"] if source["bytes"] is not None else source["path"]
     if isinstance(source, bytes):
         contents, where = source, where or "bytes"
     else:
@@ -116,6 +121,22 @@ def inside(folder: str | os.PathLike, name: str) -> str:
     if os.path.commonpath((root, resolved)) != root:
         raise BadImage(OUTSIDE, repr(name))
     return os.path.join(os.path.abspath(folder), name)
+
+
+def locate(folder: str | os.PathLike, name: str) -> str:
+    """Finds an image below a folder, whichever of the folders in its name that folder itself is.
+
+    `coco/val2014/a.jpg` is looked for as that, as `val2014/a.jpg` and as `a.jpg`.
+
+    Raises:
+        BadImage: `OUTSIDE` as `inside` does, or `MISSING`.
+    """
+    parts = PurePosixPath(name).parts
+    for start in range(max(1, len(parts))):
+        path = inside(folder, os.path.join(*parts[start:]) if start else name)
+        if os.path.exists(path):
+            return path
+    raise BadImage(MISSING, f"{name} in {os.path.abspath(folder)}")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -11,12 +11,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 
 from data_scripts.images import BadImage, read_image
-from data_scripts.problems import Problems
+from data_scripts.problems import MAX_BAD_FRACTION, Problems
 from data_scripts.rows import row_features
 from data_scripts.shards import ShardRows, find_shards
 
@@ -43,15 +43,13 @@ class PretrainingConfig(datasets.BuilderConfig):
             by default.
         languages: of the captions; a row needs one of them. The published ten by default, see also `SIX_LANGUAGES`.
         max_bad_fraction: the share of rows that may be bad, captions included.
-        image_size: for streams, see `ShardRows`.
     """
 
     data_dir: str | None = None
     image_dir: str | None = None
     preset: str | None = None
     languages: Sequence[str] = LANGUAGES
-    max_bad_fraction: float = 0.05
-    image_size: int | None = None
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,7 +79,7 @@ class PretrainingConfig(datasets.BuilderConfig):
 class Pretraining(datasets.GeneratorBasedBuilder):
     """Builds pre-training shards; `data_scripts.load("pretraining", …)` is the short way.
 
-    A stream is `ShardRows`. The Arrow cache, for sets that fit twice on the disk, holds the rows whose image decodes.
+    A stream is `ShardRows`. The Arrow cache holds a copy of inline images, and only rows whose image decodes.
     """
 
     VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
@@ -94,14 +92,13 @@ class Pretraining(datasets.GeneratorBasedBuilder):
         return [datasets.SplitGenerator(name="train")]
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-        rows = self.rows()
+        rows = replace(self.rows(), decode=False)
         problems = Problems("pretraining images", self.config.max_bad_fraction, rows=len(rows))
-        for number in range(len(rows)):
+        for number, row in enumerate(rows):
             try:
-                row = rows.encoded(number)
-                read_image(row["image"]["bytes"] or row["image"]["path"], target_size=32)  # reads all of the file
+                read_image(row["image"], target_size=32)  # all of the file, at small scale
             except BadImage as error:
-                problems.bad(error.reason, rows.where(number))
+                problems.add_image(error, f"image_id {row['image_id']}")
             else:
                 yield number, row
         problems.check()
@@ -127,5 +124,4 @@ class Pretraining(datasets.GeneratorBasedBuilder):
             config.languages,
             config.image_dir,
             config.max_bad_fraction,
-            config.image_size,
         )

@@ -4,8 +4,11 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 
+from data_scripts.images import MISSING, BadImage
+
 logger = logging.getLogger(__name__)
 
+MAX_BAD_FRACTION = 0.05
 # Sooner than this the share of bad rows says little: a stream may start with its one bad row.
 ROWS_BEFORE_STOPPING = 1000
 
@@ -22,14 +25,16 @@ class Problems:
         source: what is read, such as "multi30k train"; starts every message.
         max_bad_fraction: the share of rows that may be bad. Absent ones do not count: half a data set on disk is
             smaller, not broken.
+        quiet: log nothing; for counts that another one takes over with `update`, or that nobody asked for.
     """
 
     source: str
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: float = MAX_BAD_FRACTION
     rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     absences: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    quiet: bool = False
 
     def bad(self, reason: str, where: str) -> None:
         """Counts one bad row.
@@ -48,11 +53,27 @@ class Problems:
         """Counts one row without something that need not be there, such as a photograph that was not downloaded."""
         self._count(self.absences, reason, where)
 
+    def total(self) -> int:
+        """Everything that was counted, bad or absent."""
+        return self.counts.total() + self.absences.total()
+
+    def add_image(self, error: BadImage, where: str) -> None:
+        """Counts an image that cannot be used: missing ones as absent, others as bad.
+
+        Raises:
+            ValueError: as `bad` does.
+        """
+        (self.absent if error.reason == MISSING else self.bad)(error.reason, f"{error.where} ({where})")
+
     def _count(self, counter: Counter[str], reason: str, where: str) -> None:
+        self._remember(reason, where)
+        counter[reason] += 1
+
+    def _remember(self, reason: str, where: str) -> None:
         if reason not in self.first:
             self.first[reason] = where
-            logger.warning("%s: %s: %s (the first of its kind; the others are counted)", self.source, reason, where)
-        counter[reason] += 1
+            if not self.quiet:
+                logger.warning("%s: %s: %s (the first; others are counted)", self.source, reason, where)
 
     def check(self) -> None:
         """Raises ValueError, with the table, where more than `max_bad_fraction` of the rows are bad."""
@@ -74,7 +95,8 @@ class Problems:
         self.rows += other.rows
         self.counts += other.counts
         self.absences += other.absences
-        self.first = other.first | self.first
+        for reason, where in other.first.items():
+            self._remember(reason, where)
         if other.counts:
             self._stop_above(self.max_bad_fraction * max(self.rows, ROWS_BEFORE_STOPPING))
 

@@ -16,7 +16,6 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -146,25 +145,19 @@ class ShardRows(torch.utils.data.Dataset):
     Map-style, so that the samplers of torch, accelerate and the Trainer share the rows out among processes and
     workers, shuffle them anew in every epoch, and resume by skipping numbers instead of images.
 
-    Where an image turns out to be damaged, the next good row is given in its place, with the damaged one's
-    (reason, where) in a list `problems`. So batches are always full, and a position in the epoch is the same row
-    whatever is damaged before it.
-
     Args:
         shards: their paths.
         index: (rows,) of `INDEX_TYPE`, memory-mapped.
         languages: of the captions.
         image_dir: what image paths are relative to.
-        max_bad_fraction: for whoever counts the problems.
-        image_size: pixels a side that the pictures are resized to; large JPEG files are then decoded faster.
+        decode: give pictures; otherwise what `datasets.Image(decode=False)` gives, a path or the bytes of the file.
     """
 
     shards: Sequence[str]
     index: np.ndarray
     languages: Sequence[str]
     image_dir: str
-    max_bad_fraction: float
-    image_size: int | None = None
+    decode: bool = True
 
     @property
     def features(self) -> datasets.Features:
@@ -173,20 +166,20 @@ class ShardRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, position: int) -> dict:
-        """A row with its picture decoded. Raises IndexError beyond the end, ValueError where no image can be read."""
-        position = range(len(self))[position]
-        problems = []
-        for number in chain(range(position, len(self)), range(position)):
-            try:
-                row = self.encoded(number)
-                image = row["image"]
-                row["image"] = read_image(image["bytes"] or image["path"], self.image_size, self.where(number))
-            except (BadRow, BadImage) as error:
-                problems.append((error.reason, self.where(number)))
-            else:
-                return row | {"problems": problems} if problems else row
-        raise ValueError(f"none of {len(self):,} images can be read, such as {self.where(position)}")
+    def __getitem__(self, number: int) -> dict:
+        """A row. Raises IndexError beyond the end, BadImage where the picture is to be decoded and cannot be."""
+        number = range(len(self))[number]
+        row = self._parse(number)
+        path, inline = image_source(row, self.image_dir)
+        contents = None if inline is None else decode_base64(inline, self._where(number))
+        image = {"bytes": contents, "path": path}
+        captions, _ = read_captions(row, self.languages)
+        return {
+            "image": read_image(image, where=self._where(number)) if self.decode else image,
+            # Equal images share their id: by path, or else by content.
+            "image_id": row["image_path"] if inline is None else hashlib.sha256(contents).hexdigest(),
+            "captions": captions,
+        }
 
     @classmethod
     def open(
@@ -196,7 +189,6 @@ class ShardRows(torch.utils.data.Dataset):
         languages: Sequence[str],
         image_dir: str,
         max_bad_fraction: float,
-        image_size: int | None = None,
     ) -> "ShardRows":
         """Rows by an index that is on disk, or else written there first; says in either case what it leaves out."""
         index_file = Path(index_file)
@@ -210,32 +202,21 @@ class ShardRows(torch.utils.data.Dataset):
             os.replace(unfinished.name, index_file)  # last: where it is, it is whole
         if report := report_file.read_text(encoding="utf-8"):
             logger.warning("%s\nThis was counted once; delete %s to look again", report, index_file)
-        return cls(shards, np.load(index_file, mmap_mode="r"), languages, image_dir, max_bad_fraction, image_size)
-
-    def encoded(self, number: int) -> dict:
-        """A row with its picture as `datasets.Image` stores it: a path, or the bytes of the file."""
-        row = self._row(number)
-        path, inline = image_source(row, self.image_dir)
-        contents = None if inline is None else decode_base64(inline, self.where(number))
-        # Equal images share their id: by path, or else by content.
-        image_id = row["image_path"] if inline is None else hashlib.blake2b(contents, digest_size=16).hexdigest()
-        captions, _ = read_captions(row, self.languages)
-        return {"image": {"path": path, "bytes": contents}, "image_id": image_id, "captions": captions}
+        return cls(shards, np.load(index_file, mmap_mode="r"), languages, image_dir)
 
     def captions(self) -> Iterator[dict[str, list[str]]]:
         """The captions of all rows in their order, without the pictures."""
-        return (read_captions(self._row(number), self.languages)[0] for number in range(len(self)))
+        return (read_captions(self._parse(number), self.languages)[0] for number in range(len(self)))
 
     def select(self, numbers: Sequence[int]) -> "ShardRows":
         """These rows only."""
         return replace(self, index=self.index[np.asarray(numbers)])
 
-    def where(self, number: int) -> str:
-        """Names a row in messages."""
+    def _where(self, number: int) -> str:
         shard, _, offset = self.index[number]
         return f"{self.shards[shard]} byte {offset}"
 
-    def _row(self, number: int) -> dict:
+    def _parse(self, number: int) -> dict:
         shard, length, offset = self.index[number].tolist()
         # Opened anew for each row: workers that share a file would share its position, too.
         with open(self.shards[shard], "rb") as lines:
@@ -248,7 +229,7 @@ def index_shards(
 ) -> tuple[np.ndarray, str]:
     """Reads every line once: where the usable rows lie, (rows,) of `INDEX_TYPE`, and a table of what is left out.
 
-    Images must be there; whether they are whole is seen when they are read.
+    Images must be there; whether they are whole is seen when they are decoded.
 
     Raises:
         ValueError: more than `max_bad_fraction` is bad, or no row has a caption in one of the languages.
@@ -289,7 +270,9 @@ def check_line(line: bytes, languages: Sequence[str], image_dir: str, problems: 
     try:
         row = parse_row(line)
         captions, reasons = read_captions(row, languages)
-        path, _ = image_source(row, image_dir)
+        path, inline = image_source(row, image_dir)
+        if inline is not None:
+            decode_base64(inline, where)
     except (BadRow, BadImage) as error:
         # A choice of languages leaves rows out, as images that were not downloaded do: that is not bad.
         (problems.absent if error.reason == NO_LANGUAGE else problems.bad)(error.reason, where)
