@@ -54,16 +54,19 @@ def write(path, lines) -> None:
     path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-@pytest.fixture
-def folder(tmp_path):
+def make_folder(data):
     """60 good rows in the folders of two sets, and five photographs."""
-    data = tmp_path / "data"
     write(data / "cc3m-mm-data-all/part_000.data", map(row, range(25)))
     write(data / "cc3m-mm-data-all/part_001.data", map(row, range(25, 30)))
     write(data / "sbu-mm-data-all/nested/part_0.data", map(row, range(30, 60)))
     for number in range(5):
         (data / f"{number}.jpg").write_bytes(jpeg(50 * number))
     return data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "data")
 
 
 def load(folder, streaming=True, **arguments):
