@@ -260,13 +260,12 @@ json_values = st.recursive(
     max_leaves=6,
 )
 tags = st.sampled_from([*LANGUAGES, "EN", "ko", ""])
-texts = st.sampled_from(["a star", "", "?!", "\ud800"]) | st.text(max_size=8) | json_values
-fuzzed_captions = st.dictionaries(tags, texts, max_size=4)
+texts = st.text(max_size=8) | st.sampled_from(["a star", "ein Stern", "星", "", "?!", "\ud800"]) | json_values
+fuzzed_captions = st.dictionaries(tags, texts, min_size=1, max_size=4)
 paths = st.sampled_from(["0.jpg", "../0.jpg", "/0.jpg", "", ".", "x" * 5000, "a\0b", "~", "gone.jpg"]) | json_values
 fuzzed_rows = st.fixed_dictionaries(
-    {},
+    {"caption": fuzzed_captions | st.lists(fuzzed_captions, max_size=3) | json_values},
     optional={
-        "caption": fuzzed_captions | st.lists(fuzzed_captions | json_values, max_size=3) | json_values,
         "image_path": paths,
         "image": st.sampled_from([base64.b64encode(jpeg()).decode(), "AAAA", "?"]) | json_values,
         "binary": json_values,
