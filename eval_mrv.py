@@ -22,7 +22,7 @@ from recipe_ccrk import one_line_errors, set_up_logging
 from retrieval_ccrk import RetrievalResult, evaluate_retrieval
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
-K_TEST = {"shapes": 16, "multi30k": 128}
+K_TEST = {"shapes": 16, "multi30k": 128, "coco": 256, "xflickrco": 128, "wit": 128}
 COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
 
 

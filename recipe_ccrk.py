@@ -5,7 +5,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
+from data_scripts.problems import MAX_BAD_FRACTION
+from data_scripts.shards import ShardRows
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
@@ -67,6 +69,17 @@ class DataArguments:
     )
     dataset_config: dict | None = field(
         default=None, metadata={"help": "Further options of the data set (a mapping in the YAML file)."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read rows where they lie instead of copying them to a cache first (pretraining)."},
+    )
+    few_shot: str | None = field(
+        default=None, metadata={"help": "LANGUAGE,SHOTS such as de,100: train on that few rows (xflickrco)."}
+    )
+    max_bad_fraction: float | None = field(
+        default=None,
+        metadata={"help": f"Share of rows and images that may be bad, {MAX_BAD_FRACTION} unless given; more stop."},
     )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
     augmentation: str = field(
@@ -183,14 +196,19 @@ def set_up_logging() -> None:
     transformers.utils.logging.set_verbosity_warning()
 
 
-def load_rows(data: DataArguments, split: str, languages: Sequence[str] | None = None) -> datasets.Dataset:
+def load_rows(
+    data: DataArguments, split: str, languages: Sequence[str] | None = None, streaming: bool = False
+) -> datasets.Dataset | ShardRows:
     """One split of the recipe's data set."""
+    given = {"few_shot": data.few_shot, "max_bad_fraction": data.max_bad_fraction}
     return data_scripts.load(
         data.dataset,
         split=split,
         languages=languages or data.languages,
         data_dir=data.data_dir,
         image_dir=data.image_dir,
+        streaming=streaming,
+        **{name: value for name, value in given.items() if value is not None},
         **(data.dataset_config or {}),
     )
 
@@ -210,7 +228,7 @@ def keep_usable_rows(dataset: datasets.Dataset, processor: CCRKProcessor) -> dat
     return dataset
 
 
-def build_processor(model: ModelArguments, dataset: datasets.Dataset) -> CCRKProcessor:
+def build_processor(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> CCRKProcessor:
     """The processor of the checkpoint or the XLM-R; from scratch, one whose tokenizer learns from the captions."""
     if model.model_name_or_path is not None:
         CCRKConfig.from_pretrained(model.model_name_or_path)  # says so where this is no CCRK checkpoint
@@ -234,7 +252,7 @@ def build_processor(model: ModelArguments, dataset: datasets.Dataset) -> CCRKPro
     )
 
 
-def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset) -> XLMRobertaTokenizer:
+def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
     vocab_size = (model.config or {}).get("text_config", {}).get("vocab_size")
     if vocab_size is None:
         raise ValueError(
@@ -242,7 +260,7 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset) -
             "with text_config.vocab_size to train from scratch"
         )
     captions = []
-    for row in dataset["captions"]:
+    for row in dataset.captions() if isinstance(dataset, ShardRows) else dataset["captions"]:
         for caption in (caption for texts in row.values() for caption in texts):
             with contextlib.suppress(ValueError):  # empty captions are counted where rows are chosen
                 captions.append(normalize_caption(caption, model.max_words or 40))
@@ -280,12 +298,19 @@ def build_trainer(
     transformers.set_seed(arguments.seed)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
-        train_rows = load_rows(data, "train")
+        train_rows = load_rows(data, "train", streaming=data.streaming)
         eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
+    if not isinstance(train_rows, datasets.Dataset | ShardRows):
+        raise ValueError(f"{data.dataset} cannot be trained on as a stream; leave out streaming")
     if data.max_train_rows is not None:
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
     processor = build_processor(model_arguments, train_rows)
-    train_rows = keep_usable_rows(train_rows, processor)
+    # The collator decodes images: at reduced scale, and where it can leave bad ones out.
+    if isinstance(train_rows, ShardRows):  # their index holds usable rows only
+        train_rows = replace(train_rows, decode=False)
+    else:
+        train_rows = keep_usable_rows(train_rows, processor)
+        train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(train_rows) < batch:
         raise ValueError(
@@ -305,10 +330,11 @@ def build_trainer(
     augmentation = None
     if data.augmentation == "published":
         augmentation = published_augmentation(image_size, data.crop_min_scale)
+    max_bad_fraction = MAX_BAD_FRACTION if data.max_bad_fraction is None else data.max_bad_fraction
     return CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(processor, languages, one_language, augmentation),
+        data_collator=CCRKCollator(processor, languages, one_language, augmentation, max_bad_fraction),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,
@@ -318,6 +344,7 @@ def build_trainer(
 def run(trainer: CCRKTrainer) -> None:
     """Trains, and saves model, processor and metrics in `output_dir`."""
     result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    trainer.problems.report()
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from data_scripts.images import read_image
 from metrics.mrv.mrv import mean_rank_variance
 from metrics.recall_at_k.recall_at_k import best_ranks, recall_at_k
 from modeling_ccrk import CCRKPairModel
@@ -103,9 +104,13 @@ def encode_images(
     Returns: embeddings (I, projection_dim), L2-normalised, and image states (I, T, vision_hidden_size).
     """
     embeds, states = [], []
-    batches = dataset.select_columns(["image"]).iter(batch_size)
+    image_size = processor.image_processor.size["height"]
+    # Decoded here, at reduced scale, and not by `datasets`.
+    images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    batches = images.iter(batch_size)
     for batch in _progress(batches, "encoding images", -(-len(dataset) // batch_size)):
-        pixel_values = processor(images=batch["image"])["pixel_values"].to(model.device, model.dtype)
+        pictures = [read_image(image, image_size) for image in batch["image"]]
+        pixel_values = processor(images=pictures)["pixel_values"].to(model.device, model.dtype)
         outputs = model.ccrk(pixel_values=pixel_values)
         embeds.append(outputs.image_embeds)
         states.append(outputs.image_states)

@@ -13,6 +13,8 @@ from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
 from transformers import Trainer, TrainingArguments
 
+from data_scripts.images import BadImage, read_image
+from data_scripts.problems import MAX_BAD_FRACTION, Problems
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss
 from processing_ccrk import CCRKProcessor
@@ -101,24 +103,45 @@ class CCRKCollator:
         languages: K of them; 1-to-K training.
         one_language: draw one caption per image, of any of the languages: K is 1, as in the published fine-tuning.
         augmentation: applied to each picture before the processor.
+        max_bad_fraction: share of the images met that may be bad before [`CCRKTrainer`] stops.
+
+    An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
+    any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
+    with equal image ids are never each other's negatives.
     """
 
     processor: CCRKProcessor
     languages: Sequence[str]
     one_language: bool = False
     augmentation: Callable[[Image.Image], Image.Image] | None = None
+    max_bad_fraction: float = MAX_BAD_FRACTION
 
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        images = [row["image"].convert("RGB") for row in rows]
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
+        problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
+        rows, images = zip(*self._readable(rows, problems), strict=True)
         if self.augmentation is not None:
             images = [self.augmentation(image) for image in images]
         captions = [[self._draw(row["captions"][language]) for language in self.languages] for row in rows]
         if self.one_language:
             captions = [[self._draw(row)] for row in captions]
-        return {
+        batch = {
             **self.processor(images=images, text=captions),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
         }
+        return batch | {"problems": problems} if problems.first else batch
+
+    def _readable(self, rows: list[dict], problems: Problems) -> list[tuple[dict, Image.Image]]:
+        readable = []
+        for row in rows:
+            try:
+                image = read_image(row["image"], self.processor.image_processor.size["height"])
+            except BadImage as error:
+                problems.add_image(error, f"image_id {row['image_id']}")
+            else:
+                readable.append((row, image))
+        if not readable:
+            raise ValueError(f"no image of a batch of {len(rows)} can be read\n{problems.table()}")
+        return [readable[index % len(readable)] for index in range(len(rows))]
 
     def _draw(self, captions: Sequence[str | None]) -> str | None:
         usable = [caption for caption in captions if is_usable(caption, self.processor)]
@@ -160,6 +183,7 @@ class CCRKTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
+        self.problems = Problems("training images", self.data_collator.max_bad_fraction)
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
@@ -195,6 +219,7 @@ class CCRKTrainer(Trainer):
 
         One forward through the wrapped model gives everything that the three need.
         """
+        self._count_images(inputs)
         outputs: CCRKLossOutput = model(**inputs)
         parts = {
             "contrastive_loss": self.contrastive_loss(outputs, inputs),
@@ -219,6 +244,12 @@ class CCRKTrainer(Trainer):
             reduction=self.model.config.contrastive_reduction,
         )
 
+    def _count_images(self, inputs: dict[str, Tensor | Problems]) -> None:
+        """Takes a batch's bad images out of it; ValueError where there have been too many of them."""
+        self.problems.rows += len(inputs["pixel_values"])
+        if (problems := inputs.pop("problems", None)) is not None:
+            self.problems.update(problems)
+
     def _record(self, values: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
         """Sums what the next log averages, on the device: nothing waits for it here."""
         if self.state.global_step == 0 and not self._parts:
@@ -229,13 +260,19 @@ class CCRKTrainer(Trainer):
         self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to each training log the mean of every loss part and of the temperature, and images per second."""
+        """
+        Adds to each training log the mean of every loss part and of the temperature, images per second, and how many
+        images could not be read so far, if any.
+        """
         if "loss" in logs and self._steps_since_log:
             now = time.perf_counter()
             for name, total in self._parts.items():
                 mean = self.accelerator.reduce(total / self._steps_since_log, reduction="mean")
                 logs[name] = round(mean.item(), 4)
             logs["images_per_second"] = round(self._images_since_log / (now - self._logged_at), 1)
+            bad = torch.tensor(self.problems.total(), device=self.args.device)
+            if bad := int(self.accelerator.reduce(bad, reduction="sum")):
+                logs["bad_images"] = bad
             self._parts, self._steps_since_log, self._images_since_log, self._logged_at = {}, 0, 0, now
         super().log(logs, start_time)
 

@@ -13,6 +13,10 @@ import datasets
 BUILDERS = {
     "shapes": "data_scripts.shapes:Shapes",
     "multi30k": "data_scripts.multi30k:Multi30K",
+    "coco": "data_scripts.coco:COCO",
+    "xflickrco": "data_scripts.xflickrco:XFlickrCO",
+    "wit": "data_scripts.wit:WIT",
+    "pretraining": "data_scripts.pretraining:Pretraining",
 }
 
 
@@ -35,14 +39,42 @@ def load(
         languages: the caption languages wanted, in this order; all that the data set has by default.
         data_dir: the folder that the data set's annotations were downloaded to.
         image_dir: the folder of its photographs.
-        streaming: read rows as they are asked for instead of writing an Arrow cache first.
+        streaming: read rows as they are asked for instead of writing an Arrow cache first. Pre-training shards then
+            come as `data_scripts.shards.ShardRows`, a map-style data set.
         cache_dir: where the Arrow cache goes; the `datasets` library's own folder by default.
         **config: further fields of the data set's config class, such as `seed` of shapes.
 
     Raises:
-        ValueError: an unknown name, split, language or argument, or contents that do not fit together.
+        ValueError: an unknown name, split, language or argument, contents that do not fit together, or too
+            many bad rows.
         FileNotFoundError: a folder or file that the data set needs is not there.
     """
+    builder = make_builder(
+        name,
+        split=split,
+        languages=languages,
+        data_dir=data_dir,
+        image_dir=image_dir,
+        cache_dir=cache_dir,
+        **config,
+    )
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
+
+
+def make_builder(
+    name: str,
+    *,
+    split: str,
+    languages: Sequence[str] | None = None,
+    data_dir: str | os.PathLike | None = None,
+    image_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    **config,
+) -> datasets.GeneratorBasedBuilder:
+    """The builder that `load` asks for the rows; arguments and errors as there."""
     if name not in BUILDERS:
         raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(BUILDERS)}")
     module_name, class_name = BUILDERS[name].split(":")
@@ -59,11 +91,7 @@ def load(
     if unknown := config.keys() - declared:
         raise ValueError(f"{name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(declared))}")
 
-    builder = builder_class(cache_dir=cache_dir, split=split, **config)
-    if streaming:
-        return builder.as_streaming_dataset(split=split)
-    builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    return builder_class(cache_dir=cache_dir, split=split, **config)
 
 
 def _declared_fields(config_class: type[datasets.BuilderConfig]) -> set[str]:

@@ -1,8 +1,10 @@
 """Multi30K from tiny release files: rows, alignment, what is left out and reported, and when the cache is rebuilt."""
 
 import gzip
+import json
 import logging
 import os
+import re
 
 import datasets
 import pytest
@@ -98,16 +100,17 @@ def test_streaming_equals_map_style(release):
 def test_missing_photographs_are_reported_at_every_load(release, caplog, streaming):
     for name in ("b.jpg", "d.jpg"):
         (release / "photographs" / name).unlink()
-    expected = f"multi30k train: 2 of 4 photographs found in {release / 'photographs'}; the other 2 rows are left out"
+    first = f"b.jpg in {release / 'photographs'} ({release / 'm30k/task1/image_splits/train.txt'} line 2)"
+    expected = f"multi30k train images: 4 rows, of which\n          2  image file missing, first: {first}"
     for _ in range(2):  # the second time from the cache
         caplog.clear()
         rows = load(release, streaming=streaming)
         assert [row["image_id"] for row in rows] == ["a", "c"]
-        assert reports(caplog) == [expected]
+        assert reports(caplog)[-1] == expected
     assert load(release)[1]["captions"]["de"] == ["de caption of c"], "captions stay with their photograph"
 
 
-def test_broken_photographs_are_counted_and_named(release, caplog):
+def test_broken_photographs_are_counted_by_reason(release, caplog):
     photographs = release / "photographs"
     (photographs / "a.jpg").write_bytes(b"")
     (photographs / "b.jpg").write_text("<html>404</html>")
@@ -115,18 +118,30 @@ def test_broken_photographs_are_counted_and_named(release, caplog):
     (photographs / "c.jpg").write_bytes(whole[: len(whole) // 2])  # a download that broke off
     for _ in range(2):
         caplog.clear()
-        assert load(release)["image_id"][:] == ["d"]
-        (report,) = reports(caplog)
-        assert report.endswith("that cannot be read as images, their rows left out: 3 (a.jpg, b.jpg, c.jpg)")
+        assert load(release, max_bad_fraction=0.75)["image_id"][:] == ["d"]
+        lines = reports(caplog)[-1].splitlines()
+        assert [line.split(",")[0].split(maxsplit=1) for line in lines[1:]] == [
+            ["1", "image of zero bytes"],
+            ["1", "not an image"],
+            ["1", "image truncated or damaged"],
+        ]
+        assert all("train.txt line" in line for line in lines[1:])
+    with pytest.raises(ValueError, match=r"3 bad among 4 rows, more than max_bad_fraction 0\.7(?s:.*)not an image"):
+        load(release, max_bad_fraction=0.7)
 
 
 def test_empty_caption_leaves_the_language_empty(release, caplog):
     write_lines(release / "m30k/task1/raw/train.fr.gz", ["un", "  ", "trois", "quatre"])
-    train = load(release)
+    train = load(release, max_bad_fraction=0.25)
     assert train[1]["captions"]["fr"] == []
     assert train[1]["captions"]["en"] == ["en caption of b"]
-    (report,) = reports(caplog)
-    assert report.endswith("train.fr.gz, their rows without fr: 1 (line 2)")
+    assert re.search(r"1  empty caption in fr, first: .*train\.fr\.gz line 2$", reports(caplog)[-1])
+
+
+def test_a_row_without_any_caption_is_left_out(release):
+    write_lines(release / "m30k/task1/raw/train.fr.gz", ["un", "  ", "trois", "quatre"])
+    train = load(release, languages=["fr"], max_bad_fraction=0.25)
+    assert train["image_id"][:] == ["a", "c", "d"]
 
 
 def test_rare_line_separators_inside_a_caption_do_not_break_the_alignment(release):
@@ -174,7 +189,7 @@ def test_damaged_file(release, contents):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_names_may_not_leave_the_folder(release, name, streaming):
     write_lines(release / "m30k/task1/image_splits/train.txt", ["a.jpg", name, "c.jpg", "d.jpg"])
-    with pytest.raises(ValueError, match=r"train\.txt line 2: .* not a file name inside image_dir"):
+    with pytest.raises(ValueError, match=r"1 bad (?s:.*)image path leaves its folder, first: .*train\.txt line 2"):
         load(release, streaming=streaming)
 
 
@@ -206,8 +221,43 @@ def test_wrong_arguments(release, arguments, error, message):
 
 
 def test_a_folder_that_is_not_the_release(release):
-    with pytest.raises(FileNotFoundError, match=r"neither train\.txt\.gz nor train\.txt .*data_dir should be a clone"):
+    with pytest.raises(FileNotFoundError, match=r"there is no train\.txt in .*data_dir should be a clone"):
         load(release, data_dir=release / "photographs")
+
+
+def test_task_2_has_five_captions(release):
+    write_lines(release / "m30k/task2/image_splits/test_2016_images.txt", ["t.jpg"])
+    for language in ("en", "de"):
+        for number in range(1, 6):
+            write_lines(release / f"m30k/task2/raw/test_2016.{number}.{language}.gz", [f"{language} {number}"])
+    (row,) = load(release, "test", task=2)
+    assert row["captions"] == {language: [f"{language} {n}" for n in range(1, 6)] for language in ("en", "de")}
+    with pytest.raises(ValueError, match="multi30k has the languages en, de, not"):
+        load(release, task=2, languages=["fr"])
+
+
+def test_layout_of_the_research_code(release, caplog):
+    folder = release / "json"
+    folder.mkdir()
+    for language in ("en", "cs"):
+        entries = [
+            {"caption": f"{language} {name} {n}", "image": f"flickr30k-images/{name}.jpg", "image_id": name}
+            for name in "ab"
+            for n in (1, 2)
+        ]
+        (folder / f"train.{language}.json").write_text(json.dumps([*entries, {"caption": 3, "image": "a.jpg"}]))
+        entry = {"image": "flickr30k-images/t.jpg", "caption": ["one", "two"], "image_id": 7}
+        (folder / f"test_2016_flickr.{language}.json").write_text(json.dumps([entry]))
+    arguments = {"data_dir": folder, "languages": ["en", "cs"], "max_bad_fraction": 0.2}
+    train = load(release, **arguments)
+    assert train["image_id"][:] == ["a", "b"]
+    assert train[1]["captions"] == {"en": ["en b 1", "en b 2"], "cs": ["cs b 1", "cs b 2"]}
+    assert "2  field missing or of a wrong type, first: " in reports(caplog)[-1]
+    (row,) = load(release, "test", **arguments)
+    assert row["captions"] == {"en": ["one", "two"], "cs": ["one", "two"]}
+    (folder / "train.en.json").write_text("[{]")
+    with pytest.raises(ValueError, match=r"train\.en\.json is no JSON .*download it again"):
+        load(release, **arguments)
 
 
 def test_names_of_data_sets():
@@ -226,8 +276,7 @@ def test_the_release(split, lines, tmp_path, caplog):
     assert 0 < len(rows) <= lines
     assert all(len(captions) == 1 for row in rows["captions"] for captions in row.values())
     if len(rows) < lines:
-        (report,) = reports(caplog)
-        assert f"{len(rows):,} of {lines:,} photographs found" in report
+        assert f"{lines - len(rows):,}  image file missing" in reports(caplog)[-1]
     assert rows[0]["image"].size[0] > 100
 
 

@@ -1,0 +1,327 @@
+"""What data sets of annotation files and photographs share: reading, checking, caching and reporting their rows."""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import datasets
+from tqdm.auto import tqdm
+
+from data_scripts.images import BadImage, locate, read_image
+from data_scripts.problems import MAX_BAD_FRACTION, Problems
+from data_scripts.rows import row_features
+
+logger = logging.getLogger(__name__)
+
+EMPTY_CAPTION = "empty caption"
+BROKEN_JSON = "broken JSON line"
+WRONG_TYPE = "field missing or of a wrong type"
+
+
+@dataclass
+class Annotation:
+    """One image and its captions, none of them empty."""
+
+    image: str  # path below the folder of photographs, or a URL
+    captions: dict[str, list[str]]
+    where: str  # file and line, or row, for reports
+
+    @property
+    def image_id(self) -> str:
+        return self.image if "://" in self.image else PurePosixPath(self.image).stem
+
+
+@dataclass
+class AnnotationConfig(datasets.BuilderConfig):
+    """What to read.
+
+    Args:
+        data_dir: the folder of annotations.
+        image_dir: the folder of photographs; some may be missing.
+        split: only this split is read and its photographs checked.
+        languages: caption languages; by default those that the data set has in this split.
+        max_bad_fraction: the share of rows that may be bad, see `data_scripts.problems`.
+    """
+
+    data_dir: str | None = None
+    image_dir: str | None = None
+    split: str = "train"
+    languages: Sequence[str] | None = None
+    max_bad_fraction: float = MAX_BAD_FRACTION
+
+    # Set by each data set.
+    dataset = ""
+    homepage = ""
+    splits = ("train", "validation", "test")
+    annotations = "annotations"  # what data_dir should hold, in words
+    photographs = "photographs"  # what image_dir should hold
+    languages_apart = False  # each language has images of its own
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.split not in self.splits:
+            raise ValueError(f"{self.dataset} has no split {self.split!r}; choose one of {', '.join(self.splits)}")
+        known = self.known_languages()
+        self.languages = tuple(known if self.languages is None else self.languages)
+        if not self.languages or not set(self.languages) <= set(known):
+            raise ValueError(f"{self.dataset} has the languages {', '.join(known)}, not {list(self.languages)}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")
+        self.data_dir = self._folder("data_dir", self.data_dir, self.annotations)
+        self.image_dir = self._folder("image_dir", self.image_dir, self.photographs)
+        self.files = self.find_files()
+
+    def _folder(self, argument: str, path: str | None, contents: str) -> str:
+        """An existing folder's absolute path, so that cached rows stay valid from another working directory."""
+        if path is None:
+            raise ValueError(f"{self.dataset} needs {argument}: the folder of {contents}")
+        path = os.path.abspath(os.path.expanduser(path))
+        if not os.path.isdir(path):
+            raise FileNotFoundError(
+                f"{self.dataset}: {argument} {path} is no folder; it should be the folder of {contents}"
+            )
+        return path
+
+    def known_languages(self) -> Sequence[str]:
+        """The languages of the split; the first check of a configuration, before any file is looked for."""
+        raise NotImplementedError
+
+    def find_files(self) -> dict[Any, Path]:
+        """The annotation files of split and languages, under names of the data set's own choice."""
+        raise NotImplementedError
+
+    def read(self, problems: Problems) -> Iterable[Annotation]:
+        """Every annotation of the split, with a photograph or without; counts what it reads, and what is bad of it."""
+        raise NotImplementedError
+
+    def published_counts(self) -> dict[str, int]:
+        """What `data_scripts.check` should find: "rows", and "captions LANGUAGE" with the empty ones; where known."""
+        return {}
+
+    def file(self, *names: str, folder: str | Path | None = None) -> Path:
+        """The first of some alternative files below data_dir, gzipped or not."""
+        folder = Path(self.data_dir if folder is None else folder)
+        for name in names:
+            for path in (folder / f"{name}.gz", folder / name):
+                if path.is_file():
+                    return path
+        raise FileNotFoundError(
+            f"{self.dataset}: there is no {' or '.join(names)} in {folder}; data_dir should be {self.annotations}"
+        )
+
+    def folder_of(self, relative: str) -> Path:
+        """`relative` in data_dir, or what is left of it if data_dir already is one of its folders."""
+        parts = Path(relative).parts
+        candidates = (Path(self.data_dir, *parts[start:]) for start in range(len(parts)))
+        return next((path for path in candidates if path.is_dir()), Path(self.data_dir))
+
+    def image_states(self) -> Iterator[str]:
+        """What changes when a photograph does."""
+        for annotation in self.read(Problems(self.source, 1.0, quiet=True)):
+            try:
+                status = os.stat(locate(self.image_dir, annotation.image))
+            except (BadImage, OSError):
+                continue
+            yield f"{annotation.image}\n{status.st_size}\n{status.st_mtime_ns}\n"
+
+    @property
+    def source(self) -> str:
+        return f"{self.dataset} {self.split}"
+
+    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
+        """Names the cache by what is on disk, so that a new photograph or a corrected caption is not missed."""
+        digest = hashlib.sha256()
+        for path in self.files.values():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        for state in self.image_states():
+            digest.update(state.encode())
+        contents = {**config_kwargs, "data_dir": self.data_dir, "image_dir": self.image_dir, "split": self.split}
+        contents |= {"languages": self.languages, "files": digest.hexdigest()}
+        return super().create_config_id(contents, custom_features)
+
+
+class AnnotatedImages(datasets.GeneratorBasedBuilder):
+    """Builds one split; `data_scripts.load` is the short way."""
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=row_features(self.config.languages), homepage=self.config.homepage)
+
+    def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
+        annotations, in_files = self.read_annotations()
+        in_images = Problems(f"{self.config.source} images", self.config.max_bad_fraction, rows=len(annotations))
+        # A stream would wait for it at every start, and decodes its images where it can leave the bad ones out.
+        decode = not dl_manager.is_streaming
+        rows = [
+            (number, {"image": image, "image_id": annotation.image_id, "captions": annotation.captions})
+            for number, (annotation, image) in enumerate(self.check_images(annotations, in_images, decode))
+            if image is not None and any(annotation.captions.values())
+        ]
+        in_images.check()
+        if not rows:
+            raise FileNotFoundError(
+                f"{self.config.source}: none of {len(annotations):,} photographs can be read in "
+                f"{self.config.image_dir}, such as {annotations[0].image if annotations else 'any'}; set image_dir to "
+                f"the folder of {self.config.photographs}"
+            )
+        # The description is kept beside the rows in the cache: a later load repeats what was left out.
+        self.info.description = "\n".join(filter(None, (in_files.table(), in_images.table())))
+        # A list is what `datasets` cuts into shards: a stream can then be split and shuffled row by row.
+        return [datasets.SplitGenerator(name=self.config.split, gen_kwargs={"rows": rows})]
+
+    def _generate_examples(self, rows: list[tuple[int, dict]]) -> Iterator[tuple[int, dict]]:
+        for number, row in rows:
+            yield number, {**row, "image": self.encoded(row["image"])}
+
+    def read_annotations(self) -> tuple[list[Annotation], Problems]:
+        """The annotations of the split, and what was wrong in their files."""
+        problems = Problems(f"{self.config.source} annotations", self.config.max_bad_fraction)
+        annotations = list(self.config.read(problems))
+        problems.check()
+        return annotations, problems
+
+    def locate(self, annotation: Annotation) -> Any:
+        """Where an annotation's image is, in terms that `encoded` understands; BadImage where it is not."""
+        return locate(self.config.image_dir, annotation.image)
+
+    def encoded(self, image: Any) -> str | bytes:
+        """The path or the encoded bytes of an image."""
+        return image
+
+    def check_images(
+        self, annotations: Sequence[Annotation], problems: Problems, decode: bool = True
+    ) -> Iterator[tuple[Annotation, Any | None]]:
+        """Gives each annotation with what `locate` says, None where there is no image or it cannot be decoded."""
+
+        def check(annotation: Annotation) -> Any | BadImage:
+            try:
+                image = self.locate(annotation)
+                if decode:  # at an eighth of its size: a header alone does not show that a download broke off
+                    read_image(self.encoded(image), target_size=1)
+            except BadImage as error:
+                return error
+            return image
+
+        pool = ThreadPoolExecutor()  # reading and decoding both run outside Python's lock
+        try:
+            results = tqdm(
+                pool.map(check, annotations),
+                desc=f"checking images of {self.config.source}",
+                total=len(annotations),
+                leave=False,
+                delay=2,
+                disable=None,
+            )
+            for annotation, result in zip(annotations, results, strict=True):
+                if isinstance(result, BadImage):
+                    problems.add_image(result, annotation.where)
+                    result = None
+                yield annotation, result
+        finally:  # with too many bad ones, the rest need not be looked at
+            pool.shutdown(cancel_futures=True)
+
+    def as_dataset(self, *args, **kwargs) -> datasets.Dataset:
+        self._report()
+        return super().as_dataset(*args, **kwargs)
+
+    def as_streaming_dataset(self, *args, **kwargs) -> datasets.IterableDataset:
+        dataset = super().as_streaming_dataset(*args, **kwargs)
+        self._report()
+        return dataset
+
+    def _report(self) -> None:
+        if self.info.description:
+            logger.warning(self.info.description)
+
+
+def without_empty(captions: Iterable[str], language: str, where: str, problems: Problems) -> list[str]:
+    """Captions without outer white space; the empty ones are left out and counted."""
+    stripped = [caption.strip() for caption in captions]
+    for caption in stripped:
+        if not caption:
+            problems.bad(f"{EMPTY_CAPTION} in {language}", where)
+    return [caption for caption in stripped if caption]
+
+
+def merge_by_image(
+    parts: Iterable[tuple[str, str, list[str], str]], languages: Sequence[str], problems: Problems
+) -> list[Annotation]:
+    """One annotation per image, in the order in which images come up.
+
+    Args:
+        parts: image, language, captions in it, and where they are from.
+    """
+    merged: dict[str, Annotation] = {}
+    for image, language, captions, where in parts:
+        if image not in merged:
+            merged[image] = Annotation(image, {language: [] for language in languages}, where)
+        merged[image].captions[language] += without_empty(captions, language, where, problems)
+    return list(merged.values())
+
+
+def read_text(path: Path, cure: str) -> str:
+    """A UTF-8 file, gzipped or not; ValueError with the cure where it is damaged."""
+    try:
+        contents = path.read_bytes()
+        return (gzip.decompress(contents) if path.suffix == ".gz" else contents).decode("utf-8")
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {cure}") from error
+
+
+def read_lines(path: Path, cure: str) -> list[str]:
+    text = read_text(path, cure)
+    # Not splitlines(): it also breaks at rare characters inside a caption, and files would no longer align.
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_json(path: Path, cure: str) -> Any:
+    try:
+        return json.loads(read_text(path, cure))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); {cure}") from error
+
+
+def read_json_lines(path: Path, problems: Problems, cure: str) -> Iterator[tuple[dict, str]]:
+    """Every line's object, with its file and line; broken ones are counted."""
+    for number, line in enumerate(read_lines(path, cure), start=1):
+        where = f"{path} line {number}"
+        problems.rows += 1
+        try:
+            entry = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            problems.bad(BROKEN_JSON, where)
+            continue
+        if isinstance(entry, dict):
+            yield entry, where
+        else:
+            problems.bad(WRONG_TYPE, where)
+
+
+def read_caption_list(path: Path, problems: Problems, cure: str) -> Iterator[tuple[str, list[str], str]]:
+    """The research code's layout: a JSON list of `{"image": …, "caption": … or [… , …], "image_id": …}`.
+
+    Gives image, captions, and where they are from.
+    """
+    entries = read_json(path, cure)
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} is no JSON list; {cure}")
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path} entry {number}"
+        problems.rows += 1
+        image, captions = (entry.get("image"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+        captions = [captions] if isinstance(captions, str) else captions
+        if isinstance(image, str) and is_list_of_strings(captions):
+            yield image, captions, where
+        else:
+            problems.bad(WRONG_TYPE, where)
+
+
+def is_list_of_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -1,0 +1,228 @@
+"""What of a data set is on disk: counts of rows, images and captions beside the published ones.
+
+    python -m data_scripts.check multi30k --data_dir multi30k --image_dir flickr30k-images
+    python -m data_scripts.check xflickrco --data_dir iglue --image_dir images --splits test --languages de en
+    python -m data_scripts.check multi30k --data_dir multi30k --image_dir flickr30k-images --thumbnails 12
+
+Every image is decoded. The exit code is 1 where something is missing, bad or other than published, unless
+--allow-partial; 2 where nothing could be read.
+"""
+
+import argparse
+import hashlib
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import east_asian_width
+
+from PIL import Image
+
+import data_scripts
+from data_scripts.annotations import EMPTY_CAPTION, AnnotatedImages, Annotation
+from data_scripts.images import read_image
+from data_scripts.problems import Problems
+
+# Sides of a thumbnail in pixels, and characters to a line below it.
+THUMBNAIL = 320
+LINE = 44
+
+
+@dataclass
+class Report:
+    """Counts of one split, each with what was expected where that is known."""
+
+    title: str
+    images: dict[str, tuple[int, int | None]]
+    captions: dict[str, tuple[int, int | None, int, int]]  # language → here, expected, of them empty, repeated
+    problems: list[Problems]
+
+    @property
+    def is_complete(self) -> bool:
+        return not any(_differs(*counts[:2]) for counts in (*self.images.values(), *self.captions.values()))
+
+    def __str__(self) -> str:
+        lines = [self.title, f"{'':<18}{'here':>10}{'expected':>12}"]
+        for name, counts in self.images.items():
+            lines.append(f"{name:<18}" + _columns(*counts))
+        lines.append(f"{'captions':<18}{'here':>10}{'expected':>12}{'empty':>10}{'repeated':>10}")
+        for language, (here, expected, empty, repeated) in self.captions.items():
+            lines.append(f"  {language:<16}" + _columns(here, expected, empty, repeated))
+        tables = [problems.table() for problems in self.problems]
+        return "\n".join(filter(None, [*lines, *tables]))
+
+
+def _differs(here: int, expected: int | None) -> bool:
+    return expected is not None and here != expected
+
+
+def _columns(here: int, expected: int | None, *others: int) -> str:
+    known = "" if expected is None else f"{expected:,}"
+    numbers = f"{here:>10,}{known:>12}" + "".join(f"{other:>10,}" for other in others)
+    return (numbers + ("  differs" if _differs(here, expected) else "")).rstrip()
+
+
+def check(builder: AnnotatedImages) -> tuple[Report, list[tuple[Annotation, str | bytes]]]:
+    """Counts one split, and gives the annotations whose images can be read, with those images.
+
+    Images seen twice are files of equal contents; repeated captions are those that an earlier one of the language
+    equals.
+    """
+    annotations, in_files = builder.read_annotations()
+    in_images = Problems(f"{builder.config.source} images", max_bad_fraction=1.0, rows=len(annotations))
+    found, digests = [], set()
+    for annotation, image in builder.check_images(annotations, in_images):
+        if image is not None:
+            found.append((annotation, image))
+            digests.add(_digest(builder.encoded(image)))
+    languages = builder.config.languages
+    published = builder.config.published_counts()
+    unreadable = sum(count for reason, count in in_files.counts.items() if not reason.startswith(EMPTY_CAPTION))
+    images = {
+        "rows": (len(annotations), published.get("rows")),
+        "images found": (len(found), len(annotations)),
+        "images missing": (in_images.absences.total(), 0),
+        "images bad": (in_images.counts.total(), 0),
+        "images seen twice": (len(found) - len(digests), None),
+        "entries unreadable": (unreadable, 0),
+    }
+    captions = {}
+    for language in languages:
+        texts = [caption for annotation in annotations for caption in annotation.captions[language]]
+        empty = in_files.counts[f"{EMPTY_CAPTION} in {language}"]
+        expected = published.get(f"captions {language}")
+        captions[language] = (len(texts) + empty, expected, empty, len(texts) - len(set(texts)))
+    title = f"{builder.config.source} ({' '.join(languages)})"
+    return Report(title, images, captions, [in_files, in_images]), found
+
+
+def _digest(encoded: str | bytes) -> bytes:
+    contents = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+    return hashlib.blake2b(contents, digest_size=16).digest()
+
+
+def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list[str]]]], path: Path) -> None:
+    """A PNG of pictures, each with its name and its captions in every language below it.
+
+    Args:
+        pictures: picture, name, and for each language the captions.
+        path: file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib import font_manager
+
+    # Each character is drawn in the first font that has it; a script that none has is warned of by matplotlib.
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = ["DejaVu Sans", *sorted(name for name in installed if re.search("CJK|Gothic|Hei|Nanum|Arabic", name))]
+
+    texts = []
+    for _, name, captions in pictures:
+        lines = [name[-LINE:]]
+        for language, of_language in captions.items():
+            for caption in of_language:
+                is_wide = any(east_asian_width(character) == "W" for character in caption)
+                width = LINE // 2 + 3 if is_wide else LINE  # Chinese letters take the room of two
+                lines += textwrap.wrap(f"{language}  {caption}", width, subsequent_indent="      ")
+        texts.append("\n".join(lines))
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    text_height = 0.17 * max(text.count("\n") + 1 for text in texts)  # inches at 8 points
+    with plt.rc_context({"font.family": fonts}):
+        figure, axes = plt.subplots(
+            rows, columns, squeeze=False, figsize=(3.6 * columns, (2.8 + text_height) * rows), dpi=110
+        )
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, (picture, _, _), text in zip(axes.flat, pictures, texts, strict=False):
+            axis.imshow(picture)
+            axis.set_anchor("SW")
+            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=8, linespacing=1.4)
+        total = 2.8 + text_height
+        figure.subplots_adjust(
+            left=0.01, right=0.99, top=1 - 0.1 / (rows * total), bottom=text_height / (rows * total),
+            wspace=0.08, hspace=text_height / 2.7,
+        )  # fmt: skip
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_scripts.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=sorted(data_scripts.BUILDERS), help="data set")
+    parser.add_argument("--data_dir", help="folder of its annotations")
+    parser.add_argument("--image_dir", help="folder of its images")
+    parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
+    parser.add_argument("--languages", nargs="+", help="such as: en de; all that the data set has by default")
+    parser.add_argument("--few_shot", help="LANGUAGE,SHOTS such as de,100: the train split of xflickrco")
+    parser.add_argument("--task", type=int, help="of multi30k: 1 (default) or 2")
+    parser.add_argument("--allow-partial", "--allow_partial", action="store_true", help="differences are no failure")
+    parser.add_argument("--thumbnails", type=int, metavar="N", help="draw N rows of the first split with captions")
+    parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="where to draw them")
+    return parser.parse_args(argv)
+
+
+def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages]:
+    """The builder of a split; one for each language where languages have images of their own."""
+    options = {"few_shot": arguments.few_shot, "task": arguments.task}
+    options = {name: value for name, value in options.items() if value is not None}
+
+    def make(languages: Sequence[str] | None) -> AnnotatedImages:
+        builder = data_scripts.make_builder(
+            arguments.name,
+            split=split,
+            languages=languages,
+            data_dir=arguments.data_dir,
+            image_dir=arguments.image_dir,
+            max_bad_fraction=1.0,  # all of it is to be seen
+            **options,
+        )
+        if not isinstance(builder, AnnotatedImages):
+            raise ValueError(f"{arguments.name} has no annotation files to check")
+        return builder
+
+    builder = make(arguments.languages)
+    if not builder.config.languages_apart:
+        return [builder]
+    return [make([language]) for language in builder.config.languages]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # what is wrong is in the tables
+    arguments = parse_arguments(argv)
+    splits = ["train"] if arguments.few_shot else arguments.splits
+    complete, sheet = True, None
+    try:
+        for split in splits:
+            for builder in _builders(arguments, split):
+                report, found = check(builder)
+                print(report, end="\n\n", flush=True)
+                complete &= report.is_complete
+                if sheet is None:
+                    sheet = (builder, found)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.thumbnails:
+        builder, found = sheet
+        chosen = found[:: max(1, len(found) // arguments.thumbnails)][: arguments.thumbnails]
+        draw_contact_sheet(
+            [
+                (read_image(builder.encoded(image), THUMBNAIL), annotation.image_id, annotation.captions)
+                for annotation, image in chosen
+            ],
+            arguments.output,
+        )
+        print(f"{len(chosen)} rows drawn in {arguments.output}")
+    return 0 if complete or arguments.allow_partial else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

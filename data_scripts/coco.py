@@ -1,0 +1,201 @@
+"""COCO photographs with captions in English (Karpathy's split), Japanese (YJ Captions) and Chinese (COCO-CN).
+
+`data_dir` holds what each language's publisher ships, as downloaded and unpacked, anywhere below it:
+
+    en    dataset_coco.json                                        https://cs.stanford.edu/people/karpathy/deepimagesent/
+    ja    yjcaptions26k_clean.json, and dataset_coco.json          https://github.com/yahoojapan/YJCaptions
+    zh    coco-cn_{train,val,test}.txt, imageid.human-written-caption.txt    https://github.com/li-xirong/coco-cn
+
+or the research code's `{en,ja,zh}.{train,val,test}.json`. `image_dir` is the folder of `train2014` and `val2014`
+(https://cocodataset.org/#download), or one above it.
+
+YJ Captions come without a split: they follow Karpathy's, which puts photographs of train2014 into training only. The
+split behind the published Japanese figures is not public; with its JSON files they can be reproduced, with YJ
+Captions alone they cannot.
+
+The languages have test photographs of their own: evaluate one language at a time. One language's test photographs may
+be among another's training photographs, as in the published work.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from data_scripts.annotations import (
+    WRONG_TYPE,
+    AnnotatedImages,
+    Annotation,
+    AnnotationConfig,
+    is_list_of_strings,
+    merge_by_image,
+    read_caption_list,
+    read_json,
+    read_lines,
+)
+from data_scripts.problems import Problems
+
+HOMEPAGE = "https://cocodataset.org"
+KARPATHY = "dataset_coco.json"
+YJ_CAPTIONS = "yjcaptions26k_clean.json"
+COCO_CN = "imageid.human-written-caption.txt"
+STEMS = {"train": "train", "validation": "val", "test": "test"}
+# Karpathy's "restval", what is left of val2014, is for training.
+KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
+FOLDS = 5
+# Photographs of each split, as published.
+PUBLISHED_ROWS = {
+    "en": {"train": 113_287, "validation": 5_000, "test": 5_000},
+    "zh": {"train": 18_341, "validation": 1_000, "test": 1_000},
+}
+
+
+@dataclass
+class COCOConfig(AnnotationConfig):
+    """What to read, see `AnnotationConfig`. English alone unless languages are given.
+
+    Args:
+        fold: 0 to 4: only this fifth of the split's images, in the order of the files. The published evaluation in en
+            and ja is the mean over the five folds of the test split, 1,000 images each.
+    """
+
+    fold: int | None = None
+
+    dataset = "coco"
+    homepage = HOMEPAGE
+    annotations = f"{KARPATHY}, {YJ_CAPTIONS} and COCO-CN, or of the research code's JSON files"
+    photographs = "COCO's train2014 and val2014"
+    languages_apart = True
+
+    def __post_init__(self):
+        if self.fold is not None and self.fold not in range(FOLDS):
+            raise ValueError(f"coco has the folds 0 to {FOLDS - 1}, not {self.fold!r}")
+        if self.languages is None:
+            self.languages = ("en",)
+        super().__post_init__()
+
+    def known_languages(self) -> Sequence[str]:
+        return ("en", "ja", "zh")
+
+    def find_files(self) -> dict[tuple[str, str], Path]:
+        stem = STEMS[self.split]
+        if any(Path(self.data_dir).glob(f"*.{stem}.json*")):
+            return {(language, "json"): self.file(f"{language}.{stem}.json") for language in self.languages}
+        files = {}
+        for language in self.languages:
+            if language == "zh":
+                files["zh", "captions"] = self._anywhere(COCO_CN)
+                files["zh", "split"] = self._anywhere(f"coco-cn_{stem}.txt")
+            else:
+                files["en", "captions"] = self._anywhere(KARPATHY)
+            if language == "ja":
+                files["ja", "captions"] = self._anywhere(YJ_CAPTIONS)
+        return files
+
+    def _anywhere(self, name: str) -> Path:
+        """The first file of that name, nearest to data_dir first."""
+        found = sorted(Path(self.data_dir).rglob(name), key=lambda path: (len(path.parts), path))
+        return self.file(name, folder=found[0].parent if found else self.data_dir)
+
+    def read(self, problems: Problems) -> Iterable[Annotation]:
+        annotations = merge_by_image(
+            (part for language in self.languages for part in self._read_language(language, problems)),
+            self.languages,
+            problems,
+        )
+        if self.fold is None:
+            return annotations
+        size = len(annotations) // FOLDS
+        end = len(annotations) if self.fold == FOLDS - 1 else (self.fold + 1) * size
+        return annotations[self.fold * size : end]
+
+    def _read_language(self, language: str, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
+        if (language, "json") in self.files:
+            path = self.files[language, "json"]
+            for image, captions, where in read_caption_list(path, problems, "write it again as docs/data.md says"):
+                yield image, language, captions, where
+        elif language == "zh":
+            yield from self._read_coco_cn(problems)
+        elif language == "ja":
+            yield from self._read_yj_captions(problems)
+        else:
+            for _, image, captions, where in self._read_karpathy(problems):
+                yield image, "en", captions, where
+
+    def _read_karpathy(self, problems: Problems) -> Iterator[tuple[int, str, list[str], str]]:
+        """COCO's number of the image, its path, captions, and where they are from."""
+        path = self.files["en", "captions"]
+        for number, entry in enumerate(_entries(path, "images"), start=1):
+            entry = entry if isinstance(entry, dict) else {}
+            if entry.get("split") not in (*KARPATHY_SPLITS["train"], "val", "test"):
+                problems.rows += 1
+                problems.bad(WRONG_TYPE, f"{path} image {number}")
+                continue
+            if entry["split"] not in KARPATHY_SPLITS[self.split]:
+                continue
+            problems.rows += 1
+            names = [entry.get("filepath"), entry.get("filename")]
+            sentences = entry.get("sentences")
+            sentences = sentences if isinstance(sentences, list) else [None]
+            captions = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
+            if is_list_of_strings(names) and is_list_of_strings(captions) and isinstance(entry.get("cocoid"), int):
+                yield entry["cocoid"], f"coco/{names[0]}/{names[1]}", captions, f"{path} image {number}"
+            else:
+                problems.bad(WRONG_TYPE, f"{path} image {number}")
+
+    def _read_yj_captions(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
+        counted_elsewhere = Problems(self.source, 1.0, quiet=True)
+        images = {number: image for number, image, _, _ in self._read_karpathy(counted_elsewhere)}
+        path = self.files["ja", "captions"]
+        for number, entry in enumerate(_entries(path, "annotations"), start=1):
+            image_id, caption = (
+                (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
+            )
+            if not isinstance(image_id, int) or not isinstance(caption, str):
+                problems.rows += 1
+                problems.bad(WRONG_TYPE, f"{path} annotation {number}")
+            elif image_id in images:
+                problems.rows += 1
+                yield images[image_id], "ja", [caption], f"{path} annotation {number}"
+
+    def _read_coco_cn(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
+        path, cure = self.files["zh", "captions"], f"download it again from {HOMEPAGE}"
+        captions: dict[str, list[str]] = {}
+        for number, line in enumerate(read_lines(path, cure), start=1):
+            key, tab, caption = line.partition("\t")  # COCO_train2014_000000000009#0, a caption
+            if tab:
+                captions.setdefault(key.split("#")[0], []).append(caption)
+            else:
+                problems.rows += 1
+                problems.bad("line without a tab", f"{path} line {number}")
+        for number, line in enumerate(read_lines(self.files["zh", "split"], cure), start=1):
+            name = line.strip()
+            folder = name.split("_")[1] if name.count("_") == 2 else ""
+            problems.rows += 1
+            yield (
+                f"coco/{folder}/{name}.jpg",
+                "zh",
+                captions.get(name, [""]),
+                f"{self.files['zh', 'split']} line {number}",
+            )
+
+    def published_counts(self) -> dict[str, int]:
+        if len(self.languages) > 1 or self.fold is not None or self.languages[0] not in PUBLISHED_ROWS:
+            return {}
+        return {"rows": PUBLISHED_ROWS[self.languages[0]][self.split]}
+
+
+def _entries(path: Path, field: str) -> list:
+    cure = f"download it again; docs/data.md says where {path.name} is from"
+    content = read_json(path, cure)
+    if not isinstance(content, dict) or not isinstance(content.get(field), list):
+        raise ValueError(f"{path} has no list {field!r}; {cure}")
+    return content[field]
+
+
+class COCO(AnnotatedImages):
+    """Builds one split of COCO; `data_scripts.load("coco", …)` is the short way."""
+
+    VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
+    BUILDER_CONFIG_CLASS = COCOConfig

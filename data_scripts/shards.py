@@ -1,0 +1,285 @@
+"""Reading pre-training shards where they lie: what a line may hold, an index of the usable ones, and their rows.
+
+A line is one image in JSON:
+
+    {"caption": {"en": "…", "de": "…"}, "image_path": "….jpg"}
+    {"caption": [{"en": "…"}, {"en": "…"}], "image": "base64 of the file"}   or "binary"
+
+This is apart from the builder because `datasets` gives a builder's module an `open` of its own, for remote files.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_scripts.images import MISSING, BadImage, decode_base64, inside, read_image
+from data_scripts.problems import Problems
+from data_scripts.rows import row_features
+from processing_ccrk import normalize_caption
+
+logger = logging.getLogger(__name__)
+
+NOT_UTF8 = "line is not UTF-8"
+NOT_JSON = "line is no JSON"
+NOT_A_ROW = "line is no JSON object"
+NO_CAPTIONS = "caption is neither an object nor a list of them"
+NOT_TEXT = "caption is no text"
+EMPTY_CAPTION = "caption is empty"
+OTHER_CASE = "language tag in another case"
+NO_LANGUAGE = "no caption in the languages asked for"
+NO_IMAGE = "row without an image"
+
+# Where the lines of the usable rows lie: number of the shard, length and offset in bytes.
+INDEX_TYPE = np.dtype([("shard", "<i4"), ("length", "<i4"), ("offset", "<i8")])
+
+
+class BadRow(ValueError):
+    """A line that cannot be used; `reason` is one of this module's constants."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def find_shards(folder: str | os.PathLike, sets: Sequence[str] | None = None) -> list[Path]:
+    """All `part_*.data` below a folder, or below its subfolders named `sets`, in the order of their names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    shards = []
+    for part in [Path(folder) / name for name in sets] if sets else [Path(folder)]:
+        found = sorted(part.rglob("part_*.data"))
+        if not found:
+            raise FileNotFoundError(f"there is no part_*.data in {part}; data_dir should hold pre-training shards")
+        shards += found
+    return shards
+
+
+def parse_row(line: bytes) -> dict:
+    """The JSON object of a line. Raises BadRow where it is none, or has no captions."""
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise BadRow(NOT_UTF8) from error
+    except (ValueError, RecursionError) as error:  # a thousand brackets exceed what the parser nests
+        raise BadRow(NOT_JSON) from error
+    if not isinstance(row, dict):
+        raise BadRow(NOT_A_ROW)
+    captions = row.get("caption")
+    captions = captions if isinstance(captions, list) else [captions]
+    if not captions or not all(isinstance(caption, dict) for caption in captions):
+        raise BadRow(NO_CAPTIONS)
+    return row
+
+
+def caption_problem(text: object) -> str | None:
+    """Why this is no caption, or None where it is one."""
+    if not isinstance(text, str):
+        return NOT_TEXT
+    try:
+        text.encode()  # half a surrogate pair is valid JSON and no valid text
+        normalize_caption(text, max_words=1)
+    except UnicodeEncodeError:
+        return NOT_TEXT
+    except ValueError:
+        return EMPTY_CAPTION
+    return None
+
+
+def read_captions(row: dict, languages: Sequence[str]) -> tuple[dict[str, list[str]], set[str]]:
+    """The usable captions of a parsed row in each language, and the reasons why others are not.
+
+    Raises:
+        BadRow: there is no usable one.
+    """
+    captions: dict[str, list[str]] = {language: [] for language in languages}
+    problems = set()
+    for caption in row["caption"] if isinstance(row["caption"], list) else [row["caption"]]:
+        for tag, text in caption.items():
+            if tag in captions:
+                if problem := caption_problem(text):
+                    problems.add(problem)
+                else:
+                    captions[tag].append(text)
+            elif tag.lower() in captions:
+                problems.add(OTHER_CASE)
+    if not any(captions.values()):
+        raise BadRow(min(problems, default=NO_LANGUAGE))
+    return captions, problems
+
+
+def image_source(row: dict, image_dir: str) -> tuple[str | None, str | None]:
+    """A parsed row's absolute image path, or else its base64.
+
+    Raises:
+        BadRow: there is neither.
+        BadImage: the path leaves `image_dir`.
+    """
+    if (name := row.get("image_path")) is not None:
+        if caption_problem(name) == NOT_TEXT:
+            raise BadRow(NO_IMAGE)
+        return inside(image_dir, name), None
+    inline = row.get("image", row.get("binary"))
+    if not isinstance(inline, str) or not inline:
+        raise BadRow(NO_IMAGE)
+    return None, inline
+
+
+@dataclass(eq=False)
+class ShardRows(torch.utils.data.Dataset):
+    """
+    Rows read from the shards where they lie, in the format of `data_scripts.rows`; nothing is kept in memory.
+
+    Map-style, so that the samplers of torch, accelerate and the Trainer share the rows out among processes and
+    workers, shuffle them anew in every epoch, and resume by skipping numbers instead of images.
+
+    Args:
+        shards: their paths.
+        index: (rows,) of `INDEX_TYPE`, memory-mapped.
+        languages: of the captions.
+        image_dir: what image paths are relative to.
+        decode: give pictures; otherwise what `datasets.Image(decode=False)` gives, a path or the bytes of the file.
+    """
+
+    shards: Sequence[str]
+    index: np.ndarray
+    languages: Sequence[str]
+    image_dir: str
+    decode: bool = True
+
+    @property
+    def features(self) -> datasets.Features:
+        return row_features(self.languages)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> dict:
+        """A row. Raises IndexError beyond the end, BadImage where the picture is to be decoded and cannot be."""
+        number = range(len(self))[number]
+        row = self._parse(number)
+        path, inline = image_source(row, self.image_dir)
+        contents = None if inline is None else decode_base64(inline, self._where(number))
+        image = {"bytes": contents, "path": path}
+        captions, _ = read_captions(row, self.languages)
+        return {
+            "image": read_image(image, where=self._where(number)) if self.decode else image,
+            # Equal images share their id: by path, or else by content.
+            "image_id": row["image_path"] if inline is None else hashlib.sha256(contents).hexdigest(),
+            "captions": captions,
+        }
+
+    @classmethod
+    def open(
+        cls,
+        index_file: str | os.PathLike,
+        shards: Sequence[str],
+        languages: Sequence[str],
+        image_dir: str,
+        max_bad_fraction: float,
+    ) -> "ShardRows":
+        """Rows by an index that is on disk, or else written there first; says in either case what it leaves out."""
+        index_file = Path(index_file)
+        report_file = index_file.with_suffix(".txt")
+        if not index_file.is_file():
+            index_file.parent.mkdir(parents=True, exist_ok=True)
+            index, report = index_shards(shards, languages, image_dir, max_bad_fraction)
+            report_file.write_text(report, encoding="utf-8")
+            with tempfile.NamedTemporaryFile(dir=index_file.parent, delete=False) as unfinished:
+                np.save(unfinished, index)
+            os.replace(unfinished.name, index_file)  # last: where it is, it is whole
+        if report := report_file.read_text(encoding="utf-8"):
+            logger.warning("%s\nThis was counted once; delete %s to look again", report, index_file)
+        return cls(shards, np.load(index_file, mmap_mode="r"), languages, image_dir)
+
+    def captions(self) -> Iterator[dict[str, list[str]]]:
+        """The captions of all rows in their order, without the pictures."""
+        return (read_captions(self._parse(number), self.languages)[0] for number in range(len(self)))
+
+    def select(self, numbers: Sequence[int]) -> "ShardRows":
+        """These rows only."""
+        return replace(self, index=self.index[np.asarray(numbers)])
+
+    def _where(self, number: int) -> str:
+        shard, _, offset = self.index[number]
+        return f"{self.shards[shard]} byte {offset}"
+
+    def _parse(self, number: int) -> dict:
+        shard, length, offset = self.index[number].tolist()
+        # Opened anew for each row: workers that share a file would share its position, too.
+        with open(self.shards[shard], "rb") as lines:
+            lines.seek(offset)
+            return parse_row(lines.read(length))
+
+
+def index_shards(
+    shards: Sequence[str], languages: Sequence[str], image_dir: str, max_bad_fraction: float
+) -> tuple[np.ndarray, str]:
+    """Reads every line once: where the usable rows lie, (rows,) of `INDEX_TYPE`, and a table of what is left out.
+
+    Images must be there; whether they are whole is seen when they are decoded.
+
+    Raises:
+        ValueError: more than `max_bad_fraction` is bad, or no row has a caption in one of the languages.
+        FileNotFoundError: none of the images is there.
+    """
+    problems = Problems("pretraining", max_bad_fraction)
+    columns = array("i"), array("i"), array("q")
+    found = set()
+    progress = tqdm(total=sum(map(os.path.getsize, shards)), unit="B", unit_scale=True, desc="indexing")
+    with progress:
+        for shard, path in enumerate(shards):
+            with open(path, "rb") as lines:
+                offset = 0
+                for number, line in enumerate(lines, start=1):
+                    problems.rows += 1
+                    if present := check_line(line, languages, image_dir, problems, f"{path} line {number}"):
+                        found |= present
+                        for column, value in zip(columns, (shard, len(line), offset), strict=True):
+                            column.append(value)
+                    offset += len(line)
+                    progress.update(len(line))
+    problems.check()
+    if not columns[0]:
+        raise FileNotFoundError(f"pretraining: no usable row; is image_dir {image_dir} right?\n{problems.table()}")
+    if unseen := [language for language in languages if language not in found]:
+        raise ValueError(
+            f"pretraining: no caption in {', '.join(unseen)} in these shards; choose among the rows' languages, "
+            "or add some with data_scripts.translate"
+        )
+    index = np.empty(len(columns[0]), INDEX_TYPE)
+    for name, column in zip(INDEX_TYPE.names, columns, strict=True):
+        index[name] = column
+    return index, problems.table()
+
+
+def check_line(line: bytes, languages: Sequence[str], image_dir: str, problems: Problems, where: str) -> set[str]:
+    """The languages of a usable row, none of one that is not; counts what is wrong."""
+    try:
+        row = parse_row(line)
+        captions, reasons = read_captions(row, languages)
+        path, inline = image_source(row, image_dir)
+        if inline is not None:
+            decode_base64(inline, where)
+    except (BadRow, BadImage) as error:
+        # A choice of languages leaves rows out, as images that were not downloaded do: that is not bad.
+        (problems.absent if error.reason == NO_LANGUAGE else problems.bad)(error.reason, where)
+        return set()
+    if path is not None and not os.path.isfile(path):
+        problems.absent(MISSING, f"{where}, {path}")
+        return set()
+    for reason in sorted(reasons):
+        problems.bad(reason, where)
+    return {language for language, texts in captions.items() if texts}

@@ -1,0 +1,86 @@
+"""Exporting: what others load with plain `datasets` is what the builders give, images included."""
+
+import shutil
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from test_pretraining_data import LANGUAGES, load, make_folder
+
+from data_scripts import export
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    return lambda *arguments: export.main([str(argument) for argument in arguments])
+
+
+def loaded(path, tmp_path, **arguments):
+    return datasets.load_dataset(str(path), cache_dir=str(tmp_path / "elsewhere"), **arguments)
+
+
+def test_shards_with_images_by_path_and_inline(call, tmp_path, monkeypatch, capsys):
+    folder = make_folder(tmp_path / "data")
+    monkeypatch.setattr(export, "ROWS_PER_FILE", 25)
+    out = tmp_path / "out"
+    call("pretraining", out, "--splits", "train", "--data_dir", folder, "--languages", *LANGUAGES)
+    names = [f"train-0000{number}-of-00003.parquet" for number in range(3)]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert capsys.readouterr().out.split() == [str(out / name) for name in names]
+    assert [pq.read_metadata(out / name).num_rows for name in names] == [20, 20, 20]
+
+    expected = list(load(folder, streaming=False))
+    files = load(folder, streaming=False).cast_column("image", datasets.Image(decode=False))
+    contents = [image["bytes"] or open(image["path"], "rb").read() for image in files["image"]]
+    shutil.rmtree(folder)  # the images must be inside
+    rows = loaded(out, tmp_path)["train"]
+    assert rows.features["captions"] == files.features["captions"]
+    for row, original in zip(rows, expected, strict=True):
+        assert row["image"].tobytes() == original["image"].tobytes()
+        assert (row["image_id"], row["captions"]) == (original["image_id"], original["captions"])
+    undecoded = rows.cast_column("image", datasets.Image(decode=False))
+    assert [image["bytes"] for image in undecoded["image"]] == contents
+    parquet = datasets.load_dataset("parquet", data_files=str(out / "*.parquet"), cache_dir=str(tmp_path / "p"))
+    assert parquet["train"]["image_id"][:] == rows["image_id"][:]
+
+
+def test_splits_and_options_of_another_builder(call, tmp_path):
+    arguments = ("--splits", "validation", "test", "--languages", "en", "ja")
+    call("shapes", tmp_path / "out", *arguments, "--config", "num_train=1", "num_validation=3", "num_test=5", "seed=2")
+    rows = loaded(tmp_path / "out", tmp_path)
+    assert {split: len(part) for split, part in rows.items()} == {"validation": 3, "test": 5}
+    assert list(rows["test"].features["captions"]) == ["en", "ja"]
+    assert rows["test"][0]["image"].size == (64, 64)
+
+
+def test_push_to_hub(call, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        datasets.Dataset, "push_to_hub", lambda rows, repo, split: pushed.append((repo, split, len(rows)))
+    )
+    config = ("--config", "num_train=2", "num_validation=3", "num_test=1", "--push_to_hub", "user/shapes")
+    call("shapes", tmp_path / "out", "--splits", "train", "validation", *config)
+    assert pushed == [("user/shapes", "train", 2), ("user/shapes", "validation", 3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretraining", "--splits", "train"), "pretraining needs data_dir"),
+        (("shapes", "--splits", "dev"), "shapes has no split 'dev'"),
+        (("shapes", "--config", "sides=3"), "shapes takes no sides"),
+        (("shapes", "--splits", "train"), "holds files of train already"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, call, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train-00000-of-00001.parquet").touch()
+    small = (
+        ()
+        if "--config" in arguments or arguments[0] != "shapes"
+        else ("--config", "num_train=1", "num_validation=1", "num_test=1")
+    )
+    with pytest.raises(SystemExit, match=message) as raised:
+        call(arguments[0], tmp_path / "out", *arguments[1:], *small)
+    assert str(raised.value).startswith("error: ")

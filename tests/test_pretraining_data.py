@@ -1,0 +1,442 @@
+"""Pre-training shards: rows, bad input counted by reason, and reading them exactly once, from anywhere."""
+
+import base64
+import io
+import json
+import logging
+import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import skip_first_batches
+from accelerate.data_loader import prepare_data_loader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_training import RECIPE
+from torch.utils.data import DataLoader
+
+import data_scripts
+import train_pretrain
+from data_scripts import images, shards
+from data_scripts.problems import Problems
+from data_scripts.shards import ShardRows
+from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments
+
+LANGUAGES = ["en", "de", "zh"]
+
+
+def jpeg(shade: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16), (shade, 90, 200)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def row(number: int, **changes) -> dict:
+    """A row of each published form in turn: image by path or inline; one caption, several, or some languages only."""
+    captions = {"en": f"a red star {number}", "de": f"ein Stern {number}", "zh": f"星 {number}"}
+    forms = [
+        {"caption": captions, "image_path": f"{number % 5}.jpg"},
+        {"caption": [captions, {"en": "another"}], "image": base64.b64encode(jpeg(number % 256)).decode()},
+        {"caption": {"de": f"nur {number}"}, "binary": base64.b64encode(jpeg(number % 256)).decode()},
+    ]
+    return forms[number % 3] | changes
+
+
+def write(path, lines) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def make_folder(data):
+    """60 good rows in the folders of two sets, and five photographs."""
+    write(data / "cc3m-mm-data-all/part_000.data", map(row, range(25)))
+    write(data / "cc3m-mm-data-all/part_001.data", map(row, range(25, 30)))
+    write(data / "sbu-mm-data-all/nested/part_0.data", map(row, range(30, 60)))
+    for number in range(5):
+        (data / f"{number}.jpg").write_bytes(jpeg(50 * number))
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "data")
+
+
+def load(folder, streaming=True, **arguments):
+    arguments = {"languages": LANGUAGES, "cache_dir": folder.parent / "cache"} | arguments
+    return data_scripts.load("pretraining", split="train", data_dir=folder, streaming=streaming, **arguments)
+
+
+def number_of(row: dict) -> int:
+    """The number that `row` was made with."""
+    return int(row["captions"]["de"][0].split()[-1])
+
+
+class TestRows:
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_every_form(self, folder, streaming, caplog):
+        rows = load(folder, streaming)
+        assert len(rows) == 60 and list(rows.features["captions"]) == LANGUAGES
+        assert [number_of(rows[position]) for position in range(60)] == list(range(60))
+        assert rows[0]["captions"] == {"en": ["a red star 0"], "de": ["ein Stern 0"], "zh": ["星 0"]}
+        assert rows[1]["captions"] == {"en": ["a red star 1", "another"], "de": ["ein Stern 1"], "zh": ["星 1"]}
+        assert rows[2]["captions"] == {"en": [], "de": ["nur 2"], "zh": []}
+        assert rows[3]["image_id"] == "3.jpg" and rows[3]["image_id"] != rows[1]["image_id"]
+        for position in (0, 1, 2):
+            image = rows[position]["image"]
+            assert image.mode == "RGB" and image.size == (24, 16)
+        assert rows[1]["image"].getpixel((5, 5)) == Image.open(io.BytesIO(jpeg(1))).getpixel((5, 5))
+        assert caplog.records == []
+
+    def test_stream_and_cache_are_the_same(self, folder):
+        for streamed, cached in zip(load(folder), load(folder, streaming=False), strict=True):
+            assert streamed["image"].tobytes() == cached["image"].tobytes()
+            assert {**streamed, "image": None} == {**cached, "image": None}
+
+    def test_presets(self, folder):
+        assert len(load(folder, preset="2m")) == 30
+        with pytest.raises(FileNotFoundError, match=r"no part_\*\.data in .*vg-mm-data-all"):
+            load(folder, preset="3m")
+        for name in ("vg", "coco"):
+            write(folder / f"{name}-mm-data-all/part_0.data", [row(0)])
+        assert len(load(folder, preset="3m")) == 62
+
+    def test_undecoded(self, folder):
+        rows = replace(load(folder), decode=False)
+        assert rows[0]["image"] == {"path": str(folder / "0.jpg"), "bytes": None}
+        assert rows[1]["image"] == {"path": None, "bytes": jpeg(1)}
+
+    def test_the_index_is_made_once_for_the_same_files(self, folder, monkeypatch):
+        load(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "index_shards", None)
+            assert len(load(folder)) == 60
+        write(folder / "sbu-mm-data-all/nested/part_0.data", map(row, range(30, 40)))
+        assert len(load(folder)) == 40
+
+    def test_an_interrupted_pass_leaves_no_index(self, folder, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "save", lambda file, _: file.write(b"half") / 0)
+            with pytest.raises(ZeroDivisionError):
+                load(folder)
+        assert len(load(folder)) == 60
+
+    def test_select_and_captions(self, folder):
+        rows = load(folder).select(range(7, 10))
+        assert [number_of(rows[position]) for position in range(3)] == [7, 8, 9]
+        assert [number_of({"captions": captions}) for captions in rows.captions()] == [7, 8, 9]
+        with pytest.raises(IndexError):
+            rows[3]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"preset": "4m"}, "no preset '4m'"),
+            ({"languages": ["en", "xx"]}, "no caption in xx"),
+            ({"image_dir": "/nowhere/at/all"}, "is no folder"),
+        ],
+    )
+    def test_mistakes(self, folder, arguments, message):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load(folder, **arguments)
+
+
+# One line for each way to be wrong, and the reason that it is counted under.
+BAD_LINES = [
+    (b'{"caption": {"en": "cut', shards.NOT_JSON),
+    (b"", shards.NOT_JSON),
+    (b"[" * 100_000, shards.NOT_JSON),
+    (b'{"caption": {"en": "\xff"}}', shards.NOT_UTF8),
+    (b'["a", "list"]', shards.NOT_A_ROW),
+    (row(0, caption="text"), shards.NO_CAPTIONS),
+    (row(0, caption=None), shards.NO_CAPTIONS),
+    (row(0, caption=[]), shards.NO_CAPTIONS),
+    (row(0, caption=[{"en": "one"}, "two"]), shards.NO_CAPTIONS),
+    (row(0, caption={"en": 3}), shards.NOT_TEXT),
+    (b'{"caption": {"en": "\\ud800"}, "image_path": "0.jpg"}', shards.NOT_TEXT),
+    (row(0, caption={"en": " ?! "}), shards.EMPTY_CAPTION),
+    (row(0, caption={"EN": "loud"}), shards.OTHER_CASE),
+    (row(0, caption={"ko": "별"}), shards.NO_LANGUAGE),
+    ({"caption": {"en": "no image"}}, shards.NO_IMAGE),
+    (row(0, image_path=5), shards.NO_IMAGE),
+    (b'{"caption": {"en": "a"}, "image_path": "\\udfff.jpg"}', shards.NO_IMAGE),
+    ({"caption": {"en": "a"}, "image": ["bytes"]}, shards.NO_IMAGE),
+    ({"caption": {"en": "a"}, "image": "not base64!"}, images.NOT_BASE64),
+    (row(0, image_path="../secret.jpg"), images.OUTSIDE),
+    (row(0, image_path="/etc/hostname"), images.OUTSIDE),
+    (row(0, image_path="C:\\secret.jpg"), images.OUTSIDE),
+    (row(0, image_path="link/secret.jpg"), images.OUTSIDE),
+    (row(0, image_path="nowhere.jpg"), images.MISSING),
+]
+# Rows that stay, without the caption that is wrong.
+MENDED_LINES = [
+    (row(0, caption={"en": "", "de": "gut 100"}), shards.EMPTY_CAPTION),
+    (row(0, caption={"EN": "loud", "de": "gut 101"}), shards.OTHER_CASE),
+    (row(0, caption=[{"en": None}, {"de": "gut 102"}]), shards.NOT_TEXT),
+]
+# Images that turn out to be damaged when they are read.
+DAMAGED_LINES = [
+    ({"caption": {"de": "x 200"}, "image": base64.b64encode(b"<html>").decode()}, images.NOT_AN_IMAGE),
+    ({"caption": {"de": "x 201"}, "image": base64.b64encode(jpeg()[:300]).decode()}, images.DAMAGED),
+    ({"caption": {"de": "x 202"}, "image_path": "page.jpg"}, images.NOT_AN_IMAGE),
+    ({"caption": {"de": "x 203"}, "image_path": "zero.jpg"}, images.EMPTY),
+]
+
+
+@pytest.fixture
+def bad_folder(folder):
+    """Bad lines before the good ones, damaged images among them and at the very end."""
+    (folder.parent / "secret.jpg").write_bytes(jpeg())
+    (folder / "link").symlink_to(folder.parent)
+    (folder / "page.jpg").write_text("<html>not found</html>")
+    (folder / "zero.jpg").touch()
+    write(folder / "cc3m-mm-data-all/part_000.data", [line for line, _ in BAD_LINES + MENDED_LINES])
+    write(folder / "cc3m-mm-data-all/part_001.data", [*map(row, range(10)), *(line for line, _ in DAMAGED_LINES[:2])])
+    write(
+        folder / "sbu-mm-data-all/nested/part_0.data", [*map(row, range(9)), *(line for line, _ in DAMAGED_LINES[2:])]
+    )
+    return folder
+
+
+class TestBadInput:
+    def test_every_line_is_counted_under_its_reason(self, bad_folder, caplog):
+        rows = load(bad_folder, max_bad_fraction=0.9)
+        assert len(rows) == 3 + 10 + 9 + 4
+        table = caplog.messages[-1]
+        assert "pretraining: 50 rows, of which" in table and "index.npy to look again" in table
+        expected = Counter(reason for _, reason in BAD_LINES + MENDED_LINES)
+        counted = {
+            reason: int(n)
+            for n, reason in (line.split(", first:")[0].split("  ")[-2:] for line in table.splitlines()[1:-1])
+        }
+        assert counted == expected
+        assert f"{shards.NOT_UTF8}, first: {bad_folder}/cc3m-mm-data-all/part_000.data line 4" in table
+        caplog.clear()
+        load(bad_folder, max_bad_fraction=0.9)
+        assert caplog.messages == [table]
+
+    def test_captions_that_are_wrong_are_left_out_of_rows_that_stay(self, bad_folder):
+        rows = load(bad_folder, max_bad_fraction=0.9)
+        assert [number_of(rows[position]) for position in range(3)] == [100, 101, 102]
+        assert all(rows[position]["captions"]["en"] == [] for position in range(3))
+
+    def test_damaged_images_say_why_when_they_are_decoded(self, bad_folder):
+        rows = load(bad_folder, max_bad_fraction=0.9)
+        for number, (_, reason) in zip((13, 14, 24, 25), DAMAGED_LINES, strict=True):
+            with pytest.raises(images.BadImage, match=reason) as raised:
+                rows[number]
+            assert raised.value.where.startswith(f"{bad_folder}/") and " byte " in raised.value.where
+
+    def test_the_cache_leaves_damaged_images_out(self, bad_folder, caplog):
+        rows = load(bad_folder, streaming=False, max_bad_fraction=0.9)
+        assert [number_of(r) for r in rows] == [100, 101, 102, *range(10), *range(9)]
+        for reason, count in Counter(reason for _, reason in DAMAGED_LINES).items():
+            assert f"{count}  {reason}, first: " in caplog.text
+        caplog.clear()
+        load(bad_folder, streaming=False, max_bad_fraction=0.9)
+        assert images.DAMAGED in caplog.text and shards.NOT_UTF8 in caplog.text
+
+    def test_too_many_bad_rows_stop_with_the_table(self, bad_folder):
+        with pytest.raises(ValueError, match=r"more than max_bad_fraction 0\.05; (.|\n)*caption is empty, first: /"):
+            load(bad_folder)
+
+    def test_no_image_at_all(self, folder, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        write(folder / "only/part_0.data", [row(0)])
+        with pytest.raises(FileNotFoundError, match=r"is image_dir .*elsewhere right"):
+            load(folder / "only", languages=["en"], image_dir=tmp_path / "elsewhere")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=6),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    max_leaves=6,
+)
+tags = st.sampled_from([*LANGUAGES, "EN", "ko", ""])
+texts = st.text(max_size=8) | st.sampled_from(["a star", "ein Stern", "星", "", "?!", "\ud800"]) | json_values
+fuzzed_captions = st.dictionaries(tags, texts, min_size=1, max_size=4)
+paths = st.sampled_from(["0.jpg", "../0.jpg", "/0.jpg", "", ".", "x" * 5000, "a\0b", "~", "gone.jpg"]) | json_values
+fuzzed_rows = st.fixed_dictionaries(
+    {"caption": fuzzed_captions | st.lists(fuzzed_captions, max_size=3) | json_values},
+    optional={
+        "image_path": paths,
+        "image": st.sampled_from([base64.b64encode(jpeg()).decode(), "AAAA", "?"]) | json_values,
+        "binary": json_values,
+    },
+)
+
+
+def damage(line: bytes, position: int, byte: int | None) -> bytes:
+    """The line with a byte changed, or cut off."""
+    position %= len(line)
+    return line[:position] if byte is None else line[:position] + bytes([byte]) + line[position + 1 :]
+
+
+fuzzed_lines = (
+    st.builds(lambda value: json.dumps(value).encode(), fuzzed_rows)
+    | st.builds(
+        damage,
+        st.builds(lambda value: json.dumps(value).encode(), fuzzed_rows),
+        st.integers(0),
+        st.none() | st.integers(0, 255),
+    )
+    | st.binary(max_size=20)
+)
+
+
+@settings(max_examples=2000, deadline=None, database=None, derandomize=True)
+@given(line=fuzzed_lines)
+def test_fuzzed_lines_are_rows_or_counted(line, fuzz_folder):
+    """2,000 lines: each is a row with usable captions or counted under one reason, and nothing else is ever raised."""
+    problems = Problems("fuzz", max_bad_fraction=1, rows=1)
+    languages = shards.check_line(line, LANGUAGES, str(fuzz_folder), problems, "here")
+    if not languages:
+        assert problems.counts.total() + problems.absences.total() == 1
+        return
+    (fuzz_folder / "part_0.data").write_bytes(line)
+    index = np.array([(0, len(line), 0)], shards.INDEX_TYPE)
+    rows = ShardRows([str(fuzz_folder / "part_0.data")], index, LANGUAGES, str(fuzz_folder), 1.0)
+    try:
+        read = rows[0]
+    except images.BadImage as error:
+        assert error.reason in {images.NOT_AN_IMAGE, images.UNREADABLE}
+        read = replace(rows, decode=False)[0]
+    else:
+        assert read["image"].mode == "RGB"
+    assert {language for language, texts in read["captions"].items() if texts} == languages
+    assert all(text.encode() and text.strip() for texts in read["captions"].values() for text in texts)
+
+
+@pytest.fixture(scope="module")
+def fuzz_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "0.jpg").write_bytes(jpeg())
+    return folder
+
+
+def numbers_read(loader) -> list[int]:
+    return [number for batch in loader for number in batch]
+
+
+def make_loader(rows, processes=1, process=0, workers=0, batch_size=4, shuffle=True, **options):
+    """A data loader as the Trainer makes it, for one of several processes."""
+    torch.manual_seed(3)
+    loader = DataLoader(
+        rows, batch_size, shuffle=shuffle, num_workers=workers, collate_fn=lambda b: [*map(number_of, b)]
+    )
+    return prepare_data_loader(
+        loader,
+        num_processes=processes,
+        process_index=process,
+        use_seedable_sampler=True,
+        even_batches=False,
+        put_on_device=False,
+        **options,
+    )
+
+
+class TestReadingOrder:
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("processes", [1, 2, 3])
+    def test_every_row_once_per_epoch(self, folder, processes, workers):
+        write(folder / "cc3m-mm-data-all/part_002.data", [row(60)])  # no multiple of anything
+        loaders = [make_loader(load(folder), processes, process, workers) for process in range(processes)]
+        epochs = []
+        for epoch in range(2):
+            for loader in loaders:
+                loader.set_epoch(epoch)
+            epochs.append([numbers_read(loader) for loader in loaders])
+            assert sorted(chain(*epochs[-1])) == list(range(61))
+        assert epochs[0] != epochs[1]
+
+    @pytest.mark.parametrize("shuffle", [False, True])
+    @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 0), (3, 2)])
+    def test_resuming_reads_exactly_the_rest(self, folder, shuffle, processes, workers, monkeypatch):
+        rows = load(folder)
+        read = []
+        parse = ShardRows._parse
+        monkeypatch.setattr(ShardRows, "_parse", lambda rows, number: read.append(number) or parse(rows, number))
+        for process in range(processes):
+            undisturbed = make_loader(rows, processes, process, shuffle=shuffle)
+            undisturbed.set_epoch(1)
+            expected = list(undisturbed)
+            for stop in (1, 2, len(expected) - 1):
+                started = make_loader(rows, processes, process, workers, shuffle=shuffle)
+                started.set_epoch(1)
+                assert list(islice(started, stop)) == expected[:stop]  # and killed there
+                resumed = skip_first_batches(make_loader(rows, processes, process, workers, shuffle=shuffle), stop)
+                resumed.set_epoch(1)
+                read.clear()
+                assert list(resumed) == expected[stop:]
+                if workers == 0:  # what is skipped is not read
+                    assert len(read) == sum(map(len, expected[stop:]))
+
+
+class TestTraining:
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_from_the_command_line(self, bad_folder, tmp_path, streaming, monkeypatch, caplog):
+        caplog.set_level(logging.INFO)
+        recipe = tmp_path / "recipe.yaml"
+        options = {"dataset_config": {}, "max_bad_fraction": 0.9, "output_dir": str(tmp_path / "out"), "max_steps": 6}
+        recipe.write_text(yaml.safe_dump(RECIPE | options | {"logging_steps": 1}))
+        monkeypatch.setattr(data_scripts.datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        arguments = ["--dataset", "pretraining", "--data_dir", str(bad_folder), "--streaming", str(streaming)]
+        monkeypatch.setattr(sys, "argv", ["train_pretrain", str(recipe), *arguments])
+        train_pretrain.main()
+        logs = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"][:6]
+        assert all(np.isfinite(log["loss"]) for log in logs)
+        # Two epochs of three batches, of 26 and 22 rows, the rest left out.
+        assert (logs[-1].get("bad_images", 0) > 0) == streaming
+        assert ("training images: 48 rows, of which" in caplog.text) == streaming
+
+    def test_resuming_in_mid_epoch_gives_the_same_model(self, folder, tiny_model, processor, tmp_path):
+        start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+
+        def train(output, **options):
+            tiny_model.load_state_dict(start)
+            arguments = CCRKTrainingArguments(
+                output_dir=str(output),
+                per_device_train_batch_size=8,
+                max_steps=10,
+                save_steps=9,
+                use_cpu=True,
+                report_to="none",
+                disable_tqdm=True,
+            )
+            # Languages with one caption a row: nothing is drawn ahead of the step that it is for.
+            collator = CCRKCollator(processor, ["de", "zh"])
+            rows = replace(load(folder, languages=["de", "zh"]), decode=False)
+            CCRKTrainer(
+                model=tiny_model,
+                args=arguments,
+                data_collator=collator,
+                train_dataset=rows,
+                processing_class=processor,
+            ).train(**options)
+            return {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+
+        whole = train(tmp_path / "a")
+        resumed = train(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a/checkpoint-9"))
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    def test_too_many_damaged_images_end_the_training(self, folder, tiny_model, processor, tmp_path, monkeypatch):
+        monkeypatch.setattr("data_scripts.problems.ROWS_BEFORE_STOPPING", 16)
+        rows = replace(load(folder), decode=False)  # four of five photographs break after the index is made
+        for number in range(1, 5):
+            (folder / f"{number}.jpg").write_bytes(b"")
+        arguments = CCRKTrainingArguments(
+            output_dir=str(tmp_path), per_device_train_batch_size=8, max_steps=7, use_cpu=True, report_to="none"
+        )
+        collator = CCRKCollator(processor, LANGUAGES)
+        trainer = CCRKTrainer(
+            model=tiny_model, args=arguments, data_collator=collator, train_dataset=rows, processing_class=processor
+        )
+        with pytest.raises(ValueError, match=r"more than max_bad_fraction 0\.05(.|\n)*image of zero bytes"):
+            trainer.train()

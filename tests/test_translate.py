@@ -1,0 +1,193 @@
+"""Translating shards: what is added and what stays, bad rows, and what is left when the command is killed."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from conftest import ROOT
+from transformers import M2M100Config, M2M100ForConditionalGeneration, M2M100Tokenizer
+
+from data_scripts import translate
+
+# Rows as they may be written: spaces, escapes, further members, captions in a list, a caption that comes twice.
+LINES = [
+    '{"caption": {"en": "a red star", "de": "ein roter Stern"}, "image_path": "a.jpg"}',
+    '{"image":"aGk=","caption":{"en":"two small dogs \\u00e9 \\"x\\" }"},"n":1.50, "caption_2":{"en":"no"}}',
+    '  { "caption" : [ {"en" : "a cat" } , {"de": "nur deutsch"}, {"en": "cats", "ko": "고양이"} ] , "z": [[], {}] } ',
+    '{"caption": {"en": "first"}, "caption": {"fr": "é", "en": "the last one counts"}}',
+    '{"caption": {"en": "done", "ko": "k", "sw": "s"}}',
+]
+BAD_LINES = [
+    '{"caption": {"en": "cut',
+    '["no object"]',
+    '{"caption": {"de": "kein Englisch"}}',
+    "",
+    '{"caption": "x"}',
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A random M2M100 of some 20,000 parameters, with a tokenizer for the captions above."""
+    folder = tmp_path_factory.mktemp("m2m100")
+    file = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=file, vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    (folder / "sentencepiece.bpe.model").write_bytes(file.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
+    names = ["<s>", "<pad>", "</s>", "<unk>", *(pieces.id_to_piece(i) for i in range(3, pieces.get_piece_size()))]
+    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "init_std": 1.0, "max_position_embeddings": 128}
+    sizes |= {
+        f"{part}_{size}": n for part in ("encoder", "decoder") for size, n in (("attention_heads", 2), ("ffn_dim", 8))
+    }
+    network = M2M100ForConditionalGeneration(
+        M2M100Config(vocab_size=len(names) + len(tokenizer.lang_code_to_id), **sizes)
+    )
+    network.generation_config.update(max_length=12, num_beams=2, forced_eos_token_id=2)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """Three shards in two sets: all kinds of rows, many rows without a final newline, and Windows line ends."""
+    contents = {
+        "cc3m/part_0.data": "\n".join([*LINES, *BAD_LINES]) + "\n",
+        "cc3m/part_1.data": "\n".join(f'{{"caption": {{"en": "{"dog " * (n % 7 + 1)}"}}}}' for n in range(40)),
+        "sbu/part_0.data": "\r\n".join(LINES),
+    }
+    for name, text in contents.items():
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    (tmp_path / "in/cc3m/readme.txt").write_text("no shard")
+    return tmp_path / "in"
+
+
+def call(shards, output, model, monkeypatch, *arguments) -> None:
+    command = ["translate", shards, output, "--languages", "ko", "sw", "--model", model, "--max_bad_fraction", 0.5]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in (*command, "--batch_size", 8, *arguments)])
+    translate.main()
+
+
+def files(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_adds_languages_and_keeps_every_other_byte(shards, model, tmp_path, monkeypatch, caplog):
+    call(shards, tmp_path / "out", model, monkeypatch)
+    assert set(files(tmp_path / "out")) == {
+        "cc3m/part_0.data",
+        "cc3m/part_1.data",
+        "sbu/part_0.data",
+        "translate.json",
+    }
+    for shard in shards.rglob("*.data"):
+        before = shard.read_bytes().split(b"\n")
+        after = (tmp_path / "out" / shard.relative_to(shards)).read_bytes().split(b"\n")
+        for old, new in zip(before, after, strict=True):
+            if old.decode().strip() in {line.strip() for line in BAD_LINES}:
+                assert new == old
+                continue
+            added = []
+            was, row = json.loads(old)["caption"], json.loads(new)["caption"]
+            for caption, original in zip(*((c if isinstance(c, list) else [c]) for c in (row, was)), strict=True):
+                new_languages = [language for language in caption if language not in original]
+                expected = [language for language in ("ko", "sw") if "en" in original and language not in original]
+                assert new_languages == expected
+                assert list(caption.items())[: len(original)] == list(original.items())
+                added += [f', "{lang}": {json.dumps(caption[lang], ensure_ascii=False)}' for lang in new_languages]
+            for member in added:  # taken out again, in the order of the line, they leave the line as it was
+                assert caption_is_text(member) and new.count(member.encode())
+                new = new.replace(member.encode(), b"", 1)
+            assert new == old
+    assert "55 rows, of which" in caplog.text
+    for reason, count in {"line is no JSON,": 2, "line is no JSON object": 1, "no usable caption in en": 1}.items():
+        assert f"{count}  {reason}" in caplog.text
+    assert f"{shards}/cc3m/part_0.data line 6" in caplog.text
+
+
+def caption_is_text(member: str) -> bool:
+    return bool(json.loads("{" + member[2:] + "}").popitem()[1])
+
+
+def test_translations_do_not_depend_on_their_batch(shards, model, tmp_path):
+    """Each caption gets its own translation, whatever the order that batches are made in."""
+    translator = translate.Translator(str(model), "en", ["ko", "sw"], 3, torch.device("cpu"))
+    words = ["dog", "red", "star", "two", "cat", "small", "first", "last"]
+    texts = [" ".join(words[start : start + length]) for start in range(4) for length in (1, 5, 3)]
+    gaps = [translate.Gap(text, language, 0) for text in texts for language in ("sw", "ko")]
+    progress = translate.tqdm(total=len(gaps), disable=True)
+    together = translator(gaps, progress)
+    alone = [translator([gap], progress)[0] for gap in gaps]
+    assert together == alone and len(set(together)) >= 5
+    assert not any("__ko__" in text or "__sw__" in text for text in together)
+
+
+KILLED = """
+import os, signal, sys
+from data_scripts import translate
+calls = 0
+generate = translate.M2M100ForConditionalGeneration.generate
+def killed(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return generate(*arguments, **options)
+translate.M2M100ForConditionalGeneration.generate = killed
+translate.main()
+"""
+
+
+def test_killed_and_started_again(shards, model, tmp_path, monkeypatch):
+    call(shards, tmp_path / "undisturbed", model, monkeypatch)
+    command = [sys.executable, "-c", KILLED, shards, tmp_path / "out", "--languages", "ko", "sw", "--model", model]
+    command += ["--max_bad_fraction", "0.5", "--batch_size", "8"]
+    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert set(files(tmp_path / "out")) == {"cc3m/part_0.data", "translate.json"}
+    finished = (tmp_path / "out/cc3m/part_0.data").stat()
+
+    # The next start dies while it writes a shard ...
+    with monkeypatch.context() as patch:
+        patch.setattr(translate.os, "fsync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(shards, tmp_path / "out", model, patch)
+    assert not (tmp_path / "out/cc3m/part_1.data").exists()
+    # ... and the one after that finishes, without touching what was there.
+    call(shards, tmp_path / "out", model, monkeypatch)
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+    assert (tmp_path / "out/cc3m/part_0.data").stat() == finished
+
+
+def test_an_empty_translation_leaves_the_language_out(shards, model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(translate.M2M100Tokenizer, "batch_decode", lambda _, rows, **__: [" "] * len(rows))
+    call(shards, tmp_path / "out", model, monkeypatch, "--max_bad_fraction", 1)
+    assert (tmp_path / "out/cc3m/part_1.data").read_bytes() == (shards / "cc3m/part_1.data").read_bytes()
+    assert "translation is empty" in caplog.text
+
+
+def test_mistakes_end_in_one_line(shards, model, tmp_path, monkeypatch):
+    def message(*arguments, output=tmp_path / "out", **options) -> str:
+        with pytest.raises(SystemExit) as raised:
+            call(options.get("source", shards), output, model, monkeypatch, *arguments)
+        return str(raised.value)
+
+    assert "does not know xx" in message("--languages", "ko", "xx", output=tmp_path / "a")
+    assert "there is no part_*.data" in message(source=tmp_path / "nothing")
+    assert "would be taken for untranslated" in message(output=shards / "out")
+    assert "more than max_bad_fraction 0.01" in message("--max_bad_fraction", 0.01)
+    assert "was begun with" in message("--languages", "ko")
