@@ -128,7 +128,7 @@ def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list
             for caption in of_language:
                 is_wide = any(east_asian_width(character) == "W" for character in caption)
                 width = LINE // 2 + 3 if is_wide else LINE  # Chinese letters take the room of two
-                lines += textwrap.wrap(f"{language}  {caption}", width, subsequent_indent="      ")
+                lines += textwrap.wrap(caption, width, initial_indent=f"{language}  ", subsequent_indent="      ")
         texts.append("\n".join(lines))
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import os
 from pathlib import PurePosixPath, PureWindowsPath
@@ -87,7 +88,8 @@ def read_image(
             if target_size is not None:
                 image.draft(None, (DECODE_MARGIN * target_size, DECODE_MARGIN * target_size))
             image.load()
-            return _to_rgb(_upright(image))
+            _make_upright(image)
+            return _to_rgb(image)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -139,11 +141,10 @@ def locate(folder: str | os.PathLike, name: str) -> str:
     raise BadImage(MISSING, f"{name} in {os.path.abspath(folder)}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DECODING_ERRORS:  # the pixels are whole and the camera's notes are not: take it as it lies
-        return image
+def _make_upright(image: Image.Image) -> None:
+    # If the pixels are whole and the camera's notes are not, the picture is taken as it lies.
+    with contextlib.suppress(*_DECODING_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -156,4 +157,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

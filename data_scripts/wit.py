@@ -174,7 +174,7 @@ def open_index(path: Path, folder: Path) -> np.ndarray:
         temporary = folder / f"{name}.{os.getpid()}.npy"
         np.save(temporary, _make_index(path, status.st_size), allow_pickle=False)
         temporary.replace(index_path)  # whole or not at all
-    return np.load(index_path, mmap_mode="r", allow_pickle=False)
+    return np.lib.format.open_memmap(index_path, mode="r")  # np.load is replaced by `datasets` in builders' modules
 
 
 def _make_index(path: Path, size: int) -> np.ndarray:

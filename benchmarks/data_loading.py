@@ -1,0 +1,123 @@
+"""Images per second from a JPEG file to the model's input: decoded at reduced scale, beside the plain full decode.
+
+    python benchmarks/data_loading.py --image_dir flickr30k-images --output data_loading.json
+
+Two sets: the photographs of a folder, if one is given, and JPEG files of 1500 × 1000 pixels generated on the spot.
+Both ways read the same files and end in the same image processor (bicubic resize to a
+square); they take turns, so that a busy machine slows both, and medians are compared. `difference` is between the two
+results on a scale of 255 levels: mean over all pixels, and the worst mean of one image.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from data_scripts.images import read_image
+from processing_ccrk import published_image_processor
+
+# Levels of 255 by which an image may differ on average. JPEG at quality 90 changes these pictures by more.
+TOLERANCE = 2.0
+
+
+def read_plainly(path: Path) -> Image.Image:
+    """The published loader's way: all pixels, then RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def generate(folder: Path, count: int, size: tuple[int, int] = (1500, 1000)) -> list[Path]:
+    """JPEG files of noise whose amplitude falls with frequency, as in photographs: about 1.6 bits a pixel."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(width), np.fft.fftfreq(height)))
+    frequency[0, 0] = np.inf
+    paths = []
+    for number in tqdm(range(count), desc="generating images", leave=False, disable=None):
+        planes = []
+        for contrast in (50, 15, 15):  # brightness, and less of colour
+            phases = np.exp(2j * np.pi * rng.random(frequency.shape))
+            plane = np.fft.irfft2(phases / frequency**1.5, s=(height, width))
+            planes.append(128 + contrast * plane / plane.std())
+        pixels = np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
+        paths.append(folder / f"{number:04}.jpg")
+        Image.merge("YCbCr", [Image.fromarray(plane) for plane in np.moveaxis(pixels, -1, 0)]).save(
+            paths[-1], quality=90
+        )
+    return paths
+
+
+def measure(paths: Sequence[Path], image_size: int, repeats: int) -> dict:
+    """Times both ways over all of the files, in turns of 50 files; see the module's docstring."""
+    processor = published_image_processor(image_size)
+    to_levels = 255 * torch.tensor(processor.image_std).view(3, 1, 1)
+
+    def load(path: Path, read: Callable[[Path], Image.Image]) -> torch.Tensor:
+        return processor(images=[read(path)], return_tensors="pt")["pixel_values"][0]
+
+    ways = {"plain": read_plainly, "ours": lambda path: read_image(path, image_size)}
+    differences = [
+        ((load(path, ways["plain"]) - load(path, ways["ours"])).abs() * to_levels).mean().item()
+        for path in tqdm(paths[:200], desc="comparing", leave=False, disable=None)
+    ]
+    chunks = [paths[start : start + 50] for start in range(0, len(paths), 50)] * repeats
+    seconds = {name: [] for name in ways}
+    for number, chunk in enumerate(tqdm(chunks, desc="timing", leave=False, disable=None)):
+        for name in list(ways) if number % 2 else reversed(ways):
+            started = time.perf_counter()
+            for path in chunk:
+                load(path, ways[name])
+            seconds[name].append((time.perf_counter() - started) / len(chunk))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "images": len(paths),
+        "images_per_second": {name: round(1 / median, 1) for name, median in medians.items()},
+        "ratio": round(medians["plain"] / medians["ours"], 2),
+        "difference": {"mean": round(statistics.mean(differences), 3), "worst_image": round(max(differences), 3)},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image_dir", type=Path, help="folder of real photographs (*.jpg)")
+    parser.add_argument("--image_size", type=int, default=224, help="side of the model's input, in pixels")
+    parser.add_argument("--generated", type=int, default=2000, help="how many images of 1500 × 1000 to generate")
+    parser.add_argument("--repeats", type=int, default=1, help="passes over each set")
+    parser.add_argument("--output", type=Path, help="JSON file to write the results to as well")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)  # one data loader worker
+    results = {
+        "image_size": arguments.image_size,
+        "machine": f"{platform.machine()}, one thread, Pillow {PIL.__version__}",
+        "tolerance": TOLERANCE,
+        "sets": {},
+    }
+    if arguments.image_dir is not None:
+        photographs = sorted(arguments.image_dir.glob("*.jpg"))
+        if not photographs:
+            parser.error(f"there is no *.jpg in {arguments.image_dir}")
+        results["sets"]["photographs"] = measure(photographs, arguments.image_size, arguments.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        generated = generate(Path(folder), arguments.generated)
+        results["sets"]["generated 1500x1000"] = measure(generated, arguments.image_size, arguments.repeats)
+    text = json.dumps(results, indent=2)
+    print(text)
+    if arguments.output is not None:
+        arguments.output.write_text(text + "\n")
+    for name, result in results["sets"].items():
+        if result["difference"]["worst_image"] > TOLERANCE:
+            raise SystemExit(f"{name}: an image differs by more than {TOLERANCE} levels")
+
+
+if __name__ == "__main__":
+    main()
