@@ -20,6 +20,7 @@ from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
+from resize_ccrk import resize_image_encoder
 from retrieval_ccrk import is_usable
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation
 
@@ -253,7 +254,10 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     """The model with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
     if model.model_name_or_path is not None:
-        return head.from_pretrained(model.model_name_or_path, **config)
+        loaded = head.from_pretrained(model.model_name_or_path, **config)
+        if model.image_size is not None:
+            resize_image_encoder(loaded, model.image_size)
+        return loaded
     if (model.vision_model is None) != (model.text_model is None):
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
