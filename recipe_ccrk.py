@@ -320,11 +320,12 @@ def build_trainer(
 
 
 def run(trainer: CCRKTrainer) -> None:
-    """Trains, and saves model, processor and metrics in `output_dir`."""
+    """Trains, and saves model, processor, metrics and model card in `output_dir`."""
     result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
+    trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
