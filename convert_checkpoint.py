@@ -1,59 +1,68 @@
-"""Converts a published CCRK checkpoint (.th) into a transformers checkpoint folder.
+"""Converts a published CCRK checkpoint into a transformers checkpoint folder, and back.
 
     python convert_checkpoint.py ccrk_3m_10lan_epoch_29.th ccrk-3m --tokenizer FacebookAI/xlm-roberta-large
+    python convert_checkpoint.py checkpoint_best.pth ccrk-multi30k --tokenizer FacebookAI/xlm-roberta-large
+    python convert_checkpoint.py ccrk-3m ccrk_3m.th --to_original
 
-Every tensor of the file is mapped, or named as not needed and why; anything else is an error. Nothing is unpickled but
-tensors, plain containers and the NumPy types of the file's random state.
+Files of pre-training (.th) become a CCRKForPreTraining, those of fine-tuning (.pth) a CCRKForImageTextRetrieval.
+Every tensor of the file is mapped, or compared with what the model computes in its place; anything else is an error,
+and nothing is written. Nothing is unpickled but tensors, plain containers and the NumPy types of the random state.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import pickle
+import pickletools
 import re
+import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoTokenizer
 
-from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor
+import ccrk
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
 from recipe_ccrk import one_line_errors
+from resize_ccrk import resize_image_encoder
 
-# Published name → ours, tried in order. Swin's qkv is split and text layers are renumbered in `convert_state_dict`.
+# Our name → published, applied one after another. Layer numbers and fine-tuning's names: see `published_name`.
 RENAMINGS = [
-    (r"^temp$", "ccrk.temperature"),
-    (r"^(vision|text)_proj\.", r"ccrk.\1_projection."),
-    (r"^itm_head\.", "matching_head."),
-    (r"^vision_encoder\.patch_embed\.proj\.", "ccrk.vision_model.embeddings.patch_embeddings.projection."),
-    (r"^vision_encoder\.patch_embed\.norm\.", "ccrk.vision_model.embeddings.norm."),
-    (r"^vision_encoder\.norm\.", "ccrk.vision_model.layernorm."),
-    (r"^vision_encoder\.(layers\.\d+\.downsample)\.", r"ccrk.vision_model.encoder.\1."),
-    (r"^vision_encoder\.(layers\.\d+\.blocks\.\d+)\.norm1\.", r"ccrk.vision_model.encoder.\1.layernorm_before."),
-    (r"^vision_encoder\.(layers\.\d+\.blocks\.\d+)\.norm2\.", r"ccrk.vision_model.encoder.\1.layernorm_after."),
-    (r"^vision_encoder\.(layers\.\d+\.blocks\.\d+)\.mlp\.", r"ccrk.vision_model.encoder.\1.mlp."),
-    (r"^vision_encoder\.(layers\.\d+\.blocks\.\d+)\.attn\.proj\.", r"ccrk.vision_model.encoder.\1.attention.o_proj."),
-    (
-        r"^vision_encoder\.(layers\.\d+\.blocks\.\d+)\.attn\.relative_position_bias_table$",
-        r"ccrk.vision_model.encoder.\1.attention.relative_position_bias.relative_position_bias_table",
-    ),
-    (
-        r"^vision_encoder\.(layers\.\d+\.blocks\.\d+)\.attn\.qkv\.",
-        r"ccrk.vision_model.encoder.\1.attention.{q,k,v}_proj.",
-    ),
-    (r"^text_encoder\.bert\.embeddings\.", "ccrk.text_model.embeddings."),
-    (r"^text_encoder\.bert\.encoder\.layer\.", "layer."),
-    (r"^text_encoder\.cls\.predictions\.transform\.dense\.", "lm_head.dense."),
-    (r"^text_encoder\.cls\.predictions\.transform\.LayerNorm\.", "lm_head.layer_norm."),
-    (r"^text_encoder\.cls\.predictions\.bias$", "lm_head.bias"),
+    (r"^ccrk\.temperature$", "temp"),
+    (r"^ccrk\.(vision|text)_projection\.", r"\1_proj."),
+    (r"^matching_head\.", "itm_head."),
+    (r"^ccrk\.vision_model\.embeddings\.patch_embeddings\.projection\.", "vision_encoder.patch_embed.proj."),
+    (r"^ccrk\.vision_model\.embeddings\.norm\.", "vision_encoder.patch_embed.norm."),
+    (r"^ccrk\.vision_model\.layernorm\.", "vision_encoder.norm."),
+    (r"^ccrk\.vision_model\.encoder\.", "vision_encoder."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.relative_position_bias\.", ".attn."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
+    (r"^ccrk\.text_model\.", "text_encoder.bert."),
+    (r"^ccrk\.fusion_encoder\.layers\.", "text_encoder.bert.encoder.layer."),
+    (r"\.cross_attention\.output\.", ".crossattention.output."),
+    (r"\.cross_attention\.", ".crossattention.self."),
+    (r"^lm_head\.(bias|decoder)", r"text_encoder.cls.predictions.\1"),
+    (r"^lm_head\.dense\.", "text_encoder.cls.predictions.transform.dense."),
+    (r"^lm_head\.layer_norm\.", "text_encoder.cls.predictions.transform.LayerNorm."),
 ]
-NOT_NEEDED = [
-    (r"\.relative_position_index$", "computed from the window size"),
-    (r"\.attn_mask$", "computed from the image size"),
-    (r"\.embeddings\.position_ids$", "computed from the caption's length"),
-    (r"^text_encoder\.cls\.predictions\.decoder\.(weight|bias)$", "tied to the word embeddings and lm_head.bias"),
-]
+# What the files hold and a model computes; they are compared, not loaded.
+COMPUTED = {
+    ".relative_position_index": "follows from the window size",
+    ".attn_mask": "follows from the image size",
+    ".position_ids": "counts from 0",
+    ".predictions.decoder.": "tied to the word embeddings and the LM head's bias",
+}
 # The random state of NumPy that the files hold, under the module names of NumPy 1 and 2.
 NUMPY_RANDOM_STATE = [
     (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
@@ -65,63 +74,87 @@ NUMPY_RANDOM_STATE = [
 
 
 def load_published(path: Path) -> dict:
-    """The published file's dictionary, read without running anything that it might hold."""
+    """The published file's dictionary, its tensors left on disk until used; nothing that it might hold is run."""
+    is_zip = zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(NUMPY_RANDOM_STATE):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(NUMPY_RANDOM_STATE):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    # What unpickling raises on damaged files, by Python's documentation, and what torch adds.
+    except (pickle.UnpicklingError, AttributeError, EOFError, LookupError, RuntimeError, ValueError) as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds {found[1]}, which is neither a tensor nor a plain container" if found else "is not a checkpoint"
-        raise ValueError(f"{path} {what}; it was not opened. Ask its author for the weights alone") from error
-    if not isinstance(content, dict) or "model" not in content:
-        raise ValueError(f"{path} has no 'model' entry; a published checkpoint such as ccrk_3m_10lan_epoch_29.th has")
+        name = found[1] if found else None if is_zip else _first_global(path)
+        what = f"holds {name}, which is neither a tensor nor a plain container" if name else "is no whole checkpoint"
+        raise ValueError(
+            f"{path} {what}; it was not opened. Get it anew, or ask its author for the weights"
+        ) from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(
+            f"{path} has no tensors under 'model'; a published checkpoint such as checkpoint_best.pth has"
+        )
     return content
 
 
-def read_config(state: dict[str, torch.Tensor], overrides: dict) -> CCRKConfig:
-    """Sizes from the tensors. `overrides` supplies what no tensor shows, such as the text model's attention heads."""
+def _first_global(path: Path) -> str | None:
+    """The first object that a plain pickle would import, which torch does not name for today's pickle protocols."""
+    strings = []
+    try:
+        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+            if operation.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:  # not a pickle
+        return None
+
+
+def read_config(content: dict, overrides: dict) -> CCRKConfig:
+    """Sizes from the tensors, held against those that the file states.
+
+    Args:
+        content: of `load_published`.
+        overrides: what no tensor shows, such as the text model's attention heads.
+    """
+    state = content["model"]
+    bert = _text_prefix(state)
 
     def count(pattern: str) -> int:
         return 1 + max((int(m[1]) for m in (re.search(pattern, name) for name in state) if m), default=-1)
 
     stages = count(r"^vision_encoder\.layers\.(\d+)\.")
-    words = state.get("text_encoder.bert.embeddings.word_embeddings.weight")
-    if stages == 0 or words is None:
-        raise ValueError(
-            "this is not a CCRK checkpoint: it lacks vision_encoder.layers or text_encoder.bert.embeddings"
-        )
+    if stages == 0 or count(rf"^{bert}encoder\.layer\.(\d+)\.") == 0:
+        raise ValueError("this is not a CCRK checkpoint: it lacks vision_encoder.layers or text_encoder")
     tables = [
         state[f"vision_encoder.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)
     ]
     window_size = (math.isqrt(tables[0].shape[0]) + 1) // 2
-    patch_size = state["vision_encoder.patch_embed.proj.weight"].shape[-1]
+    embed_dim, _, patch_size, _ = state["vision_encoder.patch_embed.proj.weight"].shape
     # The shifted block of the first stage keeps one attention mask per window: that tells the image size.
     windows = math.isqrt(state["vision_encoder.layers.0.blocks.1.attn_mask"].shape[0])
     vision = {
         "model_type": "swin",
         "image_size": windows * window_size * patch_size,
         "patch_size": patch_size,
-        "embed_dim": state["vision_encoder.patch_embed.proj.weight"].shape[0],
+        "embed_dim": embed_dim,
         "depths": [count(rf"^vision_encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
         "num_heads": [table.shape[1] for table in tables],
         "window_size": window_size,
     }
-    layers = count(r"^text_encoder\.bert\.encoder\.layer\.(\d+)\.")
-    fusion = len(
-        {m[1] for m in (re.search(r"layer\.(\d+)\.crossattention\.self\.key\.weight", n) for n in state) if m}
-    )
+    layers = count(rf"^{bert}encoder\.layer\.(\d+)\.")
+    fusion = sum(name.endswith(".crossattention.self.key.weight") for name in state)
+    words = state[f"{bert}embeddings.word_embeddings.weight"]
     text = {
         "model_type": "xlm-roberta",
         "vocab_size": words.shape[0],
         "hidden_size": words.shape[1],
         "num_hidden_layers": layers - fusion,
         "num_attention_heads": max(1, words.shape[1] // 64),
-        "intermediate_size": state["text_encoder.bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        "max_position_embeddings": state["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
-        "type_vocab_size": state["text_encoder.bert.embeddings.token_type_embeddings.weight"].shape[0],
+        "intermediate_size": state[f"{bert}encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "max_position_embeddings": state[f"{bert}embeddings.position_embeddings.weight"].shape[0],
+        "type_vocab_size": state[f"{bert}embeddings.token_type_embeddings.weight"].shape[0],
         "layer_norm_eps": 1e-5,
     }
-    return CCRKConfig(
+    config = CCRKConfig(
         **{
             "vision_config": vision | overrides.get("vision_config", {}),
             "text_config": text | overrides.get("text_config", {}),
@@ -131,77 +164,197 @@ def read_config(state: dict[str, torch.Tensor], overrides: dict) -> CCRKConfig:
         }
         | {name: value for name, value in overrides.items() if name not in ("vision_config", "text_config")}
     )
+    stated = content.get("config") or {}
+    for name, size in published_config(config).items():
+        if stated.get(name, size) != size:
+            raise ValueError(f"the file states {name} {stated[name]}, but its tensors are those of {name} {size}")
+    return config
 
 
-def convert_state_dict(state: dict[str, torch.Tensor], num_text_layers: int) -> dict[str, torch.Tensor]:
-    """Published names and layouts to those of [`CCRKForPreTraining`]; an unknown name is an error."""
-    converted, unknown = {}, []
+def published_config(config: CCRKConfig) -> dict[str, int]:
+    """The sizes among the fields of the research code's configuration."""
+    return {
+        "image_res": config.vision_config.image_size,
+        "embed_dim": config.projection_dim,
+        "text_num_hidden_layers": config.text_config.num_hidden_layers + config.num_fusion_layers,
+    }
+
+
+def _text_prefix(names) -> str:
+    """Fine-tuned files lack the `bert.` level."""
+    return "text_encoder.bert." if any(name.startswith("text_encoder.bert.") for name in names) else "text_encoder."
+
+
+def published_name(name: str, model: CCRKPairModel) -> str:
+    """The research code's name of one of our tensors; a query, key and value of Swin share one."""
+    if match := re.match(r"(ccrk\.fusion_encoder\.layers\.)(\d+)(.+)", name):  # they follow the text layers
+        name = f"{match[1]}{int(match[2]) + model.config.text_config.num_hidden_layers}{match[3]}"
+    for pattern, replacement in RENAMINGS:
+        name = re.sub(pattern, replacement, name)
+    if isinstance(model, CCRKForImageTextRetrieval):
+        name = name.replace("text_encoder.bert.", "text_encoder.")
+    return name
+
+
+def published_tensors(model: CCRKPairModel) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a model as the research code stores them, the computed ones included."""
+    state = model.state_dict()
     for name, tensor in state.items():
-        if any(re.search(pattern, name) for pattern, _ in NOT_NEEDED):
+        if ".q_proj." in name:
+            tensor = torch.cat([state[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"])
+        elif ".k_proj." in name or ".v_proj." in name:
             continue
-        matching = [(pattern, replacement) for pattern, replacement in RENAMINGS if re.search(pattern, name)]
-        if not matching:
-            unknown.append(name)
-            continue
-        new_name = re.sub(*matching[0], name)
-        if "{q,k,v}" in new_name:
-            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
-                converted[new_name.replace("{q,k,v}", letter)] = part.clone()
-            continue
-        if new_name.startswith("layer."):
-            _, index, rest = new_name.split(".", 2)
-            if int(index) < num_text_layers:
-                new_name = f"ccrk.text_model.encoder.layer.{index}.{rest}"
-            else:
-                rest = rest.replace("crossattention.self.", "cross_attention.")
-                rest = rest.replace("crossattention.output.", "cross_attention.output.")
-                new_name = f"ccrk.fusion_encoder.layers.{int(index) - num_text_layers}.{rest}"
-        converted[new_name] = tensor.view(1) if name == "temp" else tensor
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} tensors are of another architecture, the first {unknown[0]!r}; nothing was written"
-        )
-    return converted
+        yield published_name(name, model), tensor.squeeze() if name == "ccrk.temperature" else tensor
+    for name, module in model.named_modules():
+        if name.endswith(".relative_position_bias"):
+            area = module.window_area
+            yield (
+                published_name(f"{name}.relative_position_index", model),
+                module.relative_position_index.view(area, area),
+            )
+        elif hasattr(module, "get_attn_mask"):
+            module.set_shift_and_window_size(module.input_resolution)
+            mask = module.get_attn_mask(*module.input_resolution, torch.float32, model.device)
+            if mask is not None:
+                yield published_name(f"{name}.attn_mask", model), mask
+    positions = model.ccrk.text_model.embeddings.position_ids
+    yield published_name("ccrk.text_model.embeddings.position_ids", model), positions
 
 
-def convert(content: dict, overrides: dict | None = None) -> CCRKForPreTraining:
-    """A published checkpoint's dictionary to a model with every key accounted for: none missing, none left over."""
+def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
+    """A published checkpoint's dictionary to a model, every key accounted for: none missing, none left over.
+
+    Raises:
+        ValueError: the first key that is missing, unknown, of another shape, or not what the model computes for it.
+    """
     state = content["model"]
     try:
-        config = read_config(state, overrides or {})
+        config = read_config(content, overrides or {})
     except KeyError as error:
-        raise ValueError(f"this is not a CCRK pre-training checkpoint: it lacks {error}") from error
-    model = CCRKForPreTraining(config)
-    converted = convert_state_dict(state, config.text_config.num_hidden_layers)
-    result = model.load_state_dict(converted, strict=False)
-    tied = set(model.all_tied_weights_keys)
-    missing = [name for name in result.missing_keys if name not in tied]
-    if missing or result.unexpected_keys:
+        raise ValueError(f"this is not a whole CCRK checkpoint: it lacks {error}; nothing was written") from error
+    head = CCRKForPreTraining if _text_prefix(state) == "text_encoder.bert." else CCRKForImageTextRetrieval
+    with torch.device("meta"):
+        model = head(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in published_tensors(model)}
+    missing = [name for name in shapes if name not in state and not any(part in name for part in COMPUTED)]
+    unknown = [name for name in state if name not in shapes]
+    if missing or unknown:
         raise ValueError(
-            f"the file does not fill this model: missing {missing[:3]}, left over {result.unexpected_keys[:3]}; "
-            "is it a CCRK pre-training checkpoint?"
+            f"this file does not fill a {head.__name__}: {len(missing)} tensors are missing {missing[:2]}, "
+            f"{len(unknown)} are unknown {unknown[:2]}; nothing was written"
         )
+    for name, tensor in state.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(
+                f"{name} is of shape {tuple(tensor.shape)}; beside the file's other tensors it must be "
+                f"{shapes[name]}; nothing was written"
+            )
+
+    converted = {}
+    for name in model.state_dict():
+        if name in model.all_tied_weights_keys:
+            continue
+        tensor = state[published_name(name, model)]
+        if match := re.search(r"\.([qkv])_proj\.", name):
+            tensor = tensor.chunk(3)["qkv".index(match[1])].clone()
+        converted[name] = tensor.view(1) if name == "ccrk.temperature" else tensor
+    model = head.from_pretrained(None, config=config, state_dict=converted)
+    for name, tensor in published_tensors(model):
+        if name in state and not torch.equal(tensor, state[name]):
+            reason = next(
+                (reason for part, reason in COMPUTED.items() if part in name), "is changed by the conversion"
+            )
+            raise ValueError(f"{name} is not what this model computes ({reason}); nothing was written")
     return model
+
+
+def checksums(model: CCRKPairModel, description: str) -> dict[str, str]:
+    """SHA-256 of every tensor by name."""
+    return {
+        name: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in tqdm(model.state_dict().items(), desc=description, leave=False)
+    }
+
+
+def to_transformers(arguments: argparse.Namespace) -> None:
+    """From the command line's published file to a folder, which is then opened and compared."""
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(f"{arguments.output} is a file; name a folder to write")
+    overrides = json.loads(arguments.config.read_text()) if arguments.config else {}
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None
+    content = load_published(arguments.checkpoint)
+    model = convert(content, overrides)
+    computed = [name for name in content["model"] if any(part in name for part in COMPUTED)]
+    if tokenizer is not None and len(tokenizer) > model.config.text_config.vocab_size:
+        vocab_size = model.config.text_config.vocab_size
+        raise ValueError(
+            f"{arguments.tokenizer} has {len(tokenizer)} tokens, the checkpoint {vocab_size}; "
+            "give the tokenizer that it was trained with"
+        )
+    if arguments.image_size is not None:
+        resize_image_encoder(model, arguments.image_size)
+    head, image_size = type(model), model.config.vision_config.image_size
+    written = checksums(model, "adding up")
+    model.save_pretrained(arguments.output)
+    if tokenizer is not None:
+        CCRKProcessor(published_image_processor(image_size), tokenizer).save_pretrained(arguments.output)
+    del content, model  # so that the check needs no second copy in memory
+
+    loaded, info = head.from_pretrained(arguments.output, output_loading_info=True)
+    if any(info.values()) or checksums(loaded, "checking") != written:
+        raise ValueError(f"{arguments.output} does not open with the tensors of {arguments.checkpoint}; do not use it")
+    for part, reason in COMPUTED.items():
+        if number := sum(part in name for name in computed):
+            print(f"not needed: {number} of *{part}*, {reason}")
+    if tokenizer is None:
+        print("no tokenizer: AutoProcessor opens the folder once --tokenizer FacebookAI/xlm-roberta-large is given")
+    with (arguments.output / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(
+        f"{head.__name__}, {image_size} px, {loaded.num_parameters():,} parameters, checked by loading; "
+        f"SHA-256 of {arguments.output / 'model.safetensors'}: {digest}"
+    )
+
+
+def to_original(arguments: argparse.Namespace) -> None:
+    """From the command line's folder to a file that the research code opens."""
+    if arguments.output.exists():
+        raise ValueError(f"{arguments.output} exists; name a file to write")
+    config = AutoConfig.from_pretrained(arguments.checkpoint)
+    head = getattr(ccrk, (config.architectures or ["none"])[0], None)
+    if config.model_type != "ccrk" or head not in (CCRKForPreTraining, CCRKForImageTextRetrieval):
+        raise ValueError(
+            f"{arguments.checkpoint} holds {config.architectures}; the research code opens a CCRKForPreTraining or a "
+            "CCRKForImageTextRetrieval"
+        )
+    model = head.from_pretrained(arguments.checkpoint)
+    if model.config.position_ids_start != 0 or model.config.vision_config.model_type != "swin":
+        raise ValueError(
+            f"{arguments.checkpoint} starts positions at {model.config.position_ids_start} and sees by "
+            f"{model.config.vision_config.model_type}; the research code knows 0 and swin alone"
+        )
+    state = dict(published_tensors(model))
+    torch.save({"model": state, "config": published_config(model.config)}, arguments.output)
+    with arguments.output.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(f"{model.num_parameters():,} parameters; SHA-256 of {arguments.output}: {digest}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="published pre-training checkpoint, ccrk_*_epoch_29.th")
+    parser.add_argument("checkpoint", type=Path, help="published checkpoint: ccrk_*_epoch_29.th, checkpoint_best.pth")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--config", type=Path, help="JSON of CCRKConfig fields that the tensors do not show")
     parser.add_argument("--tokenizer", help="folder or Hub id of XLM-R's tokenizer, saved with the model")
+    parser.add_argument("--image_size", type=int, help="resize the image encoder to pictures of this side, in pixels")
+    parser.add_argument(
+        "--to_original", action="store_true", help="from a folder (first) to a published file (second)"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.to_original and (arguments.config or arguments.tokenizer or arguments.image_size):
+        parser.error("--to_original takes no other option")
     with one_line_errors():
-        overrides = json.loads(arguments.config.read_text()) if arguments.config else {}
-        model = convert(load_published(arguments.checkpoint), overrides)
-    model.save_pretrained(arguments.output)
-    if arguments.tokenizer:
-        image_size = model.config.vision_config.image_size
-        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-        CCRKProcessor(published_image_processor(image_size), tokenizer).save_pretrained(arguments.output)
-    for pattern, why in NOT_NEEDED:
-        print(f"not needed: {pattern}  ({why})")
-    print(f"{model.num_parameters():,} parameters written to {arguments.output}")
+        (to_original if arguments.to_original else to_transformers)(arguments)
 
 
 if __name__ == "__main__":

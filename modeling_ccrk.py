@@ -253,6 +253,9 @@ class CCRKModel(CCRKPreTrainedModel):
     torch.Size([3, 2])
     ```"""
 
+    # Opening a head's checkpoint as the base model leaves the head behind on purpose.
+    _keys_to_ignore_on_load_unexpected = [r"^matching_head\.", r"^lm_head\."]
+
     def __init__(self, config: CCRKConfig):
         super().__init__(config)
         implementation = config._attn_implementation

@@ -22,6 +22,7 @@ from data_scripts.shards import ShardRows
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
+from resize_ccrk import resize_image_encoder
 from retrieval_ccrk import is_usable
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation
 
@@ -271,7 +272,10 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     """The model with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
     if model.model_name_or_path is not None:
-        return head.from_pretrained(model.model_name_or_path, **config)
+        loaded = head.from_pretrained(model.model_name_or_path, **config)
+        if model.image_size is not None:
+            resize_image_encoder(loaded, model.image_size)
+        return loaded
     if (model.vision_model is None) != (model.text_model is None):
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
@@ -342,12 +346,13 @@ def build_trainer(
 
 
 def run(trainer: CCRKTrainer) -> None:
-    """Trains, and saves model, processor and metrics in `output_dir`."""
+    """Trains, and saves model, processor, metrics and model card in `output_dir`."""
     result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.problems.report()
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
+    trainer.create_model_card()
     if trainer.args.push_to_hub:
         trainer.push_to_hub()

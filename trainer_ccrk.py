@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
+from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss
 from processing_ccrk import CCRKProcessor
@@ -302,3 +304,9 @@ class CCRKTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._logged_at += time.perf_counter() - started
         return metrics
+
+    def create_model_card(self, model_name: str | None = None, **metadata) -> None:
+        """Writes `README.md` in `output_dir`; see `model_card_ccrk.model_card`. `push_to_hub` calls it."""
+        if self.is_world_process_zero():
+            hub_id = self.hub_model_id or model_name or Path(self.args.output_dir).name
+            model_card(self, hub_id, **metadata).save(Path(self.args.output_dir) / "README.md")

@@ -184,8 +184,7 @@ class TestCheckpoints:
     def test_base_and_heads_open_each_other(self, tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path / "head")
         base, info = CCRKModel.from_pretrained(tmp_path / "head", output_loading_info=True)
-        assert not info["missing_keys"]
-        assert {name.split(".")[0] for name in info["unexpected_keys"]} == {"matching_head", "lm_head"}
+        assert not any(info.values())  # leaving the heads behind is the purpose, and worth no note
         base.save_pretrained(tmp_path / "base")
         head, info = CCRKForImageTextRetrieval.from_pretrained(tmp_path / "base", output_loading_info=True)
         assert not info["unexpected_keys"]

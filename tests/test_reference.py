@@ -1,15 +1,13 @@
 """Agreement with the published code: outputs and losses within 1e-4, from its own checkpoint format."""
 
 import json
-import re
 
 import pytest
 import torch
-from conftest import TINY_A, TINY_A_CONFIG
+from conftest import TINY_A
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from convert_checkpoint import NOT_NEEDED, convert, convert_state_dict, load_published, main
 from metrics.recall_at_k.recall_at_k import best_ranks, recall_at_k
 from modeling_ccrk import CCRKForPreTraining
 from objectives_ccrk import (
@@ -146,27 +144,6 @@ def test_caption_normalisation(normalisation_cases):
             assert normalize_caption(case["text"], case["max_words"]) == case["expected"]
 
 
-def test_every_key_is_accounted_for(published):
-    state = published["model"]
-    model = convert(published, TINY_A_CONFIG)
-    converted = convert_state_dict(state, model.config.text_config.num_hidden_layers)
-    tied = set(model.all_tied_weights_keys)
-    assert set(converted) == set(model.state_dict()) - tied
-    # Nothing is lost on the way: the tensors named as not needed are the only ones left out.
-    kept = sum(tensor.numel() for tensor in converted.values())
-    dropped = sum(t.numel() for n, t in state.items() if any(re.search(p, n) for p, _ in NOT_NEEDED))
-    assert kept + dropped == sum(tensor.numel() for tensor in state.values())
-
-
-def test_converted_folder_loads_with_equal_tensors(reference_model, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(TINY_A_CONFIG))
-    main([str(TINY_A / "ccrk_tiny_epoch_29.th"), str(tmp_path / "out"), "--config", str(tmp_path / "config.json")])
-    loaded, info = CCRKForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(info.values())
-    for (name, ours), theirs in zip(reference_model.named_parameters(), loaded.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
-
-
 def test_xlm_roberta_layers_are_the_ones_of_the_checkpoint(reference_model):
     model = CCRKForPreTraining.from_vision_text_pretrained(
         reference_model.ccrk.vision_model, str(TINY_A / "xlm-roberta-large-tiny"), projection_dim=16
@@ -178,29 +155,3 @@ def test_xlm_roberta_layers_are_the_ones_of_the_checkpoint(reference_model):
     for name, tensor in copied.items():
         assert torch.equal(tensor, reference[name]), name
     assert model.config.position_ids_start == 2  # XLM-R's own
-
-
-class TestRefusals:
-    def test_unknown_architecture(self, published):
-        state = published["model"] | {"decoder.weight": torch.zeros(1)}
-        with pytest.raises(ValueError, match=r"1 tensors are of another architecture, the first 'decoder\.weight'"):
-            convert({"model": state}, TINY_A_CONFIG)
-
-    def test_missing_tensor(self, published):
-        state = {name: tensor for name, tensor in published["model"].items() if name != "temp"}
-        with pytest.raises(ValueError, match=r"missing \['ccrk\.temperature'\]"):
-            convert({"model": state}, TINY_A_CONFIG)
-
-    def test_not_a_ccrk_checkpoint(self):
-        with pytest.raises(ValueError, match="not a CCRK checkpoint"):
-            convert({"model": {"weight": torch.zeros(2, 2)}})
-
-    def test_a_file_that_would_run_code(self, tmp_path):
-        torch.save({"model": {}, "path": TINY_A}, tmp_path / "bad.th")
-        with pytest.raises(ValueError, match=r"holds pathlib\S+, which is neither a tensor nor a plain container"):
-            load_published(tmp_path / "bad.th")
-
-    def test_a_file_without_a_model(self, tmp_path):
-        torch.save({"weight": torch.zeros(1)}, tmp_path / "bad.th")
-        with pytest.raises(ValueError, match="no 'model' entry"):
-            load_published(tmp_path / "bad.th")

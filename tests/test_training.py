@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, tiny_config
+from huggingface_hub import ModelCard
 from PIL import Image
 from test_retrieval import make_rows
 
@@ -144,6 +145,22 @@ def test_evaluation_during_training(tiny_model, processor, shapes, tmp_path):
     per_language = [metrics[f"eval_recall_{language}"] for language in ("en", "de", "zh")]
     assert metrics["eval_mean_recall"] == pytest.approx(sum(per_language) / 3, abs=0.02)
     assert metrics["eval_mrv"] >= 0
+
+
+def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2, max_steps=2)
+    trainer.train()
+    trainer.create_model_card("tiny", license="mit")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.language, card.data.license) == (["en", "de", "zh"], "mit")
+    logged = next(log for log in trainer.state.log_history if "eval_mean_recall" in log)
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results["Recall, zh"] == logged["eval_recall_zh"]
+    assert results["Mean rank variance (standard deviation, ranks)"] == logged["eval_mrv"]
+    assert {(result.dataset_type, result.dataset_split) for result in card.data.eval_results} == {("shapes", "train")}
+    assert "shapes, split train, 48 pictures; languages en de zh" in card.text
+    assert f"| mean | {logged['eval_mean_recall']:.2f} |" in card.text
+    assert "2 steps of 8 pictures" in card.text
 
 
 def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):

@@ -1,0 +1,173 @@
+"""The model card of a training run: what it learnt from, how well it retrieves, how to use it, where it ends."""
+
+from pathlib import Path
+
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import Trainer
+
+PAPER = "https://arxiv.org/abs/2406.18254"
+CARD = """---
+{metadata}
+---
+
+# {name}
+
+CCRK ranks pictures for a caption, and captions for a picture, alike in every language: an image encoder, an XLM-R text
+encoder and a fusion encoder that compares a pair, trained by 1-to-K contrastive learning ([KDD 2024]({paper})).
+{parameters:,} parameters, pictures of {image_size} x {image_size} pixels, captions in {languages}.
+
+## Use
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{hub_id}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{hub_id}", trust_remote_code=True)
+inputs = processor(images=[Image.new("RGB", (64, 64), "red")], text=["a red square", "ein blauer Kreis"])
+with torch.no_grad():
+    outputs = model(**inputs)
+print(outputs.logits_per_image)  # (pictures, captions): cosine similarity / temperature
+print(outputs.image_embeds.shape, outputs.text_embeds.shape)  # L2-normalised, for an index
+```
+
+`trust_remote_code` runs the four Python files beside the weights, which hold the model and its processor.
+
+## Results
+
+{results}
+
+## Training
+
+{training}
+
+## Limits
+
+- The figures above are of one data set; captions of other languages, lengths or subjects may retrieve worse.
+- Captions are lower-cased, stripped of punctuation and cut after {max_words} words and {max_length} tokens.
+- The model repeats the biases of its pictures and captions, machine-translated ones included. It is not made to
+  identify people, nor to decide about them.
+
+## Licence
+
+The code is MIT-licensed. The weights carry the conditions of the training data and of the checkpoint they started
+from.
+
+## Citation
+
+```bibtex
+@inproceedings{{nie2024ccrk,
+  title     = {{Improving the Consistency in Cross-Lingual Cross-Modal Retrieval with 1-to-K Contrastive Learning}},
+  author    = {{Nie, Zhijie and Zhang, Richong and Feng, Zhangchi and Huang, Hailang and Liu, Xudong}},
+  booktitle = {{Proceedings of the 30th ACM SIGKDD Conference on Knowledge Discovery and Data Mining}},
+  pages     = {{2272--2283}},
+  year      = {{2024}},
+  url       = {{{paper}}}
+}}
+```
+"""
+
+
+def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
+    """
+    Writes the card from what the trainer holds: data sets with counts, languages, arguments, and the last evaluation.
+
+    Args:
+        trainer: a [`CCRKTrainer`] after training.
+        hub_id: what the usage example opens.
+        metadata: further fields of [`huggingface_hub.ModelCardData`], such as `license`; they have the last word.
+    """
+    arguments, processor = trainer.args, trainer.processing_class
+    name = hub_id.split("/")[-1]
+    languages = list(trainer.data_collator.languages)
+    evaluation = next((logs for logs in reversed(trainer.state.log_history) if "eval_mean_recall" in logs), {})
+    started_from = trainer.model.name_or_path
+    data = {
+        "language": languages,
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["ccrk", "image-text-retrieval", "multilingual"],
+        "base_model": started_from if started_from and not Path(started_from).exists() else None,
+        "model_name": name,
+        "eval_results": _eval_results(trainer, evaluation) or None,
+    }
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    training = [
+        f"- Data: {_describe(trainer.train_dataset)}; languages {' '.join(languages)}",
+        f"- Started from: {Path(started_from).name if started_from else 'no CCRK checkpoint'}",
+        f"- {trainer.state.global_step:,} steps of {batch} pictures, learning rate {arguments.learning_rate:g}, "
+        f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",
+        f"- transformers {transformers.__version__}, torch {transformers.utils.get_torch_version()}",
+    ]
+    return ModelCard(
+        CARD.format(
+            metadata=ModelCardData(**(data | metadata)).to_yaml(),
+            name=name,
+            hub_id=hub_id,
+            paper=PAPER,
+            parameters=trainer.model.num_parameters(),
+            image_size=processor.image_processor.size["height"],
+            languages=", ".join(languages),
+            results=_results_table(trainer, evaluation),
+            training="\n".join(training),
+            max_words=processor.max_words,
+            max_length=processor.max_length,
+        )
+    )
+
+
+def _describe(dataset) -> str:
+    return f"{dataset.info.dataset_name}, split {dataset.split}, {len(dataset):,} pictures"
+
+
+def _recalls(evaluation: dict) -> dict[str, float]:
+    start = "eval_recall_"
+    return {key.removeprefix(start): value for key, value in evaluation.items() if key.startswith(start)}
+
+
+def _eval_results(trainer: Trainer, evaluation: dict) -> list[EvalResult]:
+    if not evaluation:
+        return []
+    values = [("recall", f"Recall, {language}", value) for language, value in _recalls(evaluation).items()]
+    values.append(("recall", "Recall, mean over languages", evaluation["eval_mean_recall"]))
+    if "eval_mrv" in evaluation:
+        values.append(("mrv", "Mean rank variance (standard deviation, ranks)", evaluation["eval_mrv"]))
+    dataset = trainer.eval_dataset
+    return [
+        EvalResult(
+            task_type="image-text-retrieval",
+            task_name="Image-text retrieval",
+            dataset_type=dataset.info.dataset_name,
+            dataset_name=dataset.info.dataset_name,
+            dataset_split=str(dataset.split),
+            metric_type=kind,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for kind, metric, value in values
+    ]
+
+
+def _results_table(trainer: Trainer, evaluation: dict) -> str:
+    if not evaluation:
+        return "Not evaluated in this run; `eval_mrv.py` of the repository does it."
+    rows = [f"| {language} | {value:.2f} |" for language, value in _recalls(evaluation).items()]
+    rows.append(f"| mean | {evaluation['eval_mean_recall']:.2f} |")
+    k_test = trainer.args.eval_k_test
+    lines = [
+        f"On {_describe(trainer.eval_dataset)}, ranked by "
+        f"{f'the matching head, {k_test} candidates per query' if k_test else 'cosine similarity'}:",
+        "",
+        "| language | recall, % (mean of R@1, 5, 10 in both directions) |",
+        "|---|---:|",
+        *rows,
+    ]
+    if "eval_mrv" in evaluation:
+        lines += [
+            "",
+            f"Mean rank variance over the languages: {evaluation['eval_mrv']:.3f} ranks (standard deviation; lower is "
+            "better).",
+        ]
+    return "\n".join(lines)

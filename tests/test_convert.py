@@ -1,0 +1,202 @@
+"""Published checkpoints come in whole and go out as they were; what is not one is refused, and nothing written."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import TINY_A, TINY_A_CONFIG
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import convert_checkpoint
+from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining
+from convert_checkpoint import COMPUTED, convert, load_published, published_tensors
+from recipe_ccrk import ModelArguments, build_model, build_processor
+from resize_ccrk import resize_image_encoder, resize_position_bias
+
+PRETRAINED = TINY_A / "ccrk_tiny_epoch_29.th"
+
+
+@pytest.fixture
+def finetuned(published, tmp_path):
+    """A file in the layout of fine-tuning: no LM head, and no `bert.` level."""
+    state = {
+        n.replace("text_encoder.bert.", "text_encoder."): t for n, t in published["model"].items() if ".cls." not in n
+    }
+    torch.save({"model": state, "config": published["config"], "epoch": 9}, tmp_path / "checkpoint_best.pth")
+    return tmp_path / "checkpoint_best.pth"
+
+
+def run(*arguments, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY_A_CONFIG))
+    options = [] if "--to_original" in arguments else ["--config", str(tmp_path / "config.json")]
+    convert_checkpoint.main([str(argument) for argument in arguments] + options)
+
+
+@pytest.mark.parametrize("head", [CCRKForPreTraining, CCRKForImageTextRetrieval])
+def test_there_and_back_again(head, published, finetuned, processor, tmp_path, capsys):
+    source = PRETRAINED if head is CCRKForPreTraining else finetuned
+    expected = load_published(source)["model"]
+    run(source, tmp_path / "out", tmp_path=tmp_path)
+    loaded, info = head.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert f"{head.__name__}, 64 px, {loaded.num_parameters():,} parameters, checked" in capsys.readouterr().out
+    # Nothing is lost on the way: the tensors named as computed are the only ones left out.
+    kept = sum(t.numel() for n, t in expected.items() if not any(part in n for part in COMPUTED))
+    assert kept == loaded.num_parameters()
+
+    run(tmp_path / "out", tmp_path / "original.th", "--to_original", tmp_path=tmp_path)
+    original = load_published(tmp_path / "original.th")["model"]
+    assert set(original) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(original[name], tensor), name
+
+
+def test_both_heads_open_with_the_same_tensors(published, finetuned):
+    pretrained = convert(published, TINY_A_CONFIG).state_dict()
+    for name, tensor in convert(load_published(finetuned), TINY_A_CONFIG).state_dict().items():
+        assert torch.equal(tensor, pretrained[name]), name
+
+
+def test_a_tokenizer_of_a_larger_vocabulary(published, processor, tmp_path):
+    vocabulary = published["model"]["text_encoder.bert.embeddings.word_embeddings.weight"].shape[0]
+    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert len(processor.tokenizer) > vocabulary
+    with pytest.raises(SystemExit, match=f"has {len(processor.tokenizer)} tokens, the checkpoint {vocabulary}"):
+        run(PRETRAINED, tmp_path / "out", "--tokenizer", tmp_path / "tokenizer", tmp_path=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sizes", ["7_to_12", "7_to_15", "12_to_7", "3_to_6", "7_to_7"])
+def test_position_bias_is_resized_as_published(sizes):
+    """Tables made by the published code."""
+    cases = load_file(TINY_A / "relative_position_bias.safetensors")
+    resized = resize_position_bias(cases[f"window{sizes}.input"], int(sizes.split("_")[-1]))
+    assert_close(resized, cases[f"window{sizes}.expected"], atol=1e-6, rtol=0)
+
+
+def test_larger_images(published, tmp_path):
+    run(PRETRAINED, tmp_path / "out", "--image_size", 128, tmp_path=tmp_path)
+    large, info = CCRKForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    vision = large.config.vision_config
+    assert (vision.image_size, vision.window_size) == (128, 4)
+    state = published["model"]
+    for name, tensor in published_tensors(large):
+        if name.endswith("relative_position_bias_table"):
+            assert torch.equal(tensor, resize_position_bias(state[name], 4)), name
+        elif not any(part in name for part in COMPUTED):
+            assert torch.equal(tensor, state[name]), name
+    assert large.eval().ccrk.get_image_features(torch.rand(1, 3, 128, 128)).last_hidden_state.shape == (1, 17, 64)
+    with pytest.raises(SystemExit, match="image_size 100 does not scale windows of 2 at 64 pixels to whole ones"):
+        run(PRETRAINED, tmp_path / "odd", "--image_size", 100, tmp_path=tmp_path)
+    assert not (tmp_path / "odd").exists()
+
+
+def test_training_goes_on_with_larger_images(tiny_model, processor, tmp_path):
+    """224 to 384 px in the paper; 64 to 128 here, by the argument of the training scripts."""
+    tiny_model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), image_size=128)
+    model = build_model(arguments, build_processor(arguments, None), CCRKForImageTextRetrieval)
+    table = "vision_model.encoder.layers.1.blocks.0.attention.relative_position_bias.relative_position_bias_table"
+    assert model.config.vision_config.window_size == 8
+    assert torch.equal(model.ccrk.get_parameter(table), resize_position_bias(tiny_model.ccrk.get_parameter(table), 8))
+    same = tiny_model.ccrk.vision_model.layernorm.weight
+    assert torch.equal(model.ccrk.vision_model.layernorm.weight, same)
+
+
+def test_resizing_to_the_same_size_changes_nothing(reference_model):
+    vision = reference_model.ccrk.vision_model
+    resize_image_encoder(reference_model, 64)
+    assert reference_model.ccrk.vision_model is vision
+
+
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+    def refused(self, message: str, tmp_path):
+        with pytest.raises(SystemExit, match=message) as error:
+            run("bad.th", "out", tmp_path=tmp_path)
+        assert len(str(error.value).splitlines()) == 1
+        assert not os.path.exists("planted") and not os.path.exists("out")
+
+    @pytest.mark.parametrize("protocol", [2, 4])
+    @pytest.mark.parametrize("form", ["torch", "pickle"])
+    def test_planted_code(self, form, protocol, tmp_path):
+        content = {"model": {"temp": torch.zeros(())}, "config": Planted()}
+        if form == "torch":
+            torch.save(content, "bad.th")
+        else:
+            with open("bad.th", "wb") as file:
+                pickle.dump({"model": {}, "config": Planted()}, file, protocol)
+        self.refused(r"bad\.th holds posix\.mkdir, which is neither a tensor nor a plain container", tmp_path)
+
+    def test_truncated(self, tmp_path):
+        (tmp_path / "bad.th").write_bytes(PRETRAINED.read_bytes()[:700_000])
+        self.refused(r"bad\.th is no whole checkpoint", tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "a text\n", "<html>not found</html>"])
+    def test_text(self, text, tmp_path):
+        (tmp_path / "bad.th").write_text(text)
+        self.refused(r"bad\.th is no whole checkpoint", tmp_path)
+
+    @pytest.mark.parametrize("content", [{"weight": torch.zeros(1)}, [1], {"model": {"temp": 0.07}}])
+    def test_no_tensors_under_model(self, content, tmp_path):
+        torch.save(content, "bad.th")
+        self.refused("no tensors under 'model'", tmp_path)
+
+    def test_no_file(self, tmp_path):
+        self.refused("No such file", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("temp", r"1 tensors are missing \['temp'\], 1 are unknown \['renamed'\]"),
+            ("text_proj.weight", r"lacks 'text_proj\.weight'"),
+            (
+                "vision_encoder.layers.2.blocks.1.attn.qkv.bias",
+                r"missing \['vision_encoder.layers.2.blocks.1.attn.qkv",
+            ),
+        ],
+    )
+    def test_a_key_renamed(self, published, name, message, tmp_path):
+        state = {("renamed" if key == name else key): tensor for key, tensor in published["model"].items()}
+        torch.save({"model": state}, "bad.th")
+        self.refused(message, tmp_path)
+
+    @pytest.mark.parametrize("name", ["text_proj.weight", "vision_proj.weight", "itm_head.0.weight"])
+    def test_swapped_shapes(self, published, name, tmp_path):
+        torch.save({"model": published["model"] | {name: published["model"][name].t()}}, "bad.th")
+        self.refused("beside the file's other tensors it must be", tmp_path)
+
+    def test_another_architecture(self, tmp_path):
+        torch.save({"model": {"weight": torch.zeros(2, 2)}}, "bad.th")
+        self.refused("not a CCRK checkpoint", tmp_path)
+
+    def test_sizes_other_than_stated(self, published, tmp_path):
+        torch.save({"model": published["model"], "config": {"image_res": 384}}, "bad.th")
+        self.refused("states image_res 384, but its tensors are those of image_res 64", tmp_path)
+
+    def test_a_decoder_that_is_not_the_embeddings(self, published, tmp_path):
+        name = "text_encoder.cls.predictions.decoder.weight"
+        torch.save({"model": published["model"] | {name: published["model"][name] + 1}}, "bad.th")
+        self.refused(rf"{name} is not what this model computes \(tied to the word embeddings", tmp_path)
+
+    def test_what_the_research_code_could_not_open(self, reference_model, tmp_path):
+        reference_model.ccrk.save_pretrained("base")
+        reference_model.config.position_ids_start = 2
+        reference_model.save_pretrained("shifted")
+        for folder, message in (("base", r"holds \['CCRKModel'\]"), ("shifted", "starts positions at 2")):
+            with pytest.raises(SystemExit, match=message):
+                run(folder, "original.th", "--to_original", tmp_path=tmp_path)
+        assert not os.path.exists("original.th")
