@@ -334,15 +334,17 @@ def build_trainer(
     augmentation = None
     if data.augmentation == "published":
         augmentation = published_augmentation(image_size, data.crop_min_scale)
-    max_bad_fraction = MAX_BAD_FRACTION if data.max_bad_fraction is None else data.max_bad_fraction
-    return CCRKTrainer(
+    trainer = CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(processor, languages, one_language, augmentation, max_bad_fraction),
+        data_collator=CCRKCollator(processor, languages, one_language, augmentation),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,
     )
+    if data.max_bad_fraction is not None:
+        trainer.problems.max_bad_fraction = data.max_bad_fraction
+    return trainer
 
 
 def run(trainer: CCRKTrainer) -> None:

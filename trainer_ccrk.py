@@ -15,7 +15,7 @@ from torchvision import transforms
 from transformers import Trainer, TrainingArguments
 
 from data_scripts.images import BadImage, read_image
-from data_scripts.problems import MAX_BAD_FRACTION, Problems
+from data_scripts.problems import Problems
 from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss
@@ -105,7 +105,6 @@ class CCRKCollator:
         languages: K of them; 1-to-K training.
         one_language: draw one caption per image, of any of the languages: K is 1, as in the published fine-tuning.
         augmentation: applied to each picture before the processor.
-        max_bad_fraction: share of the images met that may be bad before [`CCRKTrainer`] stops.
 
     An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
     any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
@@ -116,7 +115,6 @@ class CCRKCollator:
     languages: Sequence[str]
     one_language: bool = False
     augmentation: Callable[[Image.Image], Image.Image] | None = None
-    max_bad_fraction: float = MAX_BAD_FRACTION
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
         problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
@@ -185,7 +183,7 @@ class CCRKTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
-        self.problems = Problems("training images", self.data_collator.max_bad_fraction)
+        self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
