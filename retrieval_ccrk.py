@@ -254,31 +254,32 @@ class UsableCaptions:
     left_out: int
 
 
-def usable_captions(retriever, dataset: datasets.Dataset, language: str) -> UsableCaptions:
-    """The captions of a language that are not empty, and the names of the instances in ranks.parquet.
-
-    A row is named by its image id, with `~2` for the second row of the same image; a caption by its row and its place
-    there, counted from 0: `1000092795#0`.
-    """
+def row_names(dataset: datasets.Dataset) -> list[str]:
+    """A row's name in ranks.parquet: its image id, with `~2` for the second row of the same image."""
     seen: dict[str, int] = {}
-    row_names, ids = [], []
-    first_row: dict[str, int] = {}
-    for row, image_id in enumerate(dataset["image_id"]):
+    names = []
+    for image_id in dataset["image_id"]:
         seen[image_id] = seen.get(image_id, 0) + 1
-        row_names.append(image_id if seen[image_id] == 1 else f"{image_id}~{seen[image_id]}")
-        ids.append(first_row.setdefault(image_id, row))
-    texts, rows, names, left_out = [], [], [], 0
+        names.append(image_id if seen[image_id] == 1 else f"{image_id}~{seen[image_id]}")
+    return names
+
+
+def usable_captions(retriever, dataset: datasets.Dataset, language: str) -> UsableCaptions:
+    """The captions of a language that are not empty. A caption is named by its row and place: `1000092795#0`."""
+    names = row_names(dataset)
+    texts, rows, caption_names, left_out = [], [], [], 0
     for row, captions in enumerate(dataset["captions"]):
         for index, caption in enumerate(captions[language]):
             if retriever.is_usable(caption):
                 texts.append(caption)
                 rows.append(row)
-                names.append(f"{row_names[row]}#{index}")
+                caption_names.append(f"{names[row]}#{index}")
             else:
                 left_out += 1
     if not texts:
         raise ValueError(f"the data has no usable caption in {language!r}; ask for other languages")
-    return UsableCaptions(texts, np.array(rows), np.array(ids), row_names, names, left_out)
+    ids = np.unique(dataset["image_id"], return_inverse=True)[1]
+    return UsableCaptions(texts, np.array(rows), ids, names, caption_names, left_out)
 
 
 def encode_images(
