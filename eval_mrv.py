@@ -25,14 +25,21 @@ from pathlib import Path
 
 import datasets
 import torch
-from accelerate import PartialState
 from transformers import AutoConfig
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from peers_ccrk import DualEncoder, evaluate_arrays
 from recipe_ccrk import one_line_errors, set_up_logging
-from retrieval_ccrk import CCRKRetriever, RetrievalResult, Share, evaluate_retrieval, mrv_table, recall_table
+from retrieval_ccrk import (
+    CCRKRetriever,
+    RetrievalResult,
+    Share,
+    evaluate_retrieval,
+    mrv_table,
+    process_state,
+    recall_table,
+)
 from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
@@ -75,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever | DualEncoder:
     """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
     options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
-    device = PartialState().device
+    device = process_state().device
     if AutoConfig.from_pretrained(name_or_path).model_type != CCRKConfig.model_type:
         return DualEncoder(name_or_path, device=device, **options)
     processor = CCRKProcessor.from_pretrained(name_or_path)
@@ -212,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     arguments = parse_arguments(argv)
     k_test = 0 if arguments.no_rerank else K_TEST[arguments.task] if arguments.k_test is None else arguments.k_test
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = process_state()
     with one_line_errors():
         other_ranks = read_ranks(arguments.compare) if arguments.compare else None
         with state.main_process_first():  # one process prepares the data and writes the cache

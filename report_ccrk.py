@@ -95,7 +95,8 @@ p { max-width: 44rem; margin: .4rem 0 1rem } .soft, figcaption { color: var(--so
 .card b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem }
 figure { margin: 0; break-inside: avoid } figure img { width: 100%; max-width: 34rem; height: auto; display: block }
-.scroll { overflow-x: auto; margin-top: 1rem } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
+.scroll { overflow-x: auto; margin-top: 1rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { text-align: left } td small { color: var(--soft); display: block; font-size: .72rem }
 tr.ours td { font-weight: 600 }

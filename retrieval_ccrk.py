@@ -42,6 +42,11 @@ _NAN_CURE = "look for the overflow in the model, or evaluate without --bf16"
 Ranks = dict[str, dict[str, pd.Series]]
 
 
+def process_state() -> PartialState:
+    """Rank, number and device of the processes that torchrun or accelerate started; without an accelerator on CPUs."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 @dataclass(frozen=True)
 class Share:
     """Which blocks of the work are this process's: every `count`-th from `index` on. By default all of them."""
@@ -51,7 +56,7 @@ class Share:
 
     @classmethod
     def of_this_process(cls) -> "Share":
-        state = PartialState()
+        state = process_state()
         return cls(state.process_index, state.num_processes)
 
     def of(self, blocks: Sequence) -> Sequence:
@@ -523,5 +528,5 @@ def _cached(path: Path | None, encode: Callable[[], dict[str, Tensor]]) -> dict[
 
 def _progress(blocks: Sequence, description: str) -> Iterable:
     """A progress bar of the first process, which stays away from logs and from work that is over in a moment."""
-    hidden = None if PartialState().is_main_process else True
+    hidden = None if process_state().is_main_process else True
     return tqdm(blocks, desc=description, leave=False, delay=2, disable=hidden)
