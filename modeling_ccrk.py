@@ -116,30 +116,34 @@ class CCRKCrossAttention(nn.Module):
         """(B, T, vision_hidden_size) → keys and values, each (B, heads, T, head_dim)."""
         return self._heads(self.key(image_states)), self._heads(self.value(image_states))
 
-    def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        attended, _ = attention(
-            self,
-            self._heads(self.query(hidden_states)),
-            key,
-            value,
-            None,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.scaling,
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        attended, _ = attention(self, self._heads(query), key, value, None, dropout=dropout, scaling=self.scaling)
+        return attended.flatten(2)
+
+    def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.output(self._attend(self.query(hidden_states), key, value), hidden_states)
+
+    def forward_packed(self, tokens: Tensor, tokens_per_image: list[int], key: Tensor, value: Tensor) -> Tensor:
+        """(S, hidden_size), the tokens of image 0 first: each image is asked by all of its captions at once."""
+        per_image = zip(
+            self.query(tokens)[None].split(tokens_per_image, dim=1), key.split(1), value.split(1), strict=True
         )
-        return self.output(attended.flatten(2), hidden_states)
+        attended = torch.cat([self._attend(*image) for image in per_image], dim=1)
+        return self.output(attended[0], tokens)
 
 
-class _Rows:
+class _PackedCaptions:
     """
-    Rows of unequal length, their tokens packed one row after the other: no layer spends time on padding.
+    Captions of unequal length, their tokens packed one after the other: no layer spends time on padding.
 
-    Only attention needs rows side by side; `pad` and `pack` go there and back.
+    Only self-attention needs captions side by side; `pad` and `pack` go there and back.
 
     Args:
-        lengths: (R,), at least 1 each, on the CPU, S in sum.
+        lengths: (P,), at least 1 each, on the CPU, S in sum.
         device: where the tokens are.
     """
 
@@ -151,12 +155,12 @@ class _Rows:
         self.first = (lengths.cumsum(0) - lengths).to(device)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """(S, D) → (R, longest, D), zeros where a row has ended."""
+        """(S, D) → (P, longest, D), zeros where a caption has ended."""
         padded = packed.new_zeros(self.mask.numel(), packed.shape[-1])
         return padded.index_copy_(0, self.positions, packed).view(*self.shape, -1)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """(R, longest, D) → (S, D)."""
+        """(P, longest, D) → (S, D)."""
         return padded.flatten(0, 1)[self.positions]
 
 
@@ -175,7 +179,9 @@ class CCRKFusionLayer(GradientCheckpointingLayer):
         hidden_states = self.cross_attention(hidden_states, key, value)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
-    def attend_packed(self, tokens: Tensor, captions: _Rows, mask: Tensor | None, first_only: bool) -> Tensor:
+    def attend_packed(
+        self, tokens: Tensor, captions: _PackedCaptions, mask: Tensor | None, first_only: bool
+    ) -> Tensor:
         """The self-attention of packed captions, (S, D) → (S, D); with `first_only` that of their token 0, (P, D)."""
         module = self.attention.self
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -264,10 +270,8 @@ class CCRKFusionEncoder(nn.Module):
 
         Returns: (P, hidden_size).
         """
-        device = tokens.device
-        captions = _Rows(lengths, device)
-        image_of_caption = torch.repeat_interleave(captions_per_image)
-        images = _Rows(torch.zeros_like(captions_per_image).index_add_(0, image_of_caption, lengths), device)
+        captions = _PackedCaptions(lengths, tokens.device)
+        tokens_per_image = [int(own.sum()) for own in lengths.split(captions_per_image.tolist())]
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=tokens.new_empty(*captions.shape, 1), attention_mask=captions.mask
         )
@@ -278,8 +282,8 @@ class CCRKFusionEncoder(nn.Module):
             elif is_last:
                 tokens = tokens[captions.first]
             if is_last:
-                images = _Rows(captions_per_image, device)
-            tokens = images.pack(layer.cross_attention(images.pad(tokens), key, value))
+                tokens_per_image = captions_per_image.tolist()
+            tokens = layer.cross_attention.forward_packed(tokens, tokens_per_image, key, value)
             tokens = layer.output(layer.intermediate(tokens), tokens)
         return tokens
 
