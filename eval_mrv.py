@@ -1,157 +1,252 @@
-"""Evaluates a CCRK model: recall per language, and mean rank variance (MRV) between languages.
+"""Evaluates retrieval: recall per language, and mean rank variance (MRV) between languages.
 
     python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
     python eval_mrv.py --model DIR_OR_ID --task multi30k --data_dir multi30k --image_dir photographs --output_dir OUT
+    python eval_mrv.py --model EN --model_for de=DE ja=JA --task xflickrco … --output_dir OUT      one model a language
+    python eval_mrv.py --model openai/clip-vit-base-patch32 --task multi30k … --output_dir OUT     another dual encoder
+    python eval_mrv.py --model scores.npz --task multi30k … --output_dir OUT                       embeddings or scores
+    python eval_mrv.py … --output_dir OUT --compare OTHER/ranks.parquet                            against another run
+    torchrun --nproc_per_node 8 eval_mrv.py …                                                      on eight devices
 
-Writes results.json, ranks.parquet (instance, language, direction, rank) and, with matplotlib installed, report.png.
+Writes results.json, ranks.parquet (instance, language, direction, rank) and, with matplotlib installed, report.html
+with its plots as PNG. An interrupted run goes on from what it had encoded when it is started again.
+
+An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, compared by cosine, or `scores_de`
+(rows, N): pictures and captions in the order of the data, empty captions left out.
 """
 
 import argparse
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import torch
+from transformers import AutoConfig
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
+from peers_ccrk import DualEncoder, evaluate_arrays
 from recipe_ccrk import one_line_errors, set_up_logging
-from retrieval_ccrk import RetrievalResult, evaluate_retrieval
+from retrieval_ccrk import (
+    CCRKRetriever,
+    RetrievalResult,
+    Share,
+    evaluate_retrieval,
+    mrv_table,
+    process_state,
+    recall_table,
+)
+from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
 K_TEST = {"shapes": 16, "multi30k": 128, "coco": 256, "xflickrco": 128, "wit": 128}
+# COCO's figures are published as means over five folds of 1,000 of its 5,000 test images.
+FOLD_SIZE = {"coco": 1000}
+# The paper's languages of MRV, where an instance is the same in all of them; None: all of the data set's.
+MRV_LANGUAGES = {"shapes": None, "multi30k": ("en", "de", "fr", "cs"), "xflickrco": ("en", "de", "ja", "zh")}
 COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a CCRK checkpoint")
+    parser.add_argument("--model", required=True, help="folder or Hub id of CCRK or a dual encoder, or an .npz file")
+    parser.add_argument("--model_for", nargs="+", default=[], metavar="LANGUAGE=MODEL", help="another model for these")
     parser.add_argument("--task", required=True, choices=sorted(data_scripts.BUILDERS), help="data set to evaluate on")
     parser.add_argument("--data_dir", help="folder of the data set's annotations")
     parser.add_argument("--image_dir", help="folder of its photographs")
     parser.add_argument("--languages", nargs="+", help="such as: en de; all that the data set has by default")
+    parser.add_argument("--mrv_languages", nargs="+", help="MRV over these; the paper's by default")
     parser.add_argument("--split", default="test", help="train, validation or test (default)")
     parser.add_argument("--max_rows", type=int, help="evaluate on the first N images only")
     parser.add_argument("--k_test", type=int, help=f"candidates re-scored per query, by default {K_TEST}")
     parser.add_argument("--no_rerank", action="store_true", help="rank by cosine alone")
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at a time")
+    parser.add_argument("--bf16", action="store_true", help="weights and states in bf16, similarities in fp32")
+    parser.add_argument("--compare", type=Path, metavar="RANKS", help="ranks.parquet of another run on the same data")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write to")
     arguments = parser.parse_args(argv)
     if arguments.k_test is not None and arguments.k_test < 0:
         parser.error("--k_test is the number of candidates per query: 0 or more")
     if arguments.max_rows is not None and arguments.max_rows < 1:
         parser.error("--max_rows must be at least 1")
+    if wrong := [entry for entry in arguments.model_for if not all(entry.partition("="))]:
+        parser.error(f"--model_for takes LANGUAGE=MODEL such as de=outputs/de, not {wrong[0]}")
+    arguments.model_for = dict(entry.split("=", 1) for entry in arguments.model_for)
     return arguments
 
 
-def load_model(name_or_path: str, needs_matching_head: bool) -> tuple[CCRKForImageTextRetrieval, CCRKProcessor]:
-    """The model in evaluation mode, and its processor. Re-ranking by a head that was never trained is refused."""
-    CCRKConfig.from_pretrained(name_or_path)  # says so where this is no CCRK checkpoint
+def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever | DualEncoder:
+    """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
+    options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
+    device = process_state().device
+    if AutoConfig.from_pretrained(name_or_path).model_type != CCRKConfig.model_type:
+        return DualEncoder(name_or_path, device=device, **options)
     processor = CCRKProcessor.from_pretrained(name_or_path)
-    model, info = CCRKForImageTextRetrieval.from_pretrained(name_or_path, output_loading_info=True)
-    if needs_matching_head and any(name.startswith("matching_head") for name in info["missing_keys"]):
+    model, info = CCRKForImageTextRetrieval.from_pretrained(name_or_path, output_loading_info=True, **options)
+    if k_test and any(name.startswith("matching_head") for name in info["missing_keys"]):
         raise ValueError(f"{name_or_path} has no matching head; rank with --no_rerank, or fine-tune it first")
-    return model.eval(), processor
+    return CCRKRetriever(model.eval().to(device), processor, k_test)
 
 
-def results_dictionary(result: RetrievalResult, arguments: argparse.Namespace, k_test: int) -> dict:
-    """The content of results.json: recall in percent, ranks counted from 1."""
-    return {
+def evaluate(arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: int) -> tuple[RetrievalResult, int]:
+    """Ranks of all languages, each by its model, and the candidates that were in fact re-scored per query."""
+    languages = list(dataset.features["captions"])
+    if unknown := sorted(set(arguments.model_for) - set(languages)):
+        raise ValueError(f"--model_for names {', '.join(unknown)}, but the languages are {', '.join(languages)}")
+    languages_of: dict[str, list[str]] = {}
+    for language in languages:
+        languages_of.setdefault(arguments.model_for.get(language, arguments.model), []).append(language)
+    fold_size = FOLD_SIZE.get(arguments.task)
+    result, re_scored = RetrievalResult(), 0
+    for model, own_languages in languages_of.items():
+        if model.endswith(".npz"):
+            part = evaluate_arrays(Path(model), dataset, own_languages, fold_size)
+        else:
+            retriever = load_retriever(model, k_test, arguments.bf16)
+            re_scored = max(re_scored, retriever.k_test)
+            cache_dir = arguments.output_dir / "encoded" / f"{retriever.fingerprint}-{dataset._fingerprint}"
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            part = evaluate_retrieval(
+                retriever,
+                dataset,
+                own_languages,
+                arguments.batch_size,
+                fold_size,
+                Share.of_this_process(),
+                cache_dir,
+            )
+        for name in ("ranks", "fold_ranks", "left_out"):
+            getattr(result, name).update(getattr(part, name))
+    for name in ("ranks", "fold_ranks", "left_out"):  # in the order that was asked for
+        setattr(result, name, {k: getattr(result, name)[k] for k in languages if k in getattr(result, name)})
+    return result, re_scored
+
+
+def choose_mrv_languages(arguments: argparse.Namespace, result: RetrievalResult) -> tuple[list[str], str | None]:
+    """The languages of MRV, or none and the reason why."""
+    languages = list(result.ranks)
+    if arguments.task not in MRV_LANGUAGES:
+        reason = f"the captions of {arguments.task} in one language are not those in another: no instances align"
+        if arguments.mrv_languages:
+            raise ValueError(f"{reason}; leave --mrv_languages out")
+        return [], reason
+    if arguments.mrv_languages:
+        if missing := [language for language in arguments.mrv_languages if language not in languages]:
+            raise ValueError(f"--mrv_languages names {', '.join(missing)}, evaluated are {', '.join(languages)}")
+        chosen = arguments.mrv_languages
+    else:
+        published = MRV_LANGUAGES[arguments.task]
+        chosen = [language for language in published or languages if language in languages]
+    if len(chosen) < 2:
+        return [], "it compares two languages or more"
+    if mrv_table(result.ranks, chosen) is None:
+        return [], f"no instance has a caption in all of {', '.join(chosen)}"
+    return chosen, None
+
+
+def results_dictionary(
+    result: RetrievalResult, arguments: argparse.Namespace, k_test: int, other_ranks: dict | None
+) -> dict:
+    """The content of results.json: recall in percent, ranks counted from 1, intervals as [low, high]."""
+    mrv_languages, no_mrv = choose_mrv_languages(arguments, result)
+    intervals = {"recall": recall_intervals(result.ranks)}
+    if mrv_languages:
+        intervals["mrv"] = mrv_intervals(result.ranks, mrv_languages)
+    results = {
         "task": arguments.task,
         "split": arguments.split,
         "model": arguments.model,
         "k_test": k_test,
         "languages": list(result.ranks),
-        "recall": result.recall(),
-        "mrv": result.mrv(),
+        "recall": recall_table(result.ranks),
+        "mrv": mrv_table(result.ranks, mrv_languages) if mrv_languages else None,
         "counts": {
-            "images": len(result.image_ids),
-            "captions": {language: len(ranks.captions) for language, ranks in result.ranks.items()},
+            "images": len(set().union(*(ranks["TR"].index for ranks in result.ranks.values()))),
+            "captions": {language: len(ranks["IR"]) for language, ranks in result.ranks.items()},
             "captions_left_out": result.left_out,
         },
+        "intervals": intervals,
     }
+    if no_mrv:
+        results["no_mrv_because"] = no_mrv
+    if arguments.model_for:
+        results["model_for"] = arguments.model_for
+    if result.fold_ranks:
+        results["recall_in_folds"] = recall_table(result.fold_ranks)
+    if other_ranks is not None:
+        results["comparison"] = {"other": str(arguments.compare)} | compare(result.ranks, other_ranks, mrv_languages)
+    return results
 
 
 def format_table(results: dict) -> str:
-    """Recall per language, their mean, and MRV, as text."""
+    """Recall per language, their mean, MRV, and the comparison, as text."""
     lines = ["      " + "".join(f"{column:>8}" for column in COLUMNS)]
-    for language, row in results["recall"].items():
-        lines.append(f"{language:<6}" + "".join(f"{row[column]:8.1f}" for column in COLUMNS))
-    means = {
-        column: sum(row[column] for row in results["recall"].values()) / len(results["recall"]) for column in COLUMNS
-    }
-    lines.append("mean  " + "".join(f"{means[column]:8.1f}" for column in COLUMNS))
-    if results["mrv"] is not None:
-        lines.append(
-            f"MRV over {' '.join(results['mrv']['languages'])} (0: every instance ranks alike in all of them)"
-        )
+    for title, table in (("", results["recall"]), ("in folds", results.get("recall_in_folds", {}))):
+        if title and table:
+            lines.append(title)
+        for language, row in table.items():
+            lines.append(f"{language:<6}" + "".join(f"{row[column]:8.1f}" for column in COLUMNS))
+        if table:
+            means = (sum(row[column] for row in table.values()) / len(table) for column in COLUMNS)
+            lines.append("mean  " + "".join(f"{mean:8.1f}" for mean in means))
+    if results["mrv"] is None:
+        lines.append(f"no MRV: {results['no_mrv_because']}")
+    else:
+        languages = " ".join(results["mrv"]["languages"])
+        lines.append(f"MRV over {languages} (0: every instance ranks alike in all of them)")
         for direction in ("IR", "TR", "mean"):
-            spread = results["mrv"][direction]
-            lines.append(f"  {direction:<5} std {spread['std']:.3f}   variance {spread['variance']:.3f}")
+            spread, (low, high) = results["mrv"][direction], results["intervals"]["mrv"][direction]["std"]
+            lines.append(
+                f"  {direction:<5} std {spread['std']:.3f} (95 %: {low:.3f} to {high:.3f})   "
+                f"variance {spread['variance']:.3f}"
+            )
+    if "comparison" in results:
+        comparison = results["comparison"]
+        lines.append(f"minus {comparison['other']}, mean recall with 95 % interval:")
+        rows = comparison["recall"] | ({"MRV": comparison["mrv"]} if comparison["mrv"] else {})
+        for name, row in rows.items():
+            lines.append(
+                f"  {name:<5}{row['difference']:+8.2f}  ({row['low']:+.2f} to {row['high']:+.2f})  p {row['p']:.4f}"
+            )
     return "\n".join(lines)
-
-
-def draw_report(results: dict, result: RetrievalResult, path: Path) -> None:
-    """Recall at 1 per language beside the mean absolute rank difference of each pair of languages."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    languages = results["languages"]
-    figure, (bars, heat) = plt.subplots(1, 2, figsize=(5 + 0.6 * len(languages), 4.2), layout="constrained")
-    positions = np.arange(len(languages))
-    for offset, column, label in ((-0.2, "IR@1", "text → image"), (0.2, "TR@1", "image → text")):
-        bars.bar(positions + offset, [results["recall"][lang][column] for lang in languages], 0.4, label=label)
-    bars.set(
-        xticks=positions, xticklabels=languages, ylim=(0, 100), ylabel="recall@1 (%)", title="Recall per language"
-    )
-    bars.legend(frameon=False)
-
-    difference = np.zeros((len(languages), len(languages)))
-    by_caption = [dict(zip(ranks.captions, ranks.text_to_image, strict=True)) for ranks in result.ranks.values()]
-    for i, first in enumerate(by_caption):
-        for j, second in enumerate(by_caption):
-            shared = first.keys() & second.keys()
-            difference[i, j] = np.mean([abs(first[key] - second[key]) for key in shared]) if shared else np.nan
-    image = heat.imshow(difference, cmap="magma_r")
-    heat.set(xticks=positions, xticklabels=languages, yticks=positions, yticklabels=languages)
-    heat.set_title("Mean rank difference, text → image")
-    figure.colorbar(image, ax=heat, shrink=0.8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     arguments = parse_arguments(argv)
     k_test = 0 if arguments.no_rerank else K_TEST[arguments.task] if arguments.k_test is None else arguments.k_test
+    state = process_state()
     with one_line_errors():
-        dataset = data_scripts.load(
-            arguments.task,
-            split=arguments.split,
-            languages=arguments.languages,
-            data_dir=arguments.data_dir,
-            image_dir=arguments.image_dir,
-        )
+        other_ranks = read_ranks(arguments.compare) if arguments.compare else None
+        with state.main_process_first():  # one process prepares the data and writes the cache
+            dataset = data_scripts.load(
+                arguments.task,
+                split=arguments.split,
+                languages=arguments.languages,
+                data_dir=arguments.data_dir,
+                image_dir=arguments.image_dir,
+            )
         if arguments.max_rows is not None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
-        model, processor = load_model(arguments.model, needs_matching_head=k_test > 0)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        result = evaluate_retrieval(
-            model, processor, dataset, list(dataset.features["captions"]), k_test, arguments.batch_size
-        )
-    results = results_dictionary(result, arguments, k_test)
+        if not len(dataset):
+            raise ValueError(f"{arguments.task} has no rows in its {arguments.split} split; choose another --split")
+        result, k_test = evaluate(arguments, dataset, k_test)
+        results = results_dictionary(result, arguments, k_test, other_ranks)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     (arguments.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    datasets.disable_progress_bars()
     result.rank_table().to_parquet(arguments.output_dir / "ranks.parquet")
+    shutil.rmtree(arguments.output_dir / "encoded", ignore_errors=True)  # it has served
     if importlib.util.find_spec("matplotlib"):
-        draw_report(results, result, arguments.output_dir / "report.png")
+        from report_ccrk import write_report
+
+        write_report(results, result.ranks, dataset, arguments.output_dir)
     print(format_table(results))
     print(f"written to {arguments.output_dir}", file=sys.stderr)
 

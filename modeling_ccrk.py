@@ -116,20 +116,52 @@ class CCRKCrossAttention(nn.Module):
         """(B, T, vision_hidden_size) → keys and values, each (B, heads, T, head_dim)."""
         return self._heads(self.key(image_states)), self._heads(self.value(image_states))
 
-    def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        attended, _ = attention(
-            self,
-            self._heads(self.query(hidden_states)),
-            key,
-            value,
-            None,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.scaling,
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        attended, _ = attention(self, self._heads(query), key, value, None, dropout=dropout, scaling=self.scaling)
+        return attended.flatten(2)
+
+    def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.output(self._attend(self.query(hidden_states), key, value), hidden_states)
+
+    def forward_packed(self, tokens: Tensor, tokens_per_image: list[int], key: Tensor, value: Tensor) -> Tensor:
+        """(S, hidden_size), the tokens of image 0 first: each image is asked by all of its captions at once."""
+        per_image = zip(
+            self.query(tokens)[None].split(tokens_per_image, dim=1), key.split(1), value.split(1), strict=True
         )
-        return self.output(attended.flatten(2), hidden_states)
+        attended = torch.cat([self._attend(*image) for image in per_image], dim=1)
+        return self.output(attended[0], tokens)
+
+
+class _PackedCaptions:
+    """
+    Captions of unequal length, their tokens packed one after the other: no layer spends time on padding.
+
+    Only self-attention needs captions side by side; `pad` and `pack` go there and back.
+
+    Args:
+        lengths: (P,), at least 1 each, on the CPU, S in sum.
+        device: where the tokens are.
+    """
+
+    def __init__(self, lengths: Tensor, device: torch.device):
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        self.shape = mask.shape
+        self.mask = mask.to(device)
+        self.positions = mask.flatten().nonzero().squeeze(1).to(device)
+        self.first = (lengths.cumsum(0) - lengths).to(device)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(S, D) → (P, longest, D), zeros where a caption has ended."""
+        padded = packed.new_zeros(self.mask.numel(), packed.shape[-1])
+        return padded.index_copy_(0, self.positions, packed).view(*self.shape, -1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(P, longest, D) → (S, D)."""
+        return padded.flatten(0, 1)[self.positions]
 
 
 class CCRKFusionLayer(GradientCheckpointingLayer):
@@ -146,6 +178,29 @@ class CCRKFusionLayer(GradientCheckpointingLayer):
         hidden_states, _ = self.attention(hidden_states, attention_mask)
         hidden_states = self.cross_attention(hidden_states, key, value)
         return self.output(self.intermediate(hidden_states), hidden_states)
+
+    def attend_packed(
+        self, tokens: Tensor, captions: _PackedCaptions, mask: Tensor | None, first_only: bool
+    ) -> Tensor:
+        """The self-attention of packed captions, (S, D) → (S, D); with `first_only` that of their token 0, (P, D)."""
+        module = self.attention.self
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            module.config._attn_implementation, eager_attention_forward
+        )
+        asking = tokens[captions.first] if first_only else tokens
+        query = module.query(asking)
+        query, key, value = (
+            padded.unflatten(-1, (-1, module.attention_head_size)).transpose(1, 2)
+            for padded in (
+                query[:, None] if first_only else captions.pad(query),
+                captions.pad(module.key(tokens)),
+                captions.pad(module.value(tokens)),
+            )
+        )
+        if first_only and mask is not None and mask.dim() == 4:
+            mask = mask[:, :, :1]
+        attended = attention(module, query, key, value, mask, dropout=0.0, scaling=module.scaling)[0].flatten(2)
+        return self.attention.output(attended[:, 0] if first_only else captions.pack(attended), asking)
 
 
 class CCRKFusionEncoder(nn.Module):
@@ -183,6 +238,54 @@ class CCRKFusionEncoder(nn.Module):
                 key, value = key[image_index], value[image_index]
             hidden_states = layer(hidden_states, mask, key, value)
         return hidden_states
+
+    def prepare_captions(self, text_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """The part that needs no image, once per caption: the first layer's self-attention, (N, L, hidden_size)."""
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=text_states, attention_mask=attention_mask)
+        return self.layers[0].attention(text_states, mask)[0]
+
+    def prepare_images(self, image_states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The part that needs no caption, once per image: every layer's cross-attention keys and values."""
+        return [layer.cross_attention.project(image_states) for layer in self.layers]
+
+    def fuse_packed(
+        self,
+        keys_and_values: list[tuple[Tensor, Tensor]],
+        tokens: Tensor,
+        lengths: Tensor,
+        captions_per_image: Tensor,
+    ) -> Tensor:
+        """
+        What [`CCRKFusionEncoder.forward`] computes of token 0, for inference, and nothing else.
+
+        All captions of an image attend to it as one long row, so that keys and values are never copied per pair; no
+        layer but attention sees padding; the last layer computes token 0 alone.
+
+        Args:
+            keys_and_values: of B images, from `prepare_images`.
+            tokens: (S, hidden_size), P captions from `prepare_captions`, packed without padding, those of image 0
+                first.
+            lengths: (P,), tokens of each caption, on the CPU; S in sum.
+            captions_per_image: (B,), at least 1 each, on the CPU; P in sum.
+
+        Returns: (P, hidden_size).
+        """
+        captions = _PackedCaptions(lengths, tokens.device)
+        tokens_per_image = [int(own.sum()) for own in lengths.split(captions_per_image.tolist())]
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=tokens.new_empty(*captions.shape, 1), attention_mask=captions.mask
+        )
+        for index, (layer, (key, value)) in enumerate(zip(self.layers, keys_and_values, strict=True)):
+            is_last = index == len(self.layers) - 1
+            if index > 0:
+                tokens = layer.attend_packed(tokens, captions, mask, first_only=is_last)
+            elif is_last:
+                tokens = tokens[captions.first]
+            if is_last:
+                tokens_per_image = captions_per_image.tolist()
+            tokens = layer.cross_attention.forward_packed(tokens, tokens_per_image, key, value)
+            tokens = layer.output(layer.intermediate(tokens), tokens)
+        return tokens
 
 
 class CCRKMatchingHead(nn.Sequential):
@@ -400,6 +503,25 @@ class CCRKPairModel(CCRKPreTrainedModel):
             attention_mask = attention_mask[caption_index] if attention_mask is not None else None
         fused = self.ccrk.fusion_encoder(image_states, text_states, attention_mask, image_index)
         return self.matching_head(fused[:, 0])
+
+    def match_packed(
+        self,
+        keys_and_values: list[tuple[Tensor, Tensor]],
+        tokens: Tensor,
+        lengths: Tensor,
+        captions_per_image: Tensor,
+    ) -> Tensor:
+        """
+        The logits of [`CCRKPairModel.match`] for inference over many pairs; see [`CCRKFusionEncoder.fuse_packed`].
+
+        Returns: (P, 2), in fp32.
+        """
+        hidden = self.ccrk.fusion_encoder.fuse_packed(keys_and_values, tokens, lengths, captions_per_image)
+        *layers, classifier = self.matching_head
+        for layer in layers:
+            hidden = layer(hidden)
+        # A logit in bf16 has 8 bits: candidates would tie, and ties count as errors.
+        return F.linear(hidden.float(), classifier.weight.float(), classifier.bias.float())
 
     @classmethod
     def from_vision_text_pretrained(

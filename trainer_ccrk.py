@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
@@ -20,7 +21,7 @@ from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss
 from processing_ccrk import CCRKProcessor
-from retrieval_ccrk import evaluate_retrieval, is_usable
+from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval, is_usable
 
 # Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
 NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
@@ -284,13 +285,14 @@ class CCRKTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
         model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
+        # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
+        spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         result = evaluate_retrieval(
-            model,
-            self.processing_class,
+            CCRKRetriever(model, self.processing_class, self.args.eval_k_test),
             dataset,
             self.data_collator.languages,
-            k_test=self.args.eval_k_test,
             batch_size=self.args.per_device_eval_batch_size,
+            share=Share() if spread else Share.of_this_process(),
         )
         recall = {language: row["mean"] for language, row in result.recall().items()}
         metrics = {f"{metric_key_prefix}_recall_{language}": round(value, 2) for language, value in recall.items()}

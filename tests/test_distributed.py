@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -52,3 +53,17 @@ def test_pretraining_on_two_processes(tmp_path):
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "contrastive_loss" in finished.stdout and "images_per_second" in finished.stdout
+
+
+def test_ranks_of_two_processes_are_those_of_one(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "processor")
+    worker = ROOT / "tests" / "retrieval_worker.py"
+    finished = torchrun(worker, tmp_path / "processor", tmp_path, tmp_path=tmp_path)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    subprocess.run(
+        [sys.executable, worker, tmp_path / "processor", tmp_path], env=environment, check=True, timeout=240
+    )
+    one, *two = (pd.read_parquet(tmp_path / name) for name in ("1-0.parquet", "2-0.parquet", "2-1.parquet"))
+    for ranks in two:
+        pd.testing.assert_frame_equal(ranks, one)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from metrics.mrv.mrv import mean_rank_variance
 from metrics.recall_at_k import recall_at_k as recall_module
@@ -91,6 +94,52 @@ def test_recall_cut_offs():
 def test_mrv_by_hand():
     assert mean_rank_variance([[1, 1, 1, 1], [1, 7, 1, 7]]) == {"std": 1.5, "variance": 4.5}
     assert mean_rank_variance([[3], [80]]) == {"std": 0.0, "variance": 0.0}
+
+
+rank_tables = st.tuples(st.integers(1, 12), st.integers(1, 6)).flatmap(
+    lambda shape: arrays(np.int64, shape, elements=st.integers(1, 5_000))
+)
+# One score per candidate, query and language: (K, Q, C), with ties.
+score_tables = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(6, 9)).flatmap(
+    lambda shape: arrays(np.int64, shape, elements=st.integers(-20, 20))
+)
+
+
+@given(rank_tables, st.randoms())
+def test_mrv_does_not_depend_on_the_order_of_instances_and_languages(ranks, random):
+    instances, languages = list(range(ranks.shape[0])), list(range(ranks.shape[1]))
+    random.shuffle(instances)
+    random.shuffle(languages)
+    assert mean_rank_variance(ranks[instances][:, languages]) == pytest.approx(mean_rank_variance(ranks))
+
+
+@given(rank_tables)
+def test_mrv_is_never_negative_and_0_for_identical_ranks(ranks):
+    result = mean_rank_variance(ranks)
+    assert result["std"] >= 0 and result["variance"] >= 0
+    assert (result["std"] == 0) == (ranks == ranks[:, :1]).all()
+    # Jensen: the mean of the roots is at most the root of the mean.
+    assert result["std"] <= np.sqrt(result["variance"]) + 1e-9
+    assert mean_rank_variance(np.repeat(ranks[:, :1], 4, axis=1)) == {"std": 0.0, "variance": 0.0}
+
+
+@given(score_tables)
+def test_a_monotone_transform_of_the_scores_changes_nothing(scores):
+    positives = [[query] for query in range(scores.shape[1])]
+
+    def ranks(scores):
+        return np.stack([best_ranks(table, positives) for table in scores], axis=1)
+
+    before, after = ranks(scores), ranks(np.exp(scores / 3.0) + 7)
+    assert (before == after).all()
+    assert mean_rank_variance(before) == mean_rank_variance(after)
+
+
+@given(score_tables)
+def test_recall_grows_with_k_and_reaches_everything(scores):
+    ranks = best_ranks(scores[0], [[0]] * scores.shape[1])
+    recalls = list(recall_at_k(ranks, range(1, scores.shape[2] + 1)).values())
+    assert recalls == sorted(recalls) and recalls[-1] == 100.0
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,17 @@
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import tiny_config
 from PIL import Image
 
+import retrieval_ccrk
+from ccrk import CCRKForPreTraining
 from data_scripts.rows import row_features
-from retrieval_ccrk import evaluate_retrieval
+from metrics.recall_at_k.recall_at_k import best_ranks
+from retrieval_ccrk import CCRKRetriever, evaluate_retrieval, find_candidates
 
 WORDS = "star circle square red blue green small large left right above below".split()
 
@@ -26,6 +31,7 @@ def make_rows(captions_per_row: list[list[int]], languages=("en",), ids=None) ->
 
 def naive_ranks(model, processor, rows, language: str, k_test: int) -> tuple[list[int], list[int]]:
     """IR and TR ranks by the protocol, one pair at a time: re-scored candidates first, the others by cosine."""
+    rows = [row for row in rows if row["captions"][language]]
     pixels = [processor(images=row["image"])["pixel_values"] for row in rows]
     captions = [(i, processor(text=[text])) for i, row in enumerate(rows) for text in row["captions"][language]]
     ids = [row["image_id"] for row in rows]
@@ -61,14 +67,29 @@ def naive_ranks(model, processor, rows, language: str, k_test: int) -> tuple[lis
     return ir, tr
 
 
-@pytest.fixture
-def spread_model(tiny_model):
+def make_spread_model(vocab_size: int, **config) -> CCRKForPreTraining:
     """Untrained embeddings all point the same way; larger weights make cosines and match logits differ."""
+    torch.manual_seed(0)
+    model = CCRKForPreTraining(tiny_config(vocab_size, **config))
     with torch.no_grad():
-        for parameter in tiny_model.parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
-    return tiny_model.eval()
+    return model.eval()
+
+
+@pytest.fixture
+def spread_model(processor):
+    return make_spread_model(len(processor.tokenizer))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks so small that the tests' few rows fill several of each kind."""
+    monkeypatch.setattr(retrieval_ccrk, "CAPTIONS_PER_BLOCK", 3)
+    monkeypatch.setattr(retrieval_ccrk, "IMAGES_PER_BLOCK", 2)
+    monkeypatch.setattr(retrieval_ccrk, "TOKENS_PER_BATCH", 20)
+    monkeypatch.setattr(retrieval_ccrk, "_SIMILARITIES_PER_CHUNK", 9)
 
 
 @pytest.mark.parametrize(
@@ -84,27 +105,30 @@ def spread_model(tiny_model):
     ],
     ids=["one caption", "several captions", "same image twice", "cosine alone", "all", "best only", "one image"],
 )
-def test_ranks_equal_the_naive_ones(spread_model, processor, captions, ids, k_test):
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_ranks_equal_the_naive_ones(processor, small_blocks, captions, ids, k_test, layers, attention):
+    model = make_spread_model(len(processor.tokenizer), num_fusion_layers=layers)
+    model.set_attn_implementation(attention)
     rows = make_rows(captions, ids=ids)
-    result = evaluate_retrieval(spread_model, processor, rows, ["en"], k_test=k_test, batch_size=2)
-    ir, tr = naive_ranks(spread_model, processor, list(rows), "en", k_test)
-    assert result.ranks["en"].text_to_image.tolist() == ir
-    assert result.ranks["en"].image_to_text.tolist() == tr
+    result = evaluate_retrieval(CCRKRetriever(model, processor, k_test), rows, ["en"], batch_size=3)
+    ir, tr = naive_ranks(model, processor, list(rows), "en", k_test)
+    assert result.ranks["en"]["IR"].tolist() == ir
+    assert result.ranks["en"]["TR"].tolist() == tr
 
 
 def test_scores_do_not_depend_on_the_batch(spread_model, processor):
     rows = make_rows([[4], [9], [2], [6], [3]], languages=("en", "de"))
-    first = evaluate_retrieval(spread_model, processor, rows, ["en", "de"], k_test=3, batch_size=1)
-    second = evaluate_retrieval(spread_model, processor, rows, ["en", "de"], k_test=3, batch_size=5)
+    first = evaluate_retrieval(CCRKRetriever(spread_model, processor, 3), rows, ["en", "de"], batch_size=1)
+    second = evaluate_retrieval(CCRKRetriever(spread_model, processor, 3), rows, ["en", "de"], batch_size=5)
     assert first.recall() == second.recall() and first.mrv() == second.mrv()
 
 
 def test_recall_and_mrv_of_ranks_by_hand(spread_model, processor):
     rows = make_rows([[4], [3], [5]], languages=("en", "de"))
-    result = evaluate_retrieval(spread_model, processor, rows, ["en", "de"], k_test=2)
+    result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"])
     for language, ir, tr in (("en", [1, 2, 12], [1, 1, 6]), ("de", [1, 4, 12], [3, 1, 6])):
-        result.ranks[language].text_to_image = np.array(ir)
-        result.ranks[language].image_to_text = np.array(tr)
+        result.ranks[language]["IR"][:], result.ranks[language]["TR"][:] = ir, tr
     recall = result.recall()
     assert recall["en"]["IR@1"] == pytest.approx(100 / 3) and recall["en"]["IR@10"] == pytest.approx(200 / 3)
     assert recall["de"]["TR@5"] == pytest.approx(200 / 3)
@@ -115,8 +139,8 @@ def test_recall_and_mrv_of_ranks_by_hand(spread_model, processor):
     assert mrv["TR"] == pytest.approx({"std": 1 / 3, "variance": 1 / 3})
     assert mrv["mean"] == pytest.approx({"std": 1 / 3, "variance": 1 / 3})
     table = result.rank_table()
-    assert table.column_names == ["instance", "language", "direction", "rank"] and len(table) == 12
-    assert table[1] == {"instance": "1#0", "language": "en", "direction": "IR", "rank": 2}
+    assert list(table) == ["instance", "language", "direction", "rank"] and len(table) == 12
+    assert table.loc[1].tolist() == ["1#0", "en", "IR", 2]
 
 
 def test_mrv_takes_only_instances_that_every_language_has(spread_model, processor):
@@ -124,24 +148,143 @@ def test_mrv_takes_only_instances_that_every_language_has(spread_model, processo
     lacking = [dict(row) for row in rows]
     lacking[1]["captions"] = {"en": ["a red star"], "de": []}
     rows = datasets.Dataset.from_list(lacking, features=rows.features)
-    result = evaluate_retrieval(spread_model, processor, rows, ["en", "de"], k_test=2)
-    assert len(result.ranks["de"].image_to_text) == 2
-    ranks = [result.ranks[lang].image_to_text for lang in ("en", "de")]
-    shared = np.stack([ranks[0][[0, 2]], ranks[1]], axis=1)
+    result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"])
+    assert result.ranks["de"]["TR"].index.tolist() == ["0", "2"]
+    shared = np.stack([result.ranks["en"]["TR"].to_numpy()[[0, 2]], result.ranks["de"]["TR"].to_numpy()], axis=1)
     assert result.mrv()["TR"]["std"] == pytest.approx(shared.std(axis=1).mean())
-    assert evaluate_retrieval(spread_model, processor, rows, ["en"], k_test=2).mrv() is None
+    assert evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"]).mrv() is None
 
 
 def test_empty_captions_are_left_out_and_counted(spread_model, processor, caplog):
     rows = [dict(row) for row in make_rows([[4], [3]])]
     rows[0]["captions"] = {"en": ["a red star", "?!"]}
     rows = datasets.Dataset.from_list(rows, features=row_features(["en"]))
-    result = evaluate_retrieval(spread_model, processor, rows, ["en"], k_test=2)
-    assert result.left_out == {"en": 1} and len(result.ranks["en"].text_to_image) == 2
+    result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"])
+    assert result.left_out == {"en": 1} and len(result.ranks["en"]["IR"]) == 2
     assert "en: 1 captions left out, empty after normalisation" in caplog.text
 
 
 def test_a_language_without_captions(spread_model, processor):
     rows = make_rows([[], []])
     with pytest.raises(ValueError, match="no usable caption in 'en'"):
-        evaluate_retrieval(spread_model, processor, rows, ["en"])
+        evaluate_retrieval(CCRKRetriever(spread_model, processor), rows, ["en"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_scores_are_those_of_match(processor, dtype):
+    model = make_spread_model(len(processor.tokenizer), num_fusion_layers=3).to(dtype)
+    inputs = processor(text=["a star", "a small red star above a large blue circle", "red"])
+    mask = inputs["attention_mask"]
+    with torch.no_grad():
+        outputs = model.ccrk(**inputs, pixel_values=torch.randn(2, 3, 64, 64, dtype=dtype))
+        expected = model.match(
+            outputs.image_states, outputs.text_states, mask, torch.tensor([0, 0, 1]), torch.tensor([1, 2, 0])
+        )
+        fusion_encoder = model.ccrk.fusion_encoder
+        tokens = fusion_encoder.prepare_captions(outputs.text_states, mask)
+        packed = model.match_packed(
+            fusion_encoder.prepare_images(outputs.image_states),
+            torch.cat([tokens[caption][mask[caption].bool()] for caption in (1, 2, 0)]),
+            mask.sum(dim=1)[[1, 2, 0]],
+            torch.tensor([2, 1]),
+        )
+    assert packed.dtype == torch.float32
+    torch.testing.assert_close(packed, expected.float(), atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0.01)
+
+
+def test_each_pair_is_scored_once(spread_model, processor):
+    rows = make_rows([[4], [9, 2], [2], [6, 7], [3]])
+    retriever = CCRKRetriever(spread_model, processor, 3)
+    scored = []
+    score_pairs = retriever.score_pairs
+    retriever.score_pairs = lambda states, captions, pairs: (
+        scored.extend(map(tuple, pairs.tolist())),
+        score_pairs(states, captions, pairs),
+    )[1]
+    result = evaluate_retrieval(retriever, rows, ["en"], fold_size=2)
+    assert len(scored) == len(set(scored)) <= 5 * 7
+    assert result.fold_ranks["en"]["TR"].index.tolist() == list("01234")
+
+
+def test_folds_are_searched_by_themselves(spread_model, processor):
+    rows = make_rows([[4], [9, 2], [2], [], [6], [3]])
+    retriever = CCRKRetriever(spread_model, processor, 1)
+    result = evaluate_retrieval(retriever, rows, ["en"], fold_size=2)
+    for fold in ([0, 1], [2, 4], [5]):
+        alone = evaluate_retrieval(retriever, rows.select(fold), ["en"])
+        for direction in ("IR", "TR"):
+            expected = alone.ranks["en"][direction]
+            pd.testing.assert_series_equal(result.fold_ranks["en"][direction][expected.index], expected)
+
+
+def test_ranks_never_need_all_similarities(monkeypatch):
+    monkeypatch.setattr(retrieval_ccrk, "_SIMILARITIES_PER_CHUNK", 50)
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(0, 6, (40, 20), generator=generator).float()  # many ties
+    shapes = []
+
+    def similarity(rows):
+        shapes.append(whole[rows].shape)
+        return whole[rows]
+
+    query_ids, candidate_ids = np.arange(40) % 7, np.arange(20) % 7
+    found = find_candidates(similarity, query_ids, candidate_ids, k=4)
+    assert max(rows * columns for rows, columns in shapes) <= 50 and len(shapes) == 20
+    positives = [np.flatnonzero(candidate_ids == query) for query in query_ids]
+    assert found.ranks.tolist() == best_ranks(whole.numpy(), positives).tolist()
+    assert (np.take_along_axis(whole.numpy(), found.top, 1) == np.sort(whole.numpy(), axis=1)[:, :-5:-1]).all()
+
+
+def test_an_interrupted_evaluation_goes_on_from_what_it_encoded(spread_model, processor, tmp_path, small_blocks):
+    rows = make_rows([[4], [9, 2], [2], [6], [3]], languages=("en", "de"))
+    expected = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"], batch_size=2)
+    retriever = CCRKRetriever(spread_model, processor, 2)
+    encoded = []
+
+    def counted(encode):
+        def call(batch):
+            encoded.append(encode.__name__)
+            if len(encoded) == 5:
+                raise KeyboardInterrupt
+            return encode(batch)
+
+        return call
+
+    retriever.encode_images = counted(retriever.encode_images)
+    retriever.encode_captions = counted(retriever.encode_captions)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_retrieval(retriever, rows, ["en", "de"], batch_size=2, cache_dir=tmp_path)
+    result = evaluate_retrieval(retriever, rows, ["en", "de"], batch_size=2, cache_dir=tmp_path)
+    # 3 blocks of images, and 2 blocks of captions in each of two languages; one of them was begun twice.
+    assert encoded == ["encode_images"] * 3 + ["encode_captions"] * 5
+    pd.testing.assert_frame_equal(result.rank_table(), expected.rank_table())
+
+
+def test_the_fingerprint_changes_with_what_decides_the_states(spread_model, processor):
+    first = CCRKRetriever(spread_model, processor, 2).fingerprint
+    assert first == CCRKRetriever(spread_model, processor, 9).fingerprint
+    assert first != CCRKRetriever(spread_model, processor, 0).fingerprint
+    with torch.no_grad():
+        spread_model.ccrk.text_projection.bias[0] += 1
+    assert first != CCRKRetriever(spread_model, processor, 2).fingerprint
+
+
+def test_a_missing_picture(spread_model, processor, tmp_path):
+    rows = [{"image": str(tmp_path / "gone.jpg"), "image_id": "a", "captions": {"en": ["a star"]}}]
+    rows = datasets.Dataset.from_list(rows, features=row_features(["en"]))
+    with pytest.raises(ValueError, match=r"a picture of rows 0 to 0 cannot be read \(.*gone\.jpg.*put it back"):
+        evaluate_retrieval(CCRKRetriever(spread_model, processor), rows, ["en"])
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("ccrk.vision_projection", "row 0: the embedding of its picture is NaN; look for the overflow"),
+        ("ccrk.text_projection", "the embedding of '.*' is NaN; look for the overflow"),
+        ("matching_head.3", "the match logit of row 0 and caption 0 is NaN; look for the overflow"),
+    ],
+)
+def test_nan(spread_model, processor, module, message):
+    spread_model.get_submodule(module).bias.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=message):
+        evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), make_rows([[4], [3]]), ["en"])

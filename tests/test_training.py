@@ -265,7 +265,8 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
         monkeypatch=monkeypatch,
     )
     results = json.loads((out / "results.json").read_text())
-    assert list(results) == ["task", "split", "model", "k_test", "languages", "recall", "mrv", "counts"]
+    contract = ["task", "split", "model", "k_test", "languages", "recall", "mrv", "counts"]
+    assert list(results) == [*contract, "intervals"]
     assert (results["task"], results["split"], results["k_test"]) == ("shapes", "test", 4)
     assert results["languages"] == ["en", "zh"]
     assert list(results["recall"]["zh"]) == ["IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean"]
@@ -273,7 +274,7 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     assert results["counts"]["images"] == 12 and results["counts"]["captions"] == {"en": 12, "zh": 12}
     table = datasets.Dataset.from_parquet(str(out / "ranks.parquet"), cache_dir=str(tmp_path / "cache"))
     assert len(table) == 2 * 2 * 12
-    assert (out / "report.png").stat().st_size > 10_000
+    assert (out / "report.html").stat().st_size > 10_000 and not (out / "encoded").exists()
     assert CCRKProcessor.from_pretrained(fine).max_words == 9
     printed = capsys.readouterr().out
     assert "MRV over en zh" in printed and printed.count("\nzh ") == 1
@@ -372,7 +373,7 @@ def test_checkpoints_that_scripts_cannot_use(recipe, swin_folder, tiny_model, pr
         call(train_retrieval, recipe, "--model_name_or_path", swin_folder, monkeypatch=monkeypatch)
     evaluation = ("--task", "shapes", "--languages", "en", "--output_dir", tmp_path / "out", "--max_rows", 4)
     monkeypatch.setattr(data_scripts, "load", lambda *_, **__: make_rows([[3], [4], [5], [2]]))
-    with pytest.raises(SystemExit, match="a checkpoint of a 'swin' model, not of CCRK"):
+    with pytest.raises(SystemExit, match="is a SwinModel, which embeds no images and captions; give a CCRK"):
         call(eval_mrv, "--model", swin_folder, *evaluation, monkeypatch=monkeypatch)
     tiny_model.ccrk.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")

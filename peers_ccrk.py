@@ -1,0 +1,119 @@
+"""Other models in the same evaluation: dual encoders of transformers, and embeddings or scores from anywhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor
+
+from retrieval_ccrk import RetrievalResult, Share, by_cosine, rank_language, usable_captions, weights_fingerprint
+
+
+class DualEncoder:
+    """A dual encoder of transformers, such as CLIP or SigLIP: what `CCRKRetriever` is, without re-scoring.
+
+    Args:
+        name_or_path: folder or Hub id of a model with `get_image_features` and `get_text_features`.
+        dtype: of its weights.
+    """
+
+    k_test = 0
+
+    def __init__(self, name_or_path: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
+        self.model = AutoModel.from_pretrained(name_or_path, dtype=dtype).eval().to(device)
+        if not hasattr(self.model, "get_image_features") or not hasattr(self.model, "get_text_features"):
+            raise ValueError(
+                f"{name_or_path} is a {type(self.model).__name__}, which embeds no images and captions; give a CCRK "
+                "checkpoint, a dual encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
+            )
+        self.processor = AutoProcessor.from_pretrained(name_or_path)
+
+    @property
+    def fingerprint(self) -> str:
+        return weights_fingerprint(self.model, str(self.processor))
+
+    def is_usable(self, caption: str | None) -> bool:
+        return bool(caption and caption.strip())
+
+    def caption_lengths(self, captions: Sequence[str]) -> list[int]:
+        return [len(caption) for caption in captions]
+
+    @torch.no_grad()
+    def encode_images(self, images: list) -> dict[str, Tensor]:
+        """`embeds` (B, dimension), L2-normalised."""
+        pixel_values = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        pixel_values = pixel_values["pixel_values"].to(self.model.device, self.model.dtype)
+        return {"embeds": F.normalize(self.model.get_image_features(pixel_values).pooler_output.float(), dim=-1)}
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+        """`embeds` (N, dimension), L2-normalised."""
+        # SigLIP was trained on captions padded to their full length, and has no attention mask.
+        padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
+        inputs = self.processor(text=captions, padding=padding, truncation=True, return_tensors="pt")
+        features = self.model.get_text_features(**inputs.to(self.model.device))
+        return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
+
+
+def evaluate_arrays(
+    path: Path, dataset: datasets.Dataset, languages: Sequence[str], fold_size: int | None = None
+) -> RetrievalResult:
+    """Ranks from an .npz file, in the order of the data set's rows and of the captions in them.
+
+    The file holds `images` (rows, D) and for each language `captions_LANGUAGE` (N, D), compared by cosine; or for
+    each language `scores_LANGUAGE` (rows, N), higher is better. N counts the captions that are not empty.
+
+    Raises:
+        ValueError: a missing array, one of another shape, or one with NaN.
+    """
+    result = RetrievalResult()
+    with np.load(path, allow_pickle=False) as arrays:
+        for language in languages:
+            captions = usable_captions(_NonEmpty, dataset, language)
+            rows, number = len(dataset), len(captions.texts)
+            if f"scores_{language}" in arrays:
+                scores = _array(path, arrays, f"scores_{language}", (rows, number))
+                similarity = _by_score(scores)
+            else:
+                embeds = _array(path, arrays, f"captions_{language}", (number, None))
+                images = _array(path, arrays, "images", (rows, embeds.shape[1]))
+                similarity = by_cosine(F.normalize(images, dim=-1), F.normalize(embeds, dim=-1))
+            result.left_out[language] = captions.left_out
+            result.ranks[language], folds = rank_language(captions, similarity, fold_size=fold_size, share=Share())
+            if fold_size:
+                result.fold_ranks[language] = folds
+    return result
+
+
+class _NonEmpty:
+    @staticmethod
+    def is_usable(caption: str | None) -> bool:
+        return bool(caption and caption.strip())
+
+
+def _array(path: Path, arrays, name: str, shape: tuple[int, int | None]) -> Tensor:
+    if name not in arrays:
+        raise ValueError(f"{path} has no array {name!r}, only {', '.join(arrays)}; see --help for what belongs in it")
+    array = arrays[name]
+    if array.ndim != 2 or any(size not in (None, found) for size, found in zip(shape, array.shape, strict=True)):
+        raise ValueError(
+            f"{path}: {name} has shape {array.shape}, but the data asks for {shape}; give its pictures and captions "
+            "in their order, empty captions left out"
+        )
+    if np.isnan(array).any():
+        raise ValueError(f"{path}: {name} holds NaN in row {int(np.isnan(array).any(axis=1).argmax())}")
+    return torch.from_numpy(array.astype(np.promote_types(array.dtype, np.float32)))
+
+
+def _by_score(scores: Tensor):
+    """Similarity as given, for `rank_language`."""
+
+    def of_pool(pool):
+        chosen = scores[torch.from_numpy(pool.images)[:, None], torch.from_numpy(pool.captions)]
+        return lambda rows: chosen[rows], lambda rows: chosen[:, rows].t()
+
+    return of_pool

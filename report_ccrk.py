@@ -1,0 +1,367 @@
+"""report.html: one file without network that shows a result, and its plots as PNG."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+import datasets
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from retrieval_ccrk import Ranks, row_names, shared_ranks
+
+GALLERY_SIZE = 12
+THUMBNAIL = 240  # pixels
+COLORS = {"IR": "#3f7fc4", "TR": "#d98324"}  # text → image, image → text; both stand out on white and on black
+DIRECTIONS = {"IR": "text → image", "TR": "image → text"}
+
+# The paper's tables 1 to 3, percent; MRV is a standard deviation there (docs/evaluation.md).
+# xflickrco and wit: R@1 over all languages; multi30k and coco: mean of R@1, 5 and 10 in both directions per language.
+PUBLISHED = {
+    "xflickrco": (
+        ("IR@1", "TR@1", "MRV"),
+        {
+            "xUNITER": (14.04, 13.51, 50.60),
+            "M3P": (12.91, 11.90, 54.58),
+            "UC2": (20.31, 17.89, 21.52),
+            "TD-MML": (21.30, 26.35, None),
+            "CCLM-3M": (64.47, 62.74, 13.27),
+            "CCR6": (29.16, 28.72, 15.02),
+            "CCR6-E": (32.89, 33.06, 7.97),
+            "CCR10": (55.45, 54.88, 18.96),
+            "CCR10-E": (73.30, 72.64, 7.89),
+            "CCLM-3M, few-shot": (65.31, 63.91, 12.93),
+            "CCR10-E, few-shot": (73.74, 73.27, 7.62),
+        },
+    ),
+    "wit": (
+        ("IR@1", "TR@1"),
+        {
+            "xUNITER": (8.72, 9.81),
+            "M3P": (8.12, 9.98),
+            "UC2": (7.83, 9.09),
+            "TD-MML": (9.76, 10.61),
+            "CCR6": (6.78, 8.73),
+            "CCR6-E": (6.44, 8.34),
+            "CCR10": (9.94, 11.73),
+            "CCR10-E": (11.11, 12.62),
+        },
+    ),
+    "multi30k": (
+        ("en", "de", "fr", "cs", "MRV"),
+        {
+            "M3P": (87.4, 58.5, 46.0, 36.8, 15.38),
+            "UC2": (87.2, 74.9, 74.0, 67.9, 6.16),
+            "CCLM-3M": (90.4, 89.9, 89.4, 88.1, 3.18),
+            "CCR6": (88.5, 87.1, 87.8, 85.7, 3.06),
+            "CCR6-E": (90.8, 90.3, 91.0, 89.4, 1.28),
+            "CCR10": (84.2, 82.5, 81.9, 80.8, 4.13),
+            "CCR10-E": (91.4, 90.7, 91.3, 89.8, 2.53),
+            "CCLM-3M, single-language": (90.4, 89.6, 90.0, 88.8, 2.41),
+            "CCR10-E, single-language": (91.4, 90.6, 91.2, 90.2, 1.12),
+        },
+    ),
+    "coco": (
+        ("en", "zh", "ja"),
+        {
+            "M3P": (88.6, 53.8, 56.0),
+            "UC2": (88.1, 82.0, 71.7),
+            "CCLM-3M": (92.3, 90.4, 87.3),
+            "CCR6": (91.6, 89.6, 86.0),
+            "CCR6-E": (92.5, 91.4, 89.4),
+            "CCR10": (90.0, 88.0, 81.7),
+            "CCR10-E": (92.5, 91.4, 89.3),
+            "CCLM-3M, single-language": (92.3, 92.1, 92.4),
+            "CCR10-E, single-language": (92.5, 92.5, 92.5),
+        },
+    ),
+}
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1c2128; --soft: #59636e; --line: #d5dae0; --page: #fff; --card: #f5f7f9 }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e8ebee; --soft: #9aa5b1; --line: #353c45; --page: #14171b; --card: #1d2228 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
+  font: 1rem/1.5 system-ui, sans-serif }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem }
+p { max-width: 44rem; margin: .4rem 0 1rem } .soft, figcaption { color: var(--soft); font-size: .9rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1.2rem 0 }
+.card { background: var(--card); border-radius: .6rem; padding: .8rem 1rem }
+.card b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem }
+figure { margin: 0; break-inside: avoid } figure img { width: 100%; max-width: 34rem; height: auto; display: block }
+.scroll { overflow-x: auto; margin-top: 1rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+th:first-child, td:first-child { text-align: left } td small { color: var(--soft); display: block; font-size: .72rem }
+tr.ours td { font-weight: 600 }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1rem }
+.item { border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; break-inside: avoid }
+.item img { width: 100%; height: 11rem; object-fit: contain; background: var(--card); display: block }
+.item ul { list-style: none; margin: 0; padding: .6rem .8rem; font-size: .85rem }
+.item li { display: grid; grid-template-columns: 2rem 1fr auto; gap: .4rem; padding: .1rem 0; overflow-wrap: anywhere }
+.item i { color: var(--soft); font-style: normal } .item b { font-variant-numeric: tabular-nums }
+@media print { :root { --text: #000; --soft: #444; --line: #bbb; --page: #fff; --card: #f3f3f3 } body { padding: 0 } }
+"""
+
+
+def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_dir: Path) -> None:
+    """Writes report.html, recall.png and, with MRV, rank_difference.png and rank_spread.png.
+
+    Args:
+        results: the content of results.json.
+        ranks: of the same run.
+        dataset: the rows that were evaluated, for the pictures and captions of the gallery.
+    """
+    languages = results["languages"]
+    mrv_languages = results["mrv"]["languages"] if results["mrv"] else []
+    counts = results["counts"]
+    captions = sum(counts["captions"].values())
+    rescored = f"the best {results['k_test']} re-scored" if results["k_test"] else "cosine alone"
+    parts = [
+        f"<h1>{escape(results['task'])}, {escape(results['split'])}: {len(languages)} "
+        f"language{'s' if len(languages) > 1 else ''}</h1>",
+        f'<p class="soft">{escape(results["model"])} · {counts["images"]:,} images, {captions:,} captions · {rescored}'
+        " · intervals are 95 % (bootstrap over images)</p>",
+        _cards(results),
+        "<h2>Recall</h2><p>How often the right one comes first, among the first five, or ten. IR finds the image of "
+        "a caption, TR a caption of an image.</p>",
+        '<div class="plots">',
+        _figure(lambda: plot_recall(results), "recall", "Recall at 1 per language", output_dir),
+        "</div>",
+        _recall_table(results["recall"], results["intervals"]["recall"]),
+    ]
+    if "recall_in_folds" in results:
+        parts += ["<h2>Recall in folds of 1,000 images</h2>", _recall_table(results["recall_in_folds"], {})]
+    parts.append("<h2>Consistency</h2>")
+    if mrv_languages:
+        parts += [
+            "<p>The rank of one and the same instance, asked for in different languages. Recall hides this: two "
+            f"languages may fail equally often, on different images. Over {escape(', '.join(mrv_languages))}.</p>",
+            '<div class="plots">',
+            _figure(
+                lambda: plot_differences(ranks, languages),
+                "rank_difference",
+                "Mean absolute difference of an instance's rank, in ranks, over both directions",
+                output_dir,
+            ),
+            _figure(
+                lambda: plot_spread(ranks, mrv_languages),
+                "rank_spread",
+                "How far ranks spread: the standard deviation of an instance's ranks over the languages",
+                output_dir,
+            ),
+            "</div>",
+            "<h2>Where the rank drifts most</h2><p>The captions whose image moves furthest from language to language: "
+            "its rank is on the right, 1 is best.</p>",
+            _gallery(ranks, mrv_languages, dataset),
+        ]
+    else:
+        parts.append(f"<p>No mean rank variance: {escape(results['no_mrv_because'])}.</p>")
+    if "comparison" in results:
+        parts.append(_comparison(results["comparison"]))
+    if results["task"] in PUBLISHED:
+        parts.append(_published(results))
+    title = escape(f"{results['task']} {results['split']}: recall and MRV")
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+    (output_dir / "report.html").write_text(page, encoding="utf-8")
+
+
+def plot_recall(results: dict) -> Figure:
+    """R@1 of both directions with its interval, a row per language."""
+    languages = results["languages"]
+    figure = Figure(figsize=(4.8, 0.9 + 0.34 * len(languages)), layout="constrained")
+    axes = figure.add_subplot()
+    for offset, direction in ((-0.14, "IR"), (0.14, "TR")):
+        values = np.array([results["recall"][language][f"{direction}@1"] for language in languages])
+        bounds = np.array([results["intervals"]["recall"][language][f"{direction}@1"] for language in languages])
+        axes.errorbar(
+            values,
+            np.arange(len(languages)) + offset,
+            xerr=np.abs(bounds.T - values),
+            fmt="o",
+            color=COLORS[direction],
+            label=DIRECTIONS[direction],
+        )
+    axes.set(
+        yticks=range(len(languages)),
+        yticklabels=languages,
+        xlabel="recall at 1 (%)",
+        ylim=(len(languages) - 0.5, -0.5),
+    )
+    axes.grid(axis="x", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def plot_differences(ranks: Ranks, languages: Sequence[str]) -> Figure:
+    """Language × language: mean absolute rank difference of shared instances, averaged over both directions."""
+    table = np.full((len(languages), len(languages)), np.nan)
+    for i, first in enumerate(languages):
+        for j, second in enumerate(languages):
+            pairs = [shared_ranks(ranks, (first, second), direction).to_numpy() for direction in ("IR", "TR")]
+            if i != j and all(len(pair) for pair in pairs):
+                table[i, j] = np.mean([np.abs(pair[:, 0] - pair[:, 1]).mean() for pair in pairs])
+    figure = Figure(figsize=(4.8, 4.3), layout="constrained")
+    axes = figure.add_subplot()
+    colors = axes.imshow(table, cmap="YlGnBu")
+    ticks = range(len(languages))
+    axes.set(xticks=ticks, xticklabels=languages, yticks=ticks, yticklabels=languages)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for (i, j), value in np.ndenumerate(table):
+        if not np.isnan(value):
+            color = "white" if colors.norm(value) > 0.55 else "#1c2128"
+            axes.text(j, i, f"{value:.3g}", ha="center", va="center", color=color, fontsize=8)
+    bar = figure.colorbar(colors, ax=axes, shrink=0.8, label="ranks")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def plot_spread(ranks: Ranks, languages: Sequence[str]) -> Figure:
+    """Share of instances by the standard deviation of their ranks."""
+    edges = [0, 1e-9, 0.5, 1, 2, 5, 10, 20, np.inf]
+    names = ["0", "≤ ½", "≤ 1", "≤ 2", "≤ 5", "≤ 10", "≤ 20", "> 20"]
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for offset, direction in ((-0.2, "IR"), (0.2, "TR")):
+        spread = shared_ranks(ranks, languages, direction).std(axis=1, ddof=0)
+        share = 100 * np.histogram(spread, bins=edges)[0] / len(spread)
+        axes.bar(np.arange(len(names)) + offset, share, 0.38, color=COLORS[direction], label=DIRECTIONS[direction])
+    axes.set(xticks=range(len(names)), xticklabels=names, xlabel="standard deviation (ranks)", ylabel="instances (%)")
+    axes.grid(axis="y", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _figure(plot: Callable[[], Figure], name: str, caption: str, output_dir: Path) -> str:
+    """Draws a plot for light and for dark pages, and writes it as PNG."""
+    sources = {}
+    for theme, ink in (("light", "#1c2128"), ("dark", "#e8ebee")):
+        settings = dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink
+        )
+        spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+        with matplotlib.rc_context(settings | spines | {"axes.facecolor": "none"}):
+            figure = plot()
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="svg", transparent=True)
+            if theme == "light":
+                figure.savefig(output_dir / f"{name}.png", dpi=160, facecolor="white")
+        sources[theme] = _data_uri("image/svg+xml", buffer.getvalue())
+    return (
+        f'<figure><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{sources["dark"]}">'
+        f'<img src="{sources["light"]}" alt="{escape(caption)}"></picture>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _cards(results: dict) -> str:
+    cards = []
+    for column, label in (("IR@1", "recall at 1, text → image"), ("TR@1", "recall at 1, image → text")):
+        mean = np.mean([row[column] for row in results["recall"].values()])
+        cards.append(f"<div class=card><b>{mean:.1f} %</b>{label}, mean of languages</div>")
+    if results["mrv"]:
+        low, high = results["intervals"]["mrv"]["mean"]["std"]
+        cards.append(
+            f"<div class=card><b>{results['mrv']['mean']['std']:.2f}</b>MRV, standard deviation in ranks "
+            f"({low:.2f} to {high:.2f}); 0 is best</div>"
+        )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _recall_table(recall: dict, intervals: dict) -> str:
+    columns = list(next(iter(recall.values())))
+    rows = []
+    for language, row in recall.items():
+        cells = ""
+        for column in columns:
+            bounds = intervals.get(language, {}).get(column)
+            small = f"<small>{bounds[0]:.1f} – {bounds[1]:.1f}</small>" if bounds else ""
+            cells += f"<td>{row[column]:.1f}{small}</td>"
+        rows.append(f"<tr><td>{escape(language)}</td>{cells}</tr>")
+    means = "".join(f"<td>{np.mean([row[column] for row in recall.values()]):.1f}</td>" for column in columns)
+    return _table(["", *columns], [*rows, f'<tr class="ours"><td>mean</td>{means}</tr>'])
+
+
+def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) -> str:
+    table = shared_ranks(ranks, languages, "IR")
+    spread = table.std(axis=1, ddof=0)
+    row_of = {name: row for row, name in enumerate(row_names(dataset))}
+    items = []
+    for instance in spread[spread > 0].sort_values(ascending=False, kind="stable").index[:GALLERY_SIZE]:
+        name, _, index = instance.rpartition("#")
+        row = dataset[row_of[name]]
+        lines = "".join(
+            f"<li><i>{escape(language)}</i><span>{escape(row['captions'][language][int(index)])}</span>"
+            f"<b>{rank:,}</b></li>"
+            for language, rank in table.loc[instance].items()
+        )
+        picture = _data_uri("image/jpeg", _thumbnail(row["image"]))
+        items.append(f'<div class="item"><img src="{picture}" alt="{escape(name)}"><ul>{lines}</ul></div>')
+    return f'<div class="gallery">{"".join(items)}</div>' if items else "<p>None does: all ranks are equal.</p>"
+
+
+def _comparison(comparison: dict) -> str:
+    rows = [
+        f"<tr><td>{escape(name)}</td><td>{row['difference']:+.2f}</td><td>{row['low']:+.2f} to {row['high']:+.2f}</td>"
+        f"<td>{row['p']:.4f}</td></tr>"
+        for name, row in (comparison["recall"] | ({"MRV": comparison["mrv"]} if comparison["mrv"] else {})).items()
+    ]
+    return (
+        f"<h2>Against another run</h2><p>This run minus {escape(comparison['other'])}, on the same instances: mean "
+        "recall in points, MRV in ranks. p is that of a sign-flip test over images.</p>"
+        + _table(["", "difference", "95 % interval", "p"], rows)
+    )
+
+
+def _published(results: dict) -> str:
+    """The paper's rows, with this result in the same columns where it has them."""
+    columns, quoted = PUBLISHED[results["task"]]
+    recall = results.get("recall_in_folds", results["recall"])
+    ours = []
+    for column in columns:
+        if column == "MRV":
+            ours.append(results["mrv"]["mean"]["std"] if results["mrv"] else None)
+        elif "@" in column:
+            ours.append(float(np.mean([row[column] for row in recall.values()])))
+        else:
+            ours.append(recall[column]["mean"] if column in recall else None)
+
+    def row(name: str, values: Sequence[float | None], kind: str = "") -> str:
+        cells = "".join(f"<td>{'–' if value is None else f'{value:.2f}'}</td>" for value in values)
+        return f'<tr class="{kind}"><td>{escape(name)}</td>{cells}</tr>'
+
+    rows = [row(f"this run ({', '.join(results['languages'])})", ours, "ours")]
+    rows += [row(f"{name} (quoted)", values) for name, values in quoted.items()]
+    return (
+        "<h2>Beside the paper</h2><p>Rows marked as quoted are copied from arXiv 2406.18254, not measured here. "
+        "They compare only where task, split and languages are the same.</p>" + _table(["", *columns], rows)
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _thumbnail(image: Image.Image) -> bytes:
+    image = image.convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

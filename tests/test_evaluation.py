@@ -1,0 +1,278 @@
+"""eval_mrv.py from end to end on a few pictures: other models, several models, folds, comparison, report, mistakes."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from test_retrieval import make_rows, make_spread_model
+
+import data_scripts
+import eval_mrv
+import uncertainty_ccrk
+from metrics.recall_at_k.recall_at_k import best_ranks
+from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
+
+LANGUAGES = ("en", "de")
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    rows = make_rows([[4], [3], [5], [2], [6], [3]], languages=LANGUAGES)
+    monkeypatch.setattr(data_scripts, "load", lambda task, languages=None, **_: rows)
+    for task in ("coco", "wit"):
+        monkeypatch.setitem(data_scripts.BUILDERS, task, "unused")
+    return rows
+
+
+@pytest.fixture
+def model_dir(processor, tmp_path):
+    make_spread_model(len(processor.tokenizer)).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def run(output_dir, *arguments) -> dict:
+    eval_mrv.main([*map(str, arguments), "--output_dir", str(output_dir)])
+    return json.loads((output_dir / "results.json").read_text())
+
+
+def arrays_file(path, rows, seed=0, **changes):
+    generator = np.random.default_rng(seed)
+    arrays = {"images": generator.normal(size=(6, 5))}
+    arrays |= {f"captions_{language}": generator.normal(size=(6, 5)) for language in LANGUAGES}
+    np.savez(path, **{name: array for name, array in (arrays | changes).items() if array is not None})
+    return path
+
+
+class TestOtherModels:
+    def test_embeddings(self, rows, tmp_path):
+        path = arrays_file(tmp_path / "a.npz", rows)
+        results = run(tmp_path / "out", "--model", path, "--task", "shapes")
+        assert results["k_test"] == 0 and results["languages"] == ["en", "de"]
+        arrays = np.load(path)
+        unit = {name: arrays[name] / np.linalg.norm(arrays[name], axis=1, keepdims=True) for name in arrays}
+        ranks = read_ranks(tmp_path / "out" / "ranks.parquet")
+        for language in LANGUAGES:
+            cosine = unit["images"] @ unit[f"captions_{language}"].T
+            assert ranks[language]["TR"].tolist() == best_ranks(cosine, [[i] for i in range(6)]).tolist()
+            assert ranks[language]["IR"].tolist() == best_ranks(cosine.T, [[i] for i in range(6)]).tolist()
+
+    def test_scores(self, rows, tmp_path):
+        scores = {f"scores_{language}": np.random.default_rng(3).integers(0, 3, (6, 6)) for language in LANGUAGES}
+        np.savez(tmp_path / "a.npz", **scores)
+        run(tmp_path / "out", "--model", tmp_path / "a.npz", "--task", "shapes")
+        ranks = read_ranks(tmp_path / "out" / "ranks.parquet")
+        assert ranks["de"]["TR"].tolist() == best_ranks(scores["scores_de"], [[i] for i in range(6)]).tolist()
+        assert ranks["de"]["IR"].tolist() == best_ranks(scores["scores_de"].T, [[i] for i in range(6)]).tolist()
+
+    def test_clip(self, rows, processor, tmp_path):
+        from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        tokens = {"vocab_size": len(processor.tokenizer), "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+        vision = sizes | {"image_size": 64, "patch_size": 16}
+        torch.manual_seed(0)
+        CLIPModel(CLIPConfig(text_config=sizes | tokens, vision_config=vision)).save_pretrained(tmp_path / "clip")
+        CLIPProcessor(processor.image_processor, processor.tokenizer).save_pretrained(tmp_path / "clip")
+        results = run(tmp_path / "out", "--model", tmp_path / "clip", "--task", "shapes")
+        assert results["k_test"] == 0 and results["mrv"]["languages"] == ["en", "de"]
+        again = run(tmp_path / "again", "--model", tmp_path / "clip", "--task", "shapes", "--batch_size", 2)
+        assert again["recall"] == results["recall"]
+
+    def test_one_model_per_language(self, rows, model_dir, tmp_path):
+        path = arrays_file(tmp_path / "a.npz", rows)
+        mixed = run(tmp_path / "mixed", "--model", model_dir, "--model_for", f"de={path}", "--task", "shapes")
+        assert mixed["model_for"] == {"de": str(path)} and mixed["languages"] == ["en", "de"] and mixed["k_test"] == 16
+        arrays = run(tmp_path / "arrays", "--model", path, "--task", "shapes")
+        ours = run(tmp_path / "ours", "--model", model_dir, "--task", "shapes")
+        assert mixed["recall"] == {"en": ours["recall"]["en"], "de": arrays["recall"]["de"]}
+
+    def test_bf16(self, rows, model_dir, tmp_path):
+        results = run(tmp_path / "out", "--model", model_dir, "--task", "shapes", "--bf16", "--k_test", 3)
+        assert results["k_test"] == 3
+
+
+class TestTasks:
+    def test_folds_of_coco(self, rows, monkeypatch, tmp_path):
+        monkeypatch.setitem(eval_mrv.FOLD_SIZE, "coco", 2)
+        results = run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "coco")
+        assert results["recall_in_folds"]["en"]["IR@5"] == 100 > results["recall"]["en"]["IR@5"]
+        assert results["mrv"] is None and "no instances align" in results["no_mrv_because"]
+        assert "No mean rank variance" in (tmp_path / "out" / "report.html").read_text()
+
+    def test_languages_with_pictures_of_their_own(self, monkeypatch, tmp_path):
+        rows = [dict(row) for row in make_rows([[4], [3], [5], [2], [6], [3]], languages=LANGUAGES)]
+        for row, language in zip(rows, ["en", "de", "en", "en", "de", "en"], strict=True):
+            row["captions"] = row["captions"] | {language: []}
+        rows = data_scripts.datasets.Dataset.from_list(rows, features=make_rows([[1]], LANGUAGES).features)
+        monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
+        monkeypatch.setitem(data_scripts.BUILDERS, "wit", "unused")
+        generator = np.random.default_rng(0)
+        np.savez(
+            tmp_path / "a.npz",
+            images=generator.normal(size=(6, 4)),
+            captions_en=generator.normal(size=(2, 4)),
+            captions_de=generator.normal(size=(4, 4)),
+        )
+        for task in ("wit", "shapes"):
+            results = run(tmp_path / task, "--model", tmp_path / "a.npz", "--task", task)
+            assert results["mrv"] is None
+            assert results["counts"]["captions"] == {"en": 2, "de": 4} and results["counts"]["images"] == 6
+            assert results["recall"]["en"]["IR@5"] == 100, "two pictures are searched, not six"
+        assert results["no_mrv_because"] == "no instance has a caption in all of en, de"
+
+
+def test_the_report_is_one_file_and_escapes_what_it_shows(rows, monkeypatch, tmp_path):
+    hostile = [dict(row, captions=row["captions"] | {"de": ["<script>alert(1)</script>"]}) for row in rows]
+    hostile = data_scripts.datasets.Dataset.from_list(hostile, features=rows.features)
+    monkeypatch.setattr(data_scripts, "load", lambda task, **_: hostile)
+    path = arrays_file(tmp_path / "a.npz", rows)
+    run(tmp_path / "out", "--model", path, "--task", "multi30k")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert not re.findall(r'(?:src|srcset|href)="(?!data:)', page)
+    assert "CCR10-E (quoted)" in page and page.count('class="item"') > 1
+    for name in ("recall", "rank_difference", "rank_spread"):
+        assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def make_ranks(hits: np.ndarray, captions_per_image: int = 1) -> dict:
+    """Rank 1 for a hit and 99 for none: (languages, images) hits, the same in both directions."""
+    images = [str(image) for image in range(hits.shape[1])]
+    captions = [f"{image}#{index}" for image in images for index in range(captions_per_image)]
+    ranks = np.where(hits, 1, 99)
+    return {
+        f"language {number}": {
+            "IR": pd.Series(row.repeat(captions_per_image), index=captions),
+            "TR": pd.Series(row, index=images),
+        }
+        for number, row in enumerate(ranks)
+    }
+
+
+class TestUncertainty:
+    def test_interval_of_recall(self):
+        hits = np.random.default_rng(0).random((1, 400)) < 0.3
+        low, high = recall_intervals(make_ranks(hits))["language 0"]["TR@1"]
+        expected = scipy.stats.bootstrap((100.0 * hits[0],), np.mean, method="percentile", rng=1).confidence_interval
+        assert (low, high) == pytest.approx(expected, abs=0.8)
+
+    def test_captions_of_an_image_are_drawn_together(self):
+        hits = np.random.default_rng(0).random((1, 60)) < 0.5
+        assert recall_intervals(make_ranks(hits, 5)) == recall_intervals(make_ranks(hits))
+
+    def test_interval_of_mrv(self):
+        ranks = make_ranks(np.random.default_rng(0).random((3, 200)) < 0.5)
+        interval = mrv_intervals(ranks, list(ranks))
+        spread = pd.DataFrame({language: both["TR"] for language, both in ranks.items()}).std(axis=1, ddof=0)
+        assert interval["TR"]["std"][0] < spread.mean() < interval["TR"]["std"][1]
+        assert interval["TR"] == interval["IR"]
+
+    def test_a_run_equals_itself(self):
+        ranks = make_ranks(np.random.default_rng(0).random((2, 50)) < 0.5)
+        result = compare(ranks, ranks, list(ranks))
+        assert result["recall"]["language 0"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+        assert result["mrv"]["p"] == 1.0
+
+    def test_a_worse_run_is_told_from_an_equal_one(self):
+        generator = np.random.default_rng(0)
+        hits = generator.random((1, 400)) < 0.6
+        worse, equal = hits & (generator.random((1, 400)) < 0.8), np.roll(hits, 1)
+        found = compare(make_ranks(hits), make_ranks(worse), [])["recall"]["language 0"]
+        assert found["low"] > 0 and found["p"] < 0.001
+        assert found["difference"] == pytest.approx(100 * (hits.mean() - worse.mean()))
+        found = compare(make_ranks(hits), make_ranks(equal), [])["recall"]["language 0"]
+        assert found["low"] < 0 < found["high"] and found["p"] > 0.5
+
+    def test_chunks_change_nothing_but_the_draws(self, monkeypatch):
+        ranks = make_ranks(np.random.default_rng(0).random((1, 40)) < 0.5)
+        whole = recall_intervals(ranks)["language 0"]["mean"]
+        monkeypatch.setattr(uncertainty_ccrk, "_WEIGHTS_PER_CHUNK", 100)
+        assert recall_intervals(ranks)["language 0"]["mean"] == pytest.approx(whole)
+
+    def test_compare_from_the_command_line(self, rows, tmp_path, capsys):
+        first = arrays_file(tmp_path / "a.npz", rows)
+        second = arrays_file(tmp_path / "b.npz", rows, seed=1)
+        run(tmp_path / "first", "--model", first, "--task", "shapes")
+        other = tmp_path / "first" / "ranks.parquet"
+        results = run(tmp_path / "second", "--model", second, "--task", "shapes", "--compare", other)
+        comparison = results["comparison"]
+        assert comparison["other"] == str(other) and set(comparison["recall"]) == {"en", "de"}
+        assert 0 < comparison["recall"]["en"]["p"] <= 1
+        assert "minus" in capsys.readouterr().out
+        assert "Against another run" in (tmp_path / "second" / "report.html").read_text()
+
+
+def without_a_row(table):
+    return table[1:]
+
+
+def of_other_languages(table):
+    return table.assign(language="fr")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_row, "en IR: 6 instances here, 5 in the other run, 5 in both; compare runs on the same"),
+        (of_other_languages, "the other run ranks fr, this one en, de: no language in common"),
+        (lambda table: table.drop(columns="rank"), r"other\.parquet lacks the columns rank; give a ranks\.parquet"),
+        (lambda table: table.assign(rank=0), r"other\.parquet holds ranks below 1"),
+    ],
+)
+def test_ranks_of_another_run(change, message, rows, tmp_path):
+    model = arrays_file(tmp_path / "a.npz", rows)
+    run(tmp_path / "out", "--model", model, "--task", "shapes")
+    table = pd.read_parquet(tmp_path / "out" / "ranks.parquet")
+    if change is of_other_languages:
+        table = table[table["language"] == "en"]
+    change(table).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(SystemExit, match=message) as raised:
+        run(tmp_path / "out", "--model", model, "--task", "shapes", "--compare", tmp_path / "other.parquet")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "arrays", "message"),
+    [
+        (["--mrv_languages", "en", "fr"], {}, "--mrv_languages names fr, evaluated are en, de"),
+        (["--model_for", "fr=x"], {}, "--model_for names fr, but the languages are en, de"),
+        (["--compare", "nowhere.parquet"], {}, r"nowhere\.parquet"),
+        (["--task", "wit", "--mrv_languages", "en", "de"], {}, "no instances align; leave --mrv_languages out"),
+        ([], {"captions_de": None}, "has no array 'captions_de', only images, captions_en; see --help"),
+        ([], {"captions_de": np.zeros((5, 5))}, r"captions_de has shape \(5, 5\), but the data asks for \(6, None\)"),
+        ([], {"scores_en": np.full((6, 6), np.nan)}, "scores_en holds NaN in row 0"),
+        ([], {"images": np.array([{}] * 6)}, "allow_pickle=False"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, arrays, message, rows, tmp_path):
+    model = arrays_file(tmp_path / "a.npz", rows, **arrays)
+    with pytest.raises(SystemExit, match=message) as raised:
+        run(tmp_path / "out", "--model", model, "--task", "shapes", *arguments)
+    assert str(raised.value).startswith("error: ") and "\n" not in str(raised.value)
+
+
+def test_an_empty_split(rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows.select([]))
+    with pytest.raises(SystemExit, match="shapes has no rows in its test split; choose another --split"):
+        run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "shapes")
+
+
+def test_an_interrupted_run_leaves_what_it_encoded(rows, model_dir, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retrieval_ccrk.rank_language", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", "--model", model_dir, "--task", "shapes")
+    names = {path.name.split("-")[0] for path in (tmp_path / "out" / "encoded").rglob("*.safetensors")}
+    assert names == {"images", "captions"}
+    monkeypatch.undo()
+    monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
+    monkeypatch.setattr("retrieval_ccrk.CCRKRetriever.encode_images", interrupted)
+    assert run(tmp_path / "out", "--model", model_dir, "--task", "shapes")["counts"]["images"] == 6
+    assert not (tmp_path / "out" / "encoded").exists()

@@ -1,0 +1,162 @@
+"""How far a result can be trusted: bootstrap intervals, and the paired comparison of two runs.
+
+Images are what is drawn at random, each with all of its captions: captions of one image succeed or fail together.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from retrieval_ccrk import Ranks, shared_ranks
+
+RESAMPLES = 1_000
+SIGN_FLIPS = 10_000
+CUTOFFS = (1, 5, 10)
+_WEIGHTS_PER_CHUNK = 1 << 22
+
+
+def recall_intervals(ranks: Ranks, seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """95 % intervals of `recall_table`'s figures: `[low, high]` in percent (percentile bootstrap)."""
+    intervals = {}
+    for language in ranks:
+        ir, tr = _resampled_means([_hits(ranks[language][direction], direction) for direction in ("IR", "TR")], seed)
+        six = np.concatenate([ir, tr], axis=1)
+        names = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
+        intervals[language] = dict(zip(names, map(_interval, six.T), strict=True)) | {
+            "mean": _interval(six.mean(axis=1))
+        }
+    return intervals
+
+
+def mrv_intervals(ranks: Ranks, languages: Sequence[str], seed: int = 0) -> dict[str, dict[str, list[float]]]:
+    """95 % intervals of `mrv_table`'s figures: `[low, high]`, in ranks for `std`, in ranks squared for `variance`."""
+    ir, tr = _resampled_means([_spreads(ranks, languages, direction) for direction in ("IR", "TR")], seed)
+    return {
+        direction: {name: _interval(means[:, column]) for column, name in enumerate(("std", "variance"))}
+        for direction, means in (("IR", ir), ("TR", tr), ("mean", (ir + tr) / 2))
+    }
+
+
+def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int = 0) -> dict:
+    """This run minus the other, over the same instances.
+
+    Returns: `recall`: for each language the `difference` of mean recall in percent, its 95 % interval `low` to `high`,
+    and `p`, two-sided, of a sign-flip test over images; `mrv`: the same of mean MRV (std), or None.
+
+    Raises:
+        ValueError: no language, or not the same instances, in both.
+    """
+    languages = [language for language in ranks if language in other]
+    if not languages:
+        raise ValueError(f"the other run ranks {', '.join(other)}, this one {', '.join(ranks)}: no language in common")
+    for language in languages:
+        for direction in ("IR", "TR"):
+            ours, theirs = ranks[language][direction].index, other[language][direction].index
+            if len(both := ours.intersection(theirs)) < max(len(ours), len(theirs)):
+                raise ValueError(
+                    f"{language} {direction}: {len(ours)} instances here, {len(theirs)} in the other run, {len(both)} "
+                    "in both; compare runs on the same task, split and rows"
+                )
+    tables = {
+        language: [
+            _hits(ranks[language][direction], direction) - _hits(other[language][direction], direction)
+            for direction in ("IR", "TR")
+        ]
+        for language in languages
+    }
+    result = {"recall": {language: _paired(difference, seed) for language, difference in tables.items()}, "mrv": None}
+    if len(mrv_languages) > 1 and set(mrv_languages) <= set(languages):
+        spread = [
+            _spreads(ranks, mrv_languages, direction)[["std"]] - _spreads(other, mrv_languages, direction)[["std"]]
+            for direction in ("IR", "TR")
+        ]
+        result["mrv"] = _paired(spread, seed)
+    return result
+
+
+def read_ranks(path: Path) -> Ranks:
+    """A ranks.parquet as `eval_mrv.py` writes it."""
+    table = pd.read_parquet(path)
+    if missing := {"instance", "language", "direction", "rank"} - set(table):
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}; give a ranks.parquet of eval_mrv.py")
+    if table["rank"].isna().any() or (table["rank"] < 1).any():
+        raise ValueError(f"{path} holds ranks below 1 or none at all; write it again with eval_mrv.py")
+    return {
+        str(language): {
+            direction: of_direction.set_index("instance")["rank"]
+            for direction, of_direction in of_language.groupby("direction")
+        }
+        for language, of_language in table.groupby("language", sort=False)
+    }
+
+
+def _hits(ranks: pd.Series, direction: str) -> pd.DataFrame:
+    """100 where an instance is among the first k, else 0; a column for each k, indexed by image and instance."""
+    hits = pd.DataFrame({k: 100.0 * (ranks <= k) for k in CUTOFFS})
+    return hits.set_index(_by_image(ranks.index, direction))
+
+
+def _spreads(ranks: Ranks, languages: Sequence[str], direction: str) -> pd.DataFrame:
+    """Standard deviation and variance of each instance's ranks over the languages."""
+    table = shared_ranks(ranks, languages, direction)
+    values = {"std": table.std(axis=1, ddof=0), "variance": table.var(axis=1, ddof=0)}
+    return pd.DataFrame(values).set_index(_by_image(table.index, direction))
+
+
+def _by_image(instances: pd.Index, direction: str) -> pd.MultiIndex:
+    images = instances.str.rsplit("#", n=1).str[0] if direction == "IR" else instances
+    return pd.MultiIndex.from_arrays([images, instances], names=["image", "instance"])
+
+
+def _sums_and_counts(tables: list[pd.DataFrame]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Of each table the (images, columns) sums and (images, 1) numbers of instances, the images of all tables."""
+    grouped = [table.groupby(level="image", sort=False) for table in tables]
+    images = pd.Index(pd.unique(np.concatenate([list(group.groups) for group in grouped])))
+    sums = [group.sum().reindex(images, fill_value=0).to_numpy() for group in grouped]
+    return sums, [group.size().reindex(images, fill_value=0).to_numpy()[:, None] for group in grouped]
+
+
+def _resampled_means(tables: list[pd.DataFrame], seed: int) -> list[np.ndarray]:
+    """The means of each table's columns, (RESAMPLES, columns), with the same images drawn for all tables."""
+    sums, counts = _sums_and_counts(tables)
+    images = len(sums[0])
+    generator = np.random.default_rng(seed)
+    means: list[list[np.ndarray]] = [[] for _ in tables]
+    chunk = max(1, _WEIGHTS_PER_CHUNK // images)
+    for start in range(0, RESAMPLES, chunk):
+        weights = generator.multinomial(images, np.full(images, 1 / images), min(chunk, RESAMPLES - start)).astype(
+            float
+        )
+        for collected, total, count in zip(means, sums, counts, strict=True):
+            # A draw without a single instance, possible where few images have any, says nothing.
+            number = weights @ count
+            collected.append(
+                np.divide(
+                    weights @ total, number, out=np.full((len(weights), total.shape[1]), np.nan), where=number > 0
+                )
+            )
+    return [np.concatenate(collected) for collected in means]
+
+
+def _paired(differences: list[pd.DataFrame], seed: int) -> dict[str, float]:
+    resampled = _resampled_means(differences, seed)
+    low, high = _interval(np.concatenate(resampled, axis=1).mean(axis=1))
+    # Each image's share of the difference; under the null hypothesis its sign is chance.
+    sums, counts = _sums_and_counts(differences)
+    shares = np.concatenate([total / count.sum() for total, count in zip(sums, counts, strict=True)], axis=1).mean(
+        axis=1
+    )
+    difference = shares.sum()
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _WEIGHTS_PER_CHUNK // len(shares))
+    as_far = 0
+    for start in range(0, SIGN_FLIPS, chunk):
+        signs = generator.integers(0, 2, (min(chunk, SIGN_FLIPS - start), len(shares))) * 2.0 - 1
+        as_far += int((np.abs(signs @ shares) >= abs(difference) - 1e-9).sum())
+    return {"difference": float(difference), "low": low, "high": high, "p": (1 + as_far) / (1 + SIGN_FLIPS)}
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
