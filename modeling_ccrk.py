@@ -29,6 +29,7 @@ from transformers.utils import ModelOutput
 try:
     from .configuration_ccrk import CCRKConfig
     from .objectives_ccrk import (
+        IGNORE,
         contrastive_loss,
         cross_entropy,
         mask_captions,
@@ -38,6 +39,7 @@ try:
 except ImportError:
     from configuration_ccrk import CCRKConfig
     from objectives_ccrk import (
+        IGNORE,
         contrastive_loss,
         cross_entropy,
         mask_captions,
@@ -80,6 +82,8 @@ class CCRKLossOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`): the sum of the losses below, each with weight 1.
         contrastive_loss, matching_loss, mlm_loss (`torch.FloatTensor` of shape `(1,)`): the parts; `mlm_loss` is
             `None` from [`CCRKForImageTextRetrieval`].
+        num_matching_pairs, num_masked_tokens (`torch.LongTensor` of shape `(1,)`): over how many `matching_loss` and
+            `mlm_loss` are means, to weight them across processes.
         temperature (`torch.FloatTensor` of shape `(1,)`): with its gradient, to compute the contrastive loss again
             over the embeddings of all processes.
         image_embeds (`torch.FloatTensor` of shape `(B, projection_dim)`): L2-normalised.
@@ -90,6 +94,8 @@ class CCRKLossOutput(ModelOutput):
     contrastive_loss: torch.FloatTensor | None = None
     matching_loss: torch.FloatTensor | None = None
     mlm_loss: torch.FloatTensor | None = None
+    num_matching_pairs: torch.LongTensor | None = None
+    num_masked_tokens: torch.LongTensor | None = None
     temperature: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
@@ -611,6 +617,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
         attention_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
+        sampling_keys: Tensor | None = None,
         **kwargs,
     ) -> CCRKLossOutput:
         """
@@ -621,16 +628,17 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
             pixel_values: (B, 3, H, W).
             caption_mask: (B, K), False where a caption is missing.
             image_ids: (B,), equal for equal images: positives of each other, never negatives.
+            sampling_keys: (B,), what is drawn depends on them, see `objectives_ccrk.sampling_keys`. None: fresh ones.
         """
         caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         outputs = self.ccrk(input_ids, pixel_values, attention_mask)
         pairs = sample_matching_pairs(
-            outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
+            outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
         logits = self.match(
             outputs.image_states, outputs.text_states, attention_mask, pairs.image_index, pairs.caption_index
         )
-        return _loss_output(self, outputs, caption_mask, image_ids, matching_loss=cross_entropy(logits, pairs.labels))
+        return _loss_output(self, outputs, caption_mask, image_ids, (logits, pairs.labels))
 
 
 class CCRKForPreTraining(CCRKPairModel):
@@ -659,6 +667,7 @@ class CCRKForPreTraining(CCRKPairModel):
         attention_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
+        sampling_keys: Tensor | None = None,
         **kwargs,
     ) -> CCRKLossOutput:
         """
@@ -672,7 +681,7 @@ class CCRKForPreTraining(CCRKPairModel):
             attention_mask = torch.ones_like(input_ids)
         outputs = self.ccrk(input_ids, pixel_values, attention_mask)
         pairs = sample_matching_pairs(
-            outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling
+            outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
         flat_mask = attention_mask.flatten(0, 1)
         chosen_mask = flat_mask[pairs.positive_caption]
@@ -685,6 +694,7 @@ class CCRKForPreTraining(CCRKPairModel):
             max_tokens=self.config.mlm_max_tokens,
             ngram_probability=self.config.mlm_ngram_probability,
             max_ngram=self.config.mlm_max_ngram,
+            keys=sampling_keys,
         )
         masked_states = self.ccrk.get_text_features(masked.input_ids, chosen_mask).last_hidden_state
 
@@ -699,14 +709,14 @@ class CCRKForPreTraining(CCRKPairModel):
         matching_logits = self.matching_head(fused[: 3 * batch_size, 0])
         masked_tokens = fused[3 * batch_size :].gather(1, masked.positions[:, :, None].expand(-1, -1, fused.shape[-1]))
         # An image without any caption has no chosen one either.
-        labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), -100)
+        labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), IGNORE)
         return _loss_output(
             self,
             outputs,
             caption_mask,
             image_ids,
-            matching_loss=cross_entropy(matching_logits, pairs.labels),
-            mlm_loss=cross_entropy(self.lm_head(masked_tokens), labels),
+            (matching_logits, pairs.labels),
+            (self.lm_head(masked_tokens), labels),
         )
 
 
@@ -727,8 +737,15 @@ def _complete_caption_mask(input_ids: Tensor, pixel_values: Tensor, caption_mask
     return caption_mask.bool()
 
 
-def _loss_output(model, outputs, caption_mask, image_ids, matching_loss, mlm_loss=None) -> CCRKLossOutput:
-    """Adds the contrastive loss of this process's batch, and sums the parts."""
+def _loss_output(
+    model: CCRKPairModel,
+    outputs: CCRKOutput,
+    caption_mask: Tensor,
+    image_ids: Tensor | None,
+    matching: tuple[Tensor, Tensor],
+    mlm: tuple[Tensor, Tensor] | None = None,
+) -> CCRKLossOutput:
+    """Adds the contrastive loss of this process's batch to those of matching and masked LM, each (logits, labels)."""
     contrastive = contrastive_loss(
         outputs.image_embeds,
         outputs.text_embeds,
@@ -737,12 +754,16 @@ def _loss_output(model, outputs, caption_mask, image_ids, matching_loss, mlm_los
         image_ids,
         model.config.contrastive_reduction,
     )
+    matching_loss = cross_entropy(*matching)
+    mlm_loss = cross_entropy(*mlm) if mlm is not None else None
     parts = [part for part in (contrastive, matching_loss, mlm_loss) if part is not None]
     return CCRKLossOutput(
         loss=torch.stack(parts).sum(),
         contrastive_loss=contrastive,
         matching_loss=matching_loss,
         mlm_loss=mlm_loss,
+        num_matching_pairs=(matching[1] != IGNORE).sum(),
+        num_masked_tokens=(mlm[1] != IGNORE).sum() if mlm is not None else None,
         # A copy: what the caller does with it must reach the parameter through this forward's graph.
         temperature=model.ccrk.temperature * 1.0,
         image_embeds=outputs.image_embeds,

@@ -126,14 +126,42 @@ def negative_weights(logits: Tensor, excluded: Tensor) -> Tensor:
     return (logits.float().softmax(dim=1) + SAMPLING_EPSILON).masked_fill(excluded, 0.0)
 
 
-def sample(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def sampling_keys(image_ids: Tensor, seed: int, step: int) -> Tensor:
+    """(B,) keys of what is drawn for each image in one step: the same wherever, and beside whatever, it is trained."""
+    return _mix(_mix(image_ids + _mix(torch.full_like(image_ids, seed))) + step)
+
+
+def uniform(keys: Tensor, draw: int) -> Tensor:
+    """A number in (0, 1) for each of the int64 keys, in their shape, fp32; different for every `draw`.
+
+    A hash, not a generator's next number: neither the order of the rows nor the padding beside them changes it.
+    """
+    bits = _mix(keys + _mix(torch.full_like(keys, draw))) & 0x7FFFFF
+    return (bits.float() + 0.5) / 2**23  # exact in fp32: never 0 or 1
+
+
+def _mix(value: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele et al., 2014) on int64, whose products wrap and whose shifts keep the sign."""
+    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
+    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
+    return value ^ ((value >> 31) & ((1 << 33) - 1))
+
+
+def _fresh_keys(batch_size: int, device: torch.device) -> Tensor:
+    return torch.randint(1 << 62, (batch_size,), device=device)
+
+
+def sample(weights: Tensor, numbers: Tensor) -> Tensor:
     """One index per row, drawn with probability proportional to its weight.
 
     The smallest of exponential variables with these rates is distributed so; unlike `torch.multinomial` it neither
     fails on a row of zeros (the answer is then meaningless, and the caller's to leave out) nor waits for the device.
+
+    Args:
+        weights: (B, C), not negative.
+        numbers: (B, C), uniform in (0, 1).
     """
-    noise = torch.empty_like(weights).exponential_(generator=generator)
-    return (weights / noise.clamp(min=torch.finfo(noise.dtype).tiny)).argmax(dim=1)
+    return (weights / -numbers.log()).argmax(dim=1)
 
 
 @torch.no_grad()
@@ -142,7 +170,7 @@ def sample_matching_pairs(
     caption_mask: Tensor,
     image_ids: Tensor | None = None,
     strategy: int = 1,
-    generator: torch.Generator | None = None,
+    keys: Tensor | None = None,
 ) -> MatchingPairs:
     """Draws for each image of the batch a positive caption, a hard negative image and a hard negative caption.
 
@@ -154,14 +182,21 @@ def sample_matching_pairs(
         caption_mask: (B, K).
         image_ids: (B,), equal images are never negatives of each other.
         strategy: see `positive_caption_weights`.
+        keys: (B,), see `sampling_keys`; what is drawn depends on them and the logits. None: fresh ones.
     """
     batch_size, num_captions = caption_mask.shape
     device = logits_per_image.device
+    keys = _fresh_keys(batch_size, device) if keys is None else keys
+    # One number for each image of the batch, and one for each of its captions, as each row sees them.
+    caption_keys = (keys[:, None] + torch.arange(1, num_captions + 1, device=device)).flatten()
+    for_images = _mix(keys)[:, None] + keys
+    for_captions = _mix(keys)[:, None] + caption_keys
     images = torch.arange(batch_size, device=device)
     present = caption_mask.flatten()
     equal = same_image(image_ids, batch_size, device)
 
-    own = sample(positive_caption_weights(logits_per_image, caption_mask, strategy), generator)
+    own_weights = positive_caption_weights(logits_per_image, caption_mask, strategy)
+    own = sample(own_weights, uniform(caption_keys.view(batch_size, num_captions), 0))
     positive_caption = images * num_captions + own
 
     # For the chosen caption an image of another row; for the image a caption of another row, in any language.
@@ -175,8 +210,10 @@ def sample_matching_pairs(
     negative_image_label = torch.where(valid & ~equal.all(dim=1), 0, IGNORE)
     negative_caption_label = torch.where(valid & other_captions.any(dim=1), 0, IGNORE)
     return MatchingPairs(
-        image_index=torch.cat([images, sample(image_weights, generator), images]),
-        caption_index=torch.cat([positive_caption, positive_caption, sample(caption_weights, generator)]),
+        image_index=torch.cat([images, sample(image_weights, uniform(for_images, 1)), images]),
+        caption_index=torch.cat(
+            [positive_caption, positive_caption, sample(caption_weights, uniform(for_captions, 2))]
+        ),
         labels=torch.cat([positive_label, negative_image_label, negative_caption_label]),
         positive_caption=positive_caption,
     )
@@ -211,7 +248,7 @@ def mask_captions(
     max_tokens: int = 12,
     ngram_probability: float = 0.2,
     max_ngram: int = 3,
-    generator: torch.Generator | None = None,
+    keys: Tensor | None = None,
 ) -> MaskedCaptions:
     """Chooses `probability` of each caption's tokens, at least 1 and at most `max_tokens`, never token 0.
 
@@ -221,24 +258,23 @@ def mask_captions(
 
     Args:
         input_ids, attention_mask: (B, L), padded on the right.
+        keys: (B,), see `sampling_keys`; what is drawn depends on them alone, not on L. None: fresh ones.
 
     Returns: `MaskedCaptions` with M = min(`max_tokens`, L - 1), fixed for a given L: no step waits to count tokens.
     """
     batch_size, length = input_ids.shape
     device = input_ids.device
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device, generator=generator)
+    keys = _fresh_keys(batch_size, device) if keys is None else keys
+    keys = keys[:, None] + torch.arange(1, length + 1, device=device)
 
     maskable = attention_mask.bool().clone()
     maskable[:, 0] = False
     # A span that starts at position p puts its place in the random order on all the tokens it covers; a token takes
     # the earliest of the spans over it. Tokens in that order are the spans one after the other.
-    order = uniform(batch_size, length).masked_fill(~maskable, 2.0)
-    is_ngram = uniform(batch_size, length) < ngram_probability
-    span = torch.where(
-        is_ngram, torch.randint(2, max_ngram + 1, (batch_size, length), device=device, generator=generator), 1
-    )
+    order = uniform(keys, 3).masked_fill(~maskable, 2.0)
+    is_ngram = uniform(keys, 4) < ngram_probability
+    span = torch.where(is_ngram, 2 + (uniform(keys, 5) * (max_ngram - 1)).long(), 1)
     priority = order.clone()
     for offset in range(1, max_ngram):
         reaches = span[:, :-offset] > offset
@@ -253,8 +289,8 @@ def mask_captions(
     positions = positions.masked_fill(~chosen, 0)
 
     original = input_ids.gather(1, positions)
-    fate = uniform(batch_size, limit)
-    random_ids = torch.randint(vocab_size, (batch_size, limit), device=device, generator=generator)
+    fate = uniform(keys[:, :limit], 6)
+    random_ids = (uniform(keys[:, :limit], 7) * vocab_size).long()
     replaced = torch.where(fate < 0.8, mask_token_id, torch.where(fate < 0.9, random_ids, original))
     # Unused slots all point at token 0: they write back what is there.
     replaced = torch.where(chosen, replaced, original)

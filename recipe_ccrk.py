@@ -337,7 +337,7 @@ def build_trainer(
     trainer = CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(processor, languages, one_language, augmentation),
+        data_collator=CCRKCollator(processor, languages, one_language, augmentation, arguments.seed),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,

@@ -1,25 +1,28 @@
 """Training CCRK: arguments, collator, and a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
 
+import contextlib
 import hashlib
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data.auto_augment import RandAugment, rand_augment_ops
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
 from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
-from objectives_ccrk import contrastive_loss
+from objectives_ccrk import contrastive_loss, sampling_keys
 from processing_ccrk import CCRKProcessor
 from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval, is_usable
 
@@ -106,6 +109,8 @@ class CCRKCollator:
         languages: K of them; 1-to-K training.
         one_language: draw one caption per image, of any of the languages: K is 1, as in the published fine-tuning.
         augmentation: applied to each picture before the processor.
+        seed: with the epoch and the image's id it decides what is drawn for a row: not the order of the rows, nor the
+            process, nor how far ahead of its step the batch is made.
 
     An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
     any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
@@ -116,15 +121,19 @@ class CCRKCollator:
     languages: Sequence[str]
     one_language: bool = False
     augmentation: Callable[[Image.Image], Image.Image] | None = None
+    seed: int = 0
+    # In shared memory, so that the data loader's workers see it move on.
+    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(), init=False)
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
         problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
-        rows, images = zip(*self._readable(rows, problems), strict=True)
-        if self.augmentation is not None:
-            images = [self.augmentation(image) for image in images]
-        captions = [[self._draw(row["captions"][language]) for language in self.languages] for row in rows]
-        if self.one_language:
-            captions = [[self._draw(row)] for row in captions]
+        rows, pictures = zip(*self._readable(rows, problems), strict=True)
+        images, captions = [], []
+        for row, picture in zip(rows, pictures, strict=True):
+            with seeded(f"{self.seed} {int(self.epoch)} {row['image_id']}"):
+                images.append(picture if self.augmentation is None else self.augmentation(picture))
+                drawn = [self._draw(row["captions"][language]) for language in self.languages]
+                captions.append([self._draw(drawn)] if self.one_language else drawn)
         batch = {
             **self.processor(images=images, text=captions),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
@@ -146,16 +155,37 @@ class CCRKCollator:
 
     def _draw(self, captions: Sequence[str | None]) -> str | None:
         usable = [caption for caption in captions if is_usable(caption, self.processor)]
-        if len(usable) < 2:
-            # No random number where there is no choice: batches are collated ahead of the step that they are for, and
-            # a resumed run would draw them a second time.
-            return usable[0] if usable else None
-        return usable[int(torch.randint(len(usable), ()))]
+        return random.choice(usable) if usable else None
 
 
 def stable_id(name: str) -> int:
     """A 63-bit number that is the same for the same name in every process."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
+
+
+@contextlib.contextmanager
+def seeded(name: str) -> Iterator[None]:
+    """Inside, all random numbers on the CPU follow from `name`; outside they go on as if nothing had been drawn."""
+    python, array, key = random.getstate(), np.random.get_state(), stable_id(name)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(key)
+            random.seed(key)
+            np.random.seed(key % 2**32)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the collator the epoch, which its draws depend on."""
+
+    def __init__(self, collator: CCRKCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch.fill_(int(state.epoch))
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
@@ -185,6 +215,8 @@ class CCRKTrainer(Trainer):
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
+        if isinstance(self.data_collator, CCRKCollator):
+            self.add_callback(EpochCallback(self.data_collator))
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
@@ -221,16 +253,30 @@ class CCRKTrainer(Trainer):
         One forward through the wrapped model gives everything that the three need.
         """
         self._count_images(inputs)
-        outputs: CCRKLossOutput = model(**inputs)
+        outputs: CCRKLossOutput = model(**inputs, sampling_keys=self.sampling_keys(inputs))
+        parts = self.loss_parts(outputs, inputs)
+        self._record({**parts, "temperature": outputs.temperature.squeeze()}, inputs)
+        loss = torch.stack(list(parts.values())).sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def sampling_keys(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(B,): what is drawn for an image depends on the seed, the step and the image, and not on its place."""
+        return sampling_keys(inputs["image_ids"], self.args.seed, self.state.global_step)
+
+    def loss_parts(self, outputs: CCRKLossOutput, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss."""
         parts = {
             "contrastive_loss": self.contrastive_loss(outputs, inputs),
-            "matching_loss": outputs.matching_loss,
-            "mlm_loss": outputs.mlm_loss,
+            "matching_loss": self.share_of_mean(outputs.matching_loss, outputs.num_matching_pairs),
         }
-        parts = {name: part for name, part in parts.items() if part is not None}
-        loss = torch.stack(list(parts.values())).sum()
-        self._record({**parts, "temperature": outputs.temperature.squeeze()}, inputs)
-        return (loss, outputs) if return_outputs else loss
+        if outputs.mlm_loss is not None:
+            parts["mlm_loss"] = self.share_of_mean(outputs.mlm_loss, outputs.num_masked_tokens)
+        return parts
+
+    def share_of_mean(self, local_mean: Tensor, count: Tensor) -> Tensor:
+        """Weights a mean over this process's `count` items such that the mean over processes is that over all items."""
+        mean_count = self.accelerator.reduce(count.float(), reduction="mean")
+        return local_mean * count / mean_count.clamp(min=1 / self.accelerator.num_processes)
 
     def contrastive_loss(self, outputs: CCRKLossOutput, inputs: dict[str, Tensor]) -> Tensor:
         """The contrastive loss over the whole batch, the same on every process; see `gather_with_gradient`."""

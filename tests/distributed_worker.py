@@ -1,18 +1,27 @@
-"""Run by torchrun from test_distributed.py: this process's share of a batch, its loss and averaged gradients."""
+"""
+What test_distributed.py runs in several processes. By itself, the longer form of its test of the trajectory:
 
+    PYTHONPATH=.:tests python tests/distributed_worker.py 20    # steps; prints the largest relative difference
+"""
+
+import os
+import socket
 import sys
+import tempfile
+from collections.abc import Callable
 
 import torch
 from conftest import tiny_config
+from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_ccrk import CCRKForPreTraining
 from trainer_ccrk import CCRKTrainer, CCRKTrainingArguments
 
 
-def make_batch(ragged: bool, doubled: bool) -> dict[str, torch.Tensor]:
+def make_batch(ragged: bool, doubled: bool, seed: int = 5) -> dict[str, torch.Tensor]:
     """8 images with 3 captions each."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(4, 399, (8, 3, 8), generator=generator)
     input_ids[..., 0] = 0
     caption_mask = torch.ones(8, 3, dtype=torch.bool)
@@ -47,9 +56,93 @@ def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> dict:
     return {"loss": loss.detach(), "world": world, "gradients": gradients}
 
 
+class WithoutMatching(CCRKTrainer):
+    """Contrastive and masked LM alone, every step's put down: matching draws from the local batch, which differs."""
+
+    def loss_parts(self, outputs, inputs):
+        parts = super().loss_parts(outputs, inputs)
+        parts["matching_loss"] *= 0  # so that all parameters keep a gradient
+        values = torch.stack([*parts.values(), outputs.temperature[0]]).detach()
+        self.trajectory = [*getattr(self, "trajectory", []), self.accelerator.reduce(values, reduction="mean")]
+        return parts
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def train(output_dir: str, processes: int, steps: int) -> None:
+    """Trains on batches of 8 images over all processes, with captions of unequal length and number."""
+    torch.manual_seed(0)
+    # Uniform: how well a caption is aligned is judged within the local batch.
+    model = CCRKForPreTraining(tiny_config(matching_positive_sampling=0))
+    batches = [make_batch(ragged=True, doubled=False, seed=seed) for seed in range(4)]
+    rows = [{name: value[row] for name, value in batch.items()} for batch in batches for row in range(8)]
+    for index, row in enumerate(rows):
+        row["image_ids"] = torch.tensor(index)
+        row["attention_mask"][:, 3 + index % 6 :] = 0
+    arguments = CCRKTrainingArguments(
+        output_dir=output_dir,
+        per_device_train_batch_size=8 // processes,
+        max_steps=steps,
+        learning_rate=1e-3,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = WithoutMatching(model, arguments, data_collator=collate, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        torch.save(torch.stack(trainer.trajectory), f"{output_dir}/trajectory.pt")
+
+
+def trajectory_difference(folder: str, steps: int) -> float:
+    """
+    The largest relative difference in losses, temperature and parameters of 2 × 4 and 4 × 2 from 1 × 8 images.
+
+    Without the bias of attention keys: it shifts all scores of a row alike, its gradient is 0 but for rounding, and
+    AdamW makes steps of full size of that.
+    """
+    runs = []
+    for processes in (1, 2, 4):
+        output = f"{folder}/{processes}"
+        in_processes(processes, train, output, processes, steps)
+        values = torch.load(f"{output}/trajectory.pt", weights_only=True)
+        assert len(values) == steps
+        runs.append({"trajectory": values} | load_file(f"{output}/model.safetensors"))
+    return max(
+        ((other[name] - value).norm() / value.norm().clamp(min=1e-6)).item()
+        for other in runs[1:]
+        for name, value in runs[0].items()
+        if not name.endswith(("k_proj.bias", "key.bias"))
+    )
+
+
+def in_processes(count: int, function: Callable, *arguments) -> None:
+    """
+    Calls the function in `count` processes that see each other through gloo.
+
+    They are forks of this one, whose imports they need not repeat; it must not have started any process group.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(
+        _in_process, (count, port, function, arguments), nprocs=count, start_method="fork"
+    )
+
+
+def _in_process(rank: int, count: int, port: int, function: Callable, arguments: tuple) -> None:
+    if count > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    function(*arguments)
+    if count > 1:
+        torch.distributed.destroy_process_group()
+
+
 if __name__ == "__main__":
-    output, ragged, doubled = sys.argv[1], sys.argv[2] == "True", sys.argv[3] == "True"
-    result = contrastive_gradients(output, ragged, doubled)
-    if torch.distributed.get_rank() == 0:
-        torch.save(result, f"{output}/result.pt")
-    torch.distributed.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        print(trajectory_difference(folder, steps=int(sys.argv[1])))

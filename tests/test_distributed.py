@@ -46,6 +46,15 @@ def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
     assert checked > 60
 
 
+def test_one_two_and_four_processes_follow_the_same_trajectory(tmp_path):
+    """Losses, temperature and parameters, ragged K included; `distributed_worker.py 20` is the longer form."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, str(ROOT / "tests" / "distributed_worker.py"), "4"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert float(finished.stdout.splitlines()[-1]) < 1e-4
+
+
 def test_pretraining_on_two_processes(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "out"), "logging_steps": 1}))

@@ -15,6 +15,8 @@ from objectives_ccrk import (
     positive_caption_weights,
     sample,
     sample_matching_pairs,
+    sampling_keys,
+    uniform,
 )
 
 TEMPERATURE = torch.tensor([0.1])
@@ -124,8 +126,46 @@ def test_positive_caption_is_the_worst_aligned_most_often(strategy):
 def test_sample_follows_the_weights():
     torch.manual_seed(0)
     weights = torch.tensor([0.0, 1.0, 2.0, 5.0])
-    drawn = sample(weights.expand(40_000, 4)).bincount(minlength=4) / 40_000
+    drawn = sample(weights.expand(40_000, 4), torch.rand(40_000, 4)).bincount(minlength=4) / 40_000
     assert_close(drawn, weights / 8, atol=0.01, rtol=0)
+
+
+def test_numbers_are_uniform_and_independent_of_each_other():
+    keys = sampling_keys(torch.arange(100_000), seed=1, step=2)
+    first, second, other_step = (
+        uniform(keys, 0),
+        uniform(keys, 1),
+        uniform(sampling_keys(torch.arange(100_000), seed=1, step=3), 0),
+    )
+    for numbers in (first, second, other_step):
+        assert 0 < numbers.min() and numbers.max() < 1
+        assert_close(numbers.histc(10, 0, 1) / 100_000, torch.full((10,), 0.1), atol=0.005, rtol=0)
+    assert torch.stack([first, second, other_step, first.roll(1)]).corrcoef().fill_diagonal_(0).abs().max() < 0.02
+
+
+def test_what_is_drawn_follows_the_image_and_not_its_place():
+    """The same local batch in another order, on any process, gives the same pairs and the same masked tokens."""
+    torch.manual_seed(0)
+    batch_size, num_captions, order = 6, 3, torch.tensor([4, 2, 0, 5, 1, 3])
+    logits = torch.randn(batch_size, batch_size, num_captions)
+    mask = torch.rand(batch_size, num_captions) < 0.8
+    ids = torch.arange(50, 50 + batch_size)
+
+    def draw(order):
+        turned = logits[order][:, order].flatten(1)
+        pairs = sample_matching_pairs(turned, mask[order], ids[order], keys=sampling_keys(ids[order], 7, 11))
+        images = ids[order][pairs.image_index]
+        captions = ids[order][pairs.caption_index // num_captions] * num_captions + pairs.caption_index % num_captions
+        return {tuple(pair) for pair in zip(images.tolist(), captions.tolist(), pairs.labels.tolist(), strict=True)}
+
+    assert draw(order) == draw(torch.arange(batch_size))
+
+    tokens = torch.randint(3, 90, (batch_size, 20))
+    keys = sampling_keys(ids, 7, 11)
+    short = mask_captions(tokens[:, :14], torch.ones(batch_size, 14), 99, 100, keys=keys)
+    padding = (torch.arange(20) < 14).long().expand(batch_size, 20)
+    long = mask_captions(tokens, padding, 99, 100, keys=keys)
+    assert torch.equal(short.input_ids, long.input_ids[:, :14]) and torch.equal(short.positions, long.positions)
 
 
 def test_hard_negatives_come_from_the_softmax_and_never_from_the_same_image():

@@ -64,17 +64,29 @@ class TestCollator:
         captions = {"en": [], "de": ["ein roter stern"], "zh": ["一个红色的星"]}
         rows = [{"image": Image.new("RGB", (9, 9)), "image_id": "a", "captions": captions}]
         collator = CCRKCollator(processor, ["de", "zh"], one_language=True)
-        torch.manual_seed(0)
-        drawn = {tuple(collator(rows)["input_ids"][0, 0].tolist()) for _ in range(20)}
+        drawn = set()
+        for epoch in range(20):
+            collator.epoch.fill_(epoch)
+            drawn.add(tuple(collator(rows)["input_ids"][0, 0].tolist()))
         assert len(drawn) == 2
         assert collator(rows)["caption_mask"].shape == (1, 1)
 
     def test_every_caption_of_a_language_is_drawn(self, processor):
         captions = {"en": ["a red star", "a blue circle", "?"]}
         rows = [{"image": Image.new("RGB", (9, 9)), "image_id": "a", "captions": captions}]
-        torch.manual_seed(0)
-        collator = CCRKCollator(processor, ["en"])
-        assert len({tuple(collator(rows)["input_ids"].flatten().tolist()) for _ in range(20)}) == 2
+        collators = [CCRKCollator(processor, ["en"], seed=seed) for seed in range(20)]
+        assert len({tuple(collator(rows)["input_ids"].flatten().tolist()) for collator in collators}) == 2
+
+    def test_draws_depend_on_the_image_and_the_epoch_alone(self, processor, shapes):
+        collator = CCRKCollator(processor, ["en", "de"], True, published_augmentation(64, 0.2))
+        rows = [shapes[index] for index in range(4)]
+        state = torch.get_rng_state()
+        first, turned = collator(rows), collator(rows[::-1])
+        assert torch.equal(first["pixel_values"], turned["pixel_values"].flip(0))
+        assert torch.equal(first["input_ids"], turned["input_ids"].flip(0))
+        assert torch.equal(state, torch.get_rng_state())
+        collator.epoch.fill_(1)
+        assert not torch.equal(first["pixel_values"], collator(rows)["pixel_values"])
 
     def test_published_augmentation(self):
         torch.manual_seed(0)
