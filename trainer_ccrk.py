@@ -274,7 +274,7 @@ class CCRKTrainer(Trainer):
         return parts
 
     def share_of_mean(self, local_mean: Tensor, count: Tensor) -> Tensor:
-        """Weights a mean over this process's `count` items such that the mean over processes is that over all items."""
+        """Weights a mean over `count` own items so that the mean over processes is the mean over all items."""
         mean_count = self.accelerator.reduce(count.float(), reduction="mean")
         return local_mean * count / mean_count.clamp(min=1 / self.accelerator.num_processes)
 
