@@ -119,7 +119,16 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
 
 
 def _describe(dataset) -> str:
-    return f"{dataset.info.dataset_name}, split {dataset.split}, {len(dataset):,} pictures"
+    parts = [_name(dataset)]
+    if dataset.split is not None:
+        parts.append(f"split {dataset.split}")
+    if hasattr(dataset, "__len__"):  # a stream does not know
+        parts.append(f"{len(dataset):,} pictures")
+    return ", ".join(parts)
+
+
+def _name(dataset) -> str:
+    return dataset.info.dataset_name or "unnamed"
 
 
 def _recalls(evaluation: dict) -> dict[str, float]:
@@ -139,9 +148,9 @@ def _eval_results(trainer: Trainer, evaluation: dict) -> list[EvalResult]:
         EvalResult(
             task_type="image-text-retrieval",
             task_name="Image-text retrieval",
-            dataset_type=dataset.info.dataset_name,
-            dataset_name=dataset.info.dataset_name,
-            dataset_split=str(dataset.split),
+            dataset_type=_name(dataset),
+            dataset_name=_name(dataset),
+            dataset_split=dataset.split and str(dataset.split),
             metric_type=kind,
             metric_name=metric,
             metric_value=value,

@@ -19,6 +19,7 @@ import train_pretrain
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
 from data_scripts.rows import row_features
+from model_card_ccrk import model_card
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation, stable_id
 
 
@@ -173,6 +174,8 @@ def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     assert "shapes, split train, 48 pictures; languages en de zh" in card.text
     assert f"| mean | {logged['eval_mean_recall']:.2f} |" in card.text
     assert "2 steps of 8 pictures" in card.text
+    trainer.train_dataset = shapes.to_iterable_dataset()  # a stream has no length
+    assert "- Data: shapes; languages" in model_card(trainer, "tiny").text
 
 
 def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
