@@ -141,7 +141,7 @@ def uniform(keys: Tensor, draw: int) -> Tensor:
 
 
 def _mix(value: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele et al., 2014) on int64, whose products wrap and whose shifts keep the sign."""
+    """The finaliser of SplitMix64 (Steele et al., 2014) on int64: products wrap, shifts keep the sign."""
     value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * -0x40A7B892E31B1A47
     value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * -0x6B2FB644ECCEEE15
     return value ^ ((value >> 31) & ((1 << 33) - 1))
