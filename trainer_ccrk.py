@@ -2,21 +2,27 @@
 
 import contextlib
 import hashlib
+import json
+import logging
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from PIL import Image
+from safetensors import SafetensorError
 from timm.data.auto_augment import RandAugment, rand_augment_ops
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
@@ -25,6 +31,11 @@ from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss, sampling_keys
 from processing_ccrk import CCRKProcessor
 from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval, is_usable
+
+logger = logging.getLogger(__name__)
+
+# Written into a checkpoint when all else is there: size and CRC-32 of each of its files.
+MANIFEST = "manifest.json"
 
 # Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
 NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
@@ -55,10 +66,21 @@ class CCRKTrainingArguments(TrainingArguments):
             "head, temperature), as a multiple of learning_rate."
         },
     )
+    max_skipped_steps: int = field(
+        default=20,
+        metadata={"help": "Steps in a row that may be skipped, their gradient not finite, before the run ends."},
+    )
     eval_k_test: int = field(
         default=0,
         metadata={"help": "Candidates re-scored per query in evaluations during training; 0 ranks by cosine alone."},
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.save_only_model and self.resume_from_checkpoint:
+            raise ValueError(
+                "save_only_model leaves nothing to resume from; leave out save_only_model or resume_from_checkpoint"
+            )
 
 
 def published_augmentation(image_size: int, min_scale: float) -> Callable[[Image.Image], Image.Image]:
@@ -188,6 +210,31 @@ class EpochCallback(TrainerCallback):
         self.collator.epoch.fill_(int(state.epoch))
 
 
+def what_is_wrong(checkpoint: Path) -> str | None:
+    """Why nothing can be resumed from a checkpoint folder; None where it is whole."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "it was not written to the end"
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
+            return f"{name} is not as it was written"
+    if not any(name.startswith("rng_state") for name in files):
+        return "it was saved with save_only_model and holds no optimizer"
+    return None
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
     """Concatenates a tensor of all processes along its first dimension, in rank order; gradients flow back to each.
 
@@ -217,10 +264,108 @@ class CCRKTrainer(Trainer):
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if isinstance(self.data_collator, CCRKCollator):
             self.add_callback(EpochCallback(self.data_collator))
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
         self._logged_at = time.perf_counter()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As [`Trainer.train`]. `resume_from_checkpoint`: a folder, which must be whole; or `"auto"` (or `True`), the
+        newest whole checkpoint of `output_dir`, and the start where there is none.
+        """
+        chosen = [None, None]
+        if resume_from_checkpoint and self.is_world_process_zero():
+            chosen = self._choose_checkpoint(resume_from_checkpoint)
+        checkpoint, error = broadcast_object_list(chosen)
+        if error:
+            raise ValueError(error)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _choose_checkpoint(self, wanted: str | bool) -> list[str | None]:
+        """[folder, error], of which one at least is None."""
+        if wanted not in (True, "auto"):
+            problem = what_is_wrong(Path(wanted))
+            return [None, f"{wanted}: {problem}; resume from another, or 'auto'"] if problem else [wanted, None]
+        for checkpoint in reversed(sort_checkpoints(self.args.output_dir)):
+            if problem := what_is_wrong(Path(checkpoint)):
+                logger.warning("%s passed over: %s", checkpoint, problem)
+            else:
+                logger.warning("resuming from %s", checkpoint)
+                return [checkpoint, None]
+        logger.warning("no checkpoint in %s: training starts at step 0", self.args.output_dir)
+        return [None, None]
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """
+        A checkpoint counts once its manifest is there, which is written last; only then do older ones make room.
+
+        Raises:
+            OSError: it could not be written; the checkpoints before it are as they were.
+        """
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                entries = {
+                    str(path.relative_to(folder)): {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+                    for path in files
+                }
+                unfinished = folder / f"{MANIFEST}.unfinished"
+                unfinished.write_text(json.dumps(entries, indent=1))
+                unfinished.replace(folder / MANIFEST)
+        except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+            raise OSError(
+                f"{folder} could not be written ({str(error).splitlines()[0]}); make room, and go on from the "
+                "checkpoint before it with --resume_from_checkpoint auto"
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(folder.parent, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """
+        The norm of the step's gradient. Where it is not finite the step is skipped: nothing is left to apply.
+
+        A loss that is not finite on one process reaches all of them through the gradient, so all skip together.
+        DeepSpeed applies its gradients itself, and skips those that overflow in fp16.
+
+        Raises:
+            FloatingPointError: the step is one too many in a row.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if torch.isfinite(torch.as_tensor(norm)):
+            self._skipped_in_a_row = 0
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            message = (
+                f"step {self.state.global_step + 1} skipped, its gradient is not finite ({self._skipped_in_a_row} in "
+                f"a row, {self.skipped_steps} in all); images: {', '.join(self._image_names())}"
+            )
+            if self._skipped_in_a_row > self.args.max_skipped_steps:
+                raise FloatingPointError(f"{message}; look at these images, lower learning_rate, or train in fp32")
+            if self.is_world_process_zero():
+                logger.warning(message)
+        self._image_ids.clear()
+        return norm
+
+    def _image_names(self) -> list[str]:
+        """The names of the images of this step on all processes; their numbers where rows have no names."""
+        ids = self.accelerator.gather(torch.cat(self._image_ids)).tolist()
+        if "image_id" not in (getattr(self.train_dataset, "column_names", None) or ()):
+            return [str(number) for number in ids]
+        names = {stable_id(name): name for name in self.train_dataset["image_id"]}
+        return [names[number] for number in ids]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Four groups: with and without weight decay, pre-trained and new parameters."""
@@ -253,6 +398,7 @@ class CCRKTrainer(Trainer):
         One forward through the wrapped model gives everything that the three need.
         """
         self._count_images(inputs)
+        self._image_ids.append(inputs["image_ids"])
         outputs: CCRKLossOutput = model(**inputs, sampling_keys=self.sampling_keys(inputs))
         parts = self.loss_parts(outputs, inputs)
         self._record({**parts, "temperature": outputs.temperature.squeeze()}, inputs)
@@ -302,7 +448,8 @@ class CCRKTrainer(Trainer):
         if self.state.global_step == 0 and not self._parts:
             self._logged_at = time.perf_counter()
         for name, value in values.items():
-            self._parts[name] = self._parts.get(name, 0) + value.detach()
+            # A step that is not finite is skipped, and would hide all others of the same log.
+            self._parts[name] = self._parts.get(name, 0) + value.detach().nan_to_num(0.0, 0.0, 0.0)
         self._steps_since_log += 1
         self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
 
@@ -316,6 +463,8 @@ class CCRKTrainer(Trainer):
             for name, total in self._parts.items():
                 mean = self.accelerator.reduce(total / self._steps_since_log, reduction="mean")
                 logs[name] = round(mean.item(), 4)
+            if self.skipped_steps:
+                logs["skipped_steps"] = self.skipped_steps
             logs["images_per_second"] = round(self._images_since_log / (now - self._logged_at), 1)
             bad = torch.tensor(self.problems.total(), device=self.args.device)
             if bad := int(self.accelerator.reduce(bad, reduction="sum")):

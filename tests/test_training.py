@@ -1,6 +1,11 @@
 """Training: batches, parameter groups, logs, evaluation, resuming, and the scripts from end to end."""
 
 import json
+import math
+import multiprocessing
+import os
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from conftest import ROOT, tiny_config
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_retrieval import make_rows
+from transformers import TrainerCallback
 
 import data_scripts
 import eval_mrv
@@ -20,7 +26,15 @@ import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
 from data_scripts.rows import row_features
 from model_card_ccrk import model_card
-from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation, stable_id
+from objectives_ccrk import sampling_keys
+from trainer_ccrk import (
+    CCRKCollator,
+    CCRKTrainer,
+    CCRKTrainingArguments,
+    published_augmentation,
+    stable_id,
+    what_is_wrong,
+)
 
 
 def make_trainer(model, processor, rows, output_dir, languages=("en", "de", "zh"), **arguments) -> CCRKTrainer:
@@ -193,6 +207,135 @@ def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
     trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     for (name, ours), theirs in zip(undisturbed.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(ours, theirs[1]), name
+
+
+def train_and_save(folder, processor, rows, die_in_save: int | None = None, **arguments) -> None:
+    """Six steps with dropout, a checkpoint after each; killed in the n-th call of torch.save, if told to."""
+    torch.manual_seed(7)
+    config = tiny_config(len(processor.tokenizer))
+    config.text_config.hidden_dropout_prob = 0.1
+    trainer = make_trainer(CCRKForPreTraining(config), processor, rows, folder, max_steps=6, save_steps=1, **arguments)
+    save, calls = torch.save, iter(range(1000))
+
+    def save_and_die(value, path):
+        save(value, path)
+        if next(calls) == die_in_save:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", save_and_die)
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    trainer.save_model()
+
+
+# A checkpoint calls torch.save for the arguments, the optimizer, the schedule and the random state.
+@pytest.mark.parametrize("die_in_save", [1, 13, 15])
+def test_killed_and_resumed_equals_undisturbed(die_in_save, processor, shapes, tmp_path):
+    folder, arguments = tmp_path / "killed", {"save_strategy": "steps", "save_total_limit": 2}
+    train_and_save(tmp_path / "undisturbed", processor, shapes, **arguments)
+    process = multiprocessing.get_context("fork").Process(
+        target=train_and_save, args=(folder, processor, shapes, die_in_save), kwargs=arguments
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert what_is_wrong(folder / f"checkpoint-{die_in_save // 4 + 1}")
+    train_and_save(folder, processor, shapes, resume_from_checkpoint="auto", **arguments)
+    for name in ("model.safetensors", "checkpoint-6/optimizer.pt", "checkpoint-6/rng_state.pth"):
+        assert (folder / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
+    assert len(list(folder.glob("checkpoint-*"))) == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny_model, processor, shapes, tmp_path, caplog):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, save_strategy="steps", save_steps=1, max_steps=3)
+    trainer.train()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
+    weights = tmp_path / "checkpoint-2" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    assert trainer._choose_checkpoint("auto") == [str(tmp_path / "checkpoint-1"), None]
+    assert "checkpoint-3 passed over: trainer_state.json is missing" in caplog.text
+    assert "checkpoint-2 passed over: model.safetensors is not as it was written" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint-2: model\.safetensors is not as it was written"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_resuming_without_an_optimizer_is_refused(tiny_model, processor, shapes, tmp_path):
+    with pytest.raises(ValueError, match="save_only_model leaves nothing to resume from"):
+        CCRKTrainingArguments(output_dir=str(tmp_path), save_only_model=True, resume_from_checkpoint="auto")
+    trainer = make_trainer(
+        tiny_model, processor, shapes, tmp_path, save_strategy="steps", save_steps=1, max_steps=1, save_only_model=True
+    )
+    trainer.train()
+    with pytest.raises(ValueError, match="saved with save_only_model and holds no optimizer"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(
+        tiny_model, processor, shapes, tmp_path, save_strategy="steps", save_steps=1, max_steps=2, save_total_limit=1
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FillDisk(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+
+    trainer.add_callback(FillDisk())
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-2 could not be written .* make room"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert trainer._choose_checkpoint("auto") == [str(tmp_path / "checkpoint-1"), None]
+
+
+class Poisoned(CCRKCollator):
+    """Every picture of the images named `poisoned` is NaN."""
+
+    poisoned = frozenset()
+
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        for index, row in enumerate(rows):
+            if row["image_id"] in self.poisoned:
+                batch["pixel_values"][index] = float("nan")
+        return batch
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_named(tiny_model, processor, shapes, tmp_path, caplog):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=6)
+    trainer.data_collator = Poisoned(processor, ["en", "de", "zh"])
+    trainer.data_collator.poisoned = {"train-00007"}
+    trainer.train()
+    assert trainer.skipped_steps == 1 and caplog.text.count("skipped, its gradient is not finite") == 1
+    assert "train-00007" in caplog.text
+    assert all(torch.isfinite(parameter).all() for parameter in tiny_model.parameters())
+    logs = [log for log in trainer.state.log_history if "mlm_loss" in log]
+    assert logs[-1]["skipped_steps"] == 1 and all(math.isfinite(log["contrastive_loss"]) for log in logs)
+
+
+def test_too_many_skipped_steps_end_the_run(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=6, max_skipped_steps=2)
+    trainer.data_collator = Poisoned(processor, ["en"])
+    trainer.data_collator.poisoned = set(shapes["image_id"])
+    with pytest.raises(FloatingPointError, match=r"3 in a row, 3 in all\); images: train-"):
+        trainer.train()
+
+
+def test_losses_and_sampling_stay_in_fp32_under_bf16(tiny_model, processor, shapes):
+    batch = CCRKCollator(processor, ["en", "de", "zh"])([shapes[index] for index in range(8)])
+    keys = sampling_keys(batch["image_ids"], 0, 0)
+    exact = tiny_model(**batch, sampling_keys=keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = tiny_model.ccrk(batch["input_ids"], batch["pixel_values"], batch["attention_mask"]).logits_per_image
+        rounded = tiny_model(**batch, sampling_keys=keys)
+    assert logits.dtype == torch.float32
+    for name in ("contrastive_loss", "matching_loss", "mlm_loss", "image_embeds", "text_embeds"):
+        assert rounded[name].dtype == torch.float32
+    for name in ("contrastive_loss", "matching_loss", "mlm_loss"):
+        assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.05)
 
 
 def test_a_batch_of_one_image_trains(tiny_model, processor, shapes, tmp_path):
