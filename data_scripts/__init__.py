@@ -8,8 +8,8 @@ from importlib import import_module
 import datasets
 
 # Name → where its builder is. A builder is imported when its data set is asked for. Adding a data set is one line
-# here and one module whose config class declares the arguments that it takes, `split` among them: only the split that
-# is asked for is prepared and checked.
+# here and one module whose config class declares the arguments that it takes: `split` among them, or else the module
+# names its SPLITS.
 BUILDERS = {
     "shapes": "data_scripts.shapes:Shapes",
     "multi30k": "data_scripts.multi30k:Multi30K",
@@ -90,8 +90,11 @@ def make_builder(
     declared = _declared_fields(builder_class.BUILDER_CONFIG_CLASS)
     if unknown := config.keys() - declared:
         raise ValueError(f"{name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(declared))}")
-
-    return builder_class(cache_dir=cache_dir, split=split, **config)
+    if "split" in declared:  # it prepares and checks only the split that is asked for
+        config["split"] = split
+    elif split not in module.SPLITS:
+        raise ValueError(f"{name} has no split {split!r}; choose one of {', '.join(module.SPLITS)}")
+    return builder_class(cache_dir=cache_dir, **config)
 
 
 def _declared_fields(config_class: type[datasets.BuilderConfig]) -> set[str]:
