@@ -163,7 +163,9 @@ def test_files_that_do_not_align(release):
         load(release)
 
 
-@pytest.mark.parametrize("contents", [b"not gzip", gzip.compress(b"four\n" * 400)[:-9], gzip.compress(b"\xff\xfe\n")])
+@pytest.mark.parametrize(
+    "contents", [b"not gzip", gzip.compress(b"four\n" * 400, mtime=0)[:-9], gzip.compress(b"\xff\xfe\n", mtime=0)]
+)
 def test_damaged_file(release, contents):
     (release / "m30k/task1/raw/train.de.gz").write_bytes(contents)
     with pytest.raises(ValueError, match=r"train\.de\.gz is damaged .*download it again"):
