@@ -120,15 +120,16 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
 
 def _describe(dataset) -> str:
     parts = [_name(dataset)]
-    if dataset.split is not None:
-        parts.append(f"split {dataset.split}")
+    if (split := getattr(dataset, "split", None)) is not None:
+        parts.append(f"split {split}")
     if hasattr(dataset, "__len__"):  # a stream does not know
         parts.append(f"{len(dataset):,} pictures")
     return ", ".join(parts)
 
 
 def _name(dataset) -> str:
-    return dataset.info.dataset_name or "unnamed"
+    info = getattr(dataset, "info", None)  # a torch data set has none
+    return (info and info.dataset_name) or "unnamed"
 
 
 def _recalls(evaluation: dict) -> dict[str, float]:

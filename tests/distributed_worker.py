@@ -144,5 +144,11 @@ def _in_process(rank: int, count: int, port: int, function: Callable, arguments:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        print(trajectory_difference(folder, steps=int(sys.argv[1])))
+    if len(sys.argv) == 2:
+        with tempfile.TemporaryDirectory() as folder:
+            print(trajectory_difference(folder, steps=int(sys.argv[1])))
+    else:  # started by torchrun
+        result = contrastive_gradients(sys.argv[1], ragged=sys.argv[2] == "True", doubled=sys.argv[3] == "True")
+        if torch.distributed.get_rank() == 0:
+            torch.save(result, f"{sys.argv[1]}/result.pt")
+        torch.distributed.destroy_process_group()

@@ -189,7 +189,7 @@ def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     assert f"| mean | {logged['eval_mean_recall']:.2f} |" in card.text
     assert "2 steps of 8 pictures" in card.text
     trainer.train_dataset = shapes.to_iterable_dataset()  # a stream has no length
-    assert "- Data: shapes; languages" in model_card(trainer, "tiny").text
+    assert "- Data: unnamed; languages" in model_card(trainer, "tiny").text
 
 
 def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
