@@ -1,9 +1,9 @@
-"""Scenes of two objects on a background, and how ten languages put them into words.
+"""Scenes of two objects and how ten languages put them into words.
 
 Every language has tables of word forms and one function that builds a sentence by the grammar of that language:
 gender, case, agreement, articles and word order are its own, nothing is glued word by word. The function draws
 a template and, where the language has them, synonyms; whatever it draws, the sentence names both objects with
-colour and shape, the relation between them and the background, so two different scenes never share a caption.
+size, colour and shape, and the relation between them, so two different scenes never share a caption.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
-# The background's colours are no object's, so that each colour word tells what it belongs to.
-BACKGROUND_COLOURS = ("grey", "pink", "brown", "turquoise", "beige")
-PATTERNS = ("plain", "stripes", "dots", "checks")
 
 # Each relation with the one that says the same from the other object's side.
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -26,32 +24,24 @@ CANONICAL_RELATIONS = ("left of", "above")
 
 @dataclass(frozen=True)
 class Item:
-    """One object: a value of `COLOURS` and of `SHAPES`."""
+    """One object: a value of `SIZES`, of `COLOURS` and of `SHAPES`."""
 
+    size: str
     colour: str
     shape: str
 
 
 @dataclass(frozen=True)
-class Background:
-    """What both objects lie on: a value of `BACKGROUND_COLOURS` and of `PATTERNS`."""
-
-    colour: str
-    pattern: str
-
-
-@dataclass(frozen=True)
 class Scene:
-    """`figure` stands in `relation` (a key of `INVERSE`) to `ground`: the red star left of the blue circle."""
+    """`figure` stands in `relation` (a key of `INVERSE`) to `ground`: the small red star left of the large circle."""
 
     figure: Item
     relation: str
     ground: Item
-    background: Background
 
     def mirrored(self) -> Scene:
         """The same scene told from the other object's side: "A left of B" becomes "B right of A"."""
-        return Scene(self.ground, INVERSE[self.relation], self.figure, self.background)
+        return Scene(self.ground, INVERSE[self.relation], self.figure)
 
     def canonical(self) -> Scene:
         """The one of the two ways to tell the scene whose relation is "left of" or "above"."""
@@ -69,7 +59,7 @@ def describe(scene: Scene, language: str, rng: np.random.Generator) -> str:
         return options[rng.integers(len(options))] if len(options) > 1 else options[0]
 
     told = pick((scene, scene.mirrored()))
-    sentence = GRAMMARS[language](told.figure, told.relation, told.ground, told.background, pick)
+    sentence = GRAMMARS[language](told.figure, told.relation, told.ground, pick)
     # No Turkish template opens with an "i", whose capital would be "İ".
     return sentence[0].upper() + sentence[1:]
 
@@ -85,9 +75,10 @@ def check_languages(languages: Sequence[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- Chinese
-# No inflection. A noun is counted with its measure word. 的 after the colour is dropped where the ground's own 的
-# follows. The background opens the sentence.
+# No inflection. A noun is counted with its measure word. The colour comes before the size, as 大红色 read
+# together would be a shade of red. 的 after the colour is dropped where the ground's own 的 follows.
 
+ZH_SIZES = {"small": "小", "large": "大"}
 ZH_COLOURS = {
     "red": ("红色",),
     "green": ("绿色",),
@@ -109,14 +100,6 @@ ZH_SHAPES = {
     "ring": ("个", "圆环"),
     "diamond": ("个", "菱形"),
 }
-ZH_BACKGROUNDS = {
-    "grey": "灰色",
-    "pink": "粉色",
-    "brown": "棕色",
-    "turquoise": "青色",
-    "beige": "米色",
-}
-ZH_PATTERNS = {"plain": ("", "纯色"), "stripes": ("条纹",), "dots": ("圆点",), "checks": ("格子",)}
 ZH_RELATIONS = {
     "left of": ("左边", "左侧"),
     "right of": ("右边", "右侧"),
@@ -125,73 +108,65 @@ ZH_RELATIONS = {
 }
 
 
-def chinese(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def chinese(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     def phrase(item: Item, particle: str) -> tuple[str, str]:
         measure, noun = ZH_SHAPES[item.shape]
-        bare = f"{pick(ZH_COLOURS[item.colour])}{particle}{noun}"
+        bare = f"{pick(ZH_COLOURS[item.colour])}{particle}{ZH_SIZES[item.size]}{noun}"
         return bare, f"一{measure}{bare}"
 
     _, a_figure = phrase(figure, pick(("的", "")))
     bare_ground, a_ground = phrase(ground, "")
     side = pick(ZH_RELATIONS[relation])
-    surface = ZH_BACKGROUNDS[background.colour] + pick(ZH_PATTERNS[background.pattern])
-    return pick((f"{surface}背景上，", f"{surface}的背景上，")) + pick(
+    return pick(
         (
             f"{a_figure}在{a_ground}的{side}。",
             f"{a_figure}位于{a_ground}的{side}。",
             f"{bare_ground}的{side}有{a_figure}。",
             f"在{bare_ground}的{side}可以看到{a_figure}。",
-            f"可以看到{a_ground}的{side}有{a_figure}。",
+            f"图中{a_ground}的{side}有{a_figure}。",
             f"{a_ground}，它的{side}是{a_figure}。",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- English
-# The indefinite article of "orange" is "an".
+# The size comes first, so that the indefinite article is always "a", before "orange" too.
 
+EN_SIZES = {"small": ("small", "little"), "large": ("large", "big")}
 EN_COLOURS = {colour: (colour,) for colour in COLOURS} | {"purple": ("purple", "violet")}
-EN_PATTERNS = {
-    "plain": ("on plain {}",),
-    "stripes": ("on {} stripes",),
-    "dots": ("on {} dots",),
-    "checks": ("on {} checks",),
-}
 EN_RELATIONS = {
-    "left of": ("left of",),
-    "right of": ("right of",),
+    "left of": ("to the left of", "left of"),
+    "right of": ("to the right of", "right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
 EN_FROM_IT = {"left of": "to its left", "right of": "to its right", "above": "above it", "below": "below it"}
 
 
-def english(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
-    def phrases(item: Item) -> tuple[str, str]:
-        colour = pick(EN_COLOURS[item.colour])
-        return f"{'an' if colour == 'orange' else 'a'} {colour} {item.shape}", f"the {colour} {item.shape}"
+def english(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+    def noun(item: Item) -> str:
+        return f"{pick(EN_SIZES[item.size])} {pick(EN_COLOURS[item.colour])} {item.shape}"
 
-    a_figure, _ = phrases(figure)
-    a_ground, the_ground = phrases(ground)
+    a_figure, a_ground = noun(figure), noun(ground)
     where = pick(EN_RELATIONS[relation])
-    on = pick(EN_PATTERNS[background.pattern]).format(background.colour)
     return pick(
         (
-            f"there is {a_figure} {where} {a_ground} {on}.",
-            f"{a_figure} is {where} {a_ground} {on}.",
-            f"{a_figure} {where} {a_ground} {on}.",
-            f"{where} {the_ground} there is {a_figure} {on}.",
-            f"{where} {the_ground} we see {a_figure} {on}.",
-            f"we see {a_figure} {where} {a_ground} {on}.",
-            f"{a_ground} with {a_figure} {EN_FROM_IT[relation]} {on}.",
+            f"there is a {a_figure} {where} a {a_ground}.",
+            f"a {a_figure} is {where} a {a_ground}.",
+            f"a {a_figure} {where} a {a_ground}.",
+            f"{where} the {a_ground} there is a {a_figure}.",
+            f"{where} the {a_ground} we see a {a_figure}.",
+            f"we see a {a_figure} {where} a {a_ground}.",
+            f"a {a_ground} with a {a_figure} {EN_FROM_IT[relation]}.",
         )
     )
 
 
 # ----------------------------------------------------------------------------------------------------- German
-# Three genders and four cases; the adjective's ending depends on the article before it. "lila" and "rosa" never
-# inflect, and "von dem" contracts to "vom".
+# Three genders and four cases; the adjective's ending depends on the article before it. "lila" never inflects,
+# and "von dem" contracts to "vom".
 
+DE_SIZES = {"small": "klein", "large": "groß"}
 DE_COLOURS = {
     "red": ("rot",),
     "green": ("grün",),
@@ -224,20 +199,6 @@ DE_DEFINITE = {
     "n": {"gen": ("des", "en"), "dat": ("dem", "en")},
     "f": {"gen": ("der", "en"), "dat": ("der", "en")},
 }
-DE_BACKGROUNDS = {
-    "grey": "grau",
-    "pink": "rosa",
-    "brown": "braun",
-    "turquoise": "türkisfarben",
-    "beige": "beige",
-}
-# ending of the colour and noun, both in the dative; all but the first in the plural
-DE_PATTERNS = {
-    "plain": ("em", "Grund"),
-    "stripes": ("en", "Streifen"),
-    "dots": ("en", "Punkten"),
-    "checks": ("en", "Karos"),
-}
 # relation: preposition and the case it governs
 DE_RELATIONS = {
     "left of": (("links von", "dat"), ("links neben", "dat")),
@@ -247,13 +208,13 @@ DE_RELATIONS = {
 }
 
 
-def german(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def german(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     def phrase(item: Item, colour: str, case: str, articles: dict) -> str:
         gender, nominative, genitive, dative = DE_SHAPES[item.shape]
         noun = {"nom": nominative, "acc": nominative, "gen": genitive, "dat": dative}[case]
         article, ending = articles[gender][case]
         colour = colour if colour == "lila" else colour + ending
-        return f"{article} {colour} {noun}"
+        return f"{article} {DE_SIZES[item.size]}{ending} {colour} {noun}"
 
     figure_colour, ground_colour = pick(DE_COLOURS[figure.colour]), pick(DE_COLOURS[ground.colour])
     nominative, accusative, dative = (
@@ -262,26 +223,23 @@ def german(figure: Item, relation: str, ground: Item, background: Background, pi
     preposition, case = pick(DE_RELATIONS[relation])
     at_a = f"{preposition} {phrase(ground, ground_colour, case, DE_INDEFINITE)}"
     at_the = f"{preposition} {phrase(ground, ground_colour, case, DE_DEFINITE)}".replace("von dem ", "vom ")
-    ending, pattern = DE_PATTERNS[background.pattern]
-    tone = DE_BACKGROUNDS[background.colour]
-    on = f"auf {tone if tone == 'rosa' else tone.removesuffix('e') + ending} {pattern}"
     return pick(
         (
-            f"man sieht {accusative} {at_a} {on}.",
-            f"{nominative} ist {at_a} {on}.",
-            f"{nominative} befindet sich {at_a} {on}.",
-            f"{nominative} {at_a} {on}.",
-            f"{at_the} befindet sich {nominative} {on}.",
-            f"{at_the} sieht man {accusative} {on}.",
-            f"ein Bild mit {dative} {at_a} {on}.",
+            f"man sieht {accusative} {at_a}.",
+            f"{nominative} ist {at_a}.",
+            f"{nominative} befindet sich {at_a}.",
+            f"{nominative} {at_a}.",
+            f"{at_the} befindet sich {nominative}.",
+            f"{at_the} sieht man {accusative}.",
+            f"ein Bild mit {dative} {at_a}.",
         )
     )
 
 
 # ----------------------------------------------------------------------------------------------------- French
-# The colour stands after the noun and agrees with it in gender; "orange" never inflects. Before a vowel the
-# definite article is elided.
+# The size stands before the noun and the colour after it; both agree in gender. "orange" never inflects.
 
+FR_SIZES = {"small": {"m": "petit", "f": "petite"}, "large": {"m": "grand", "f": "grande"}}
 FR_COLOURS = {
     "red": {"m": "rouge", "f": "rouge"},
     "green": {"m": "vert", "f": "verte"},
@@ -302,19 +260,9 @@ FR_SHAPES = {
     "ring": ("m", "anneau"),
     "diamond": ("m", "losange"),
 }
-# colour: masculine singular, masculine plural, feminine plural; names of things never inflect
-FR_BACKGROUNDS = {
-    "grey": ("gris", "gris", "grises"),
-    "pink": ("rose", "roses", "roses"),
-    "brown": ("brun", "bruns", "brunes"),
-    "turquoise": ("turquoise", "turquoise", "turquoise"),
-    "beige": ("beige", "beiges", "beiges"),
-}
-# pattern: noun, which of the forms above it takes
-FR_PATTERNS = {"plain": ("fond", 0), "stripes": ("rayures", 2), "dots": ("pois", 1), "checks": ("carreaux", 1)}
-# Articles by gender, and before a vowel, alone and after "de".
-FR_A, FR_THE = {"m": "un ", "f": "une "}, {"m": "le ", "f": "la ", "vowel": "l'"}
-FR_OF_A, FR_OF_THE = {"m": "d'un ", "f": "d'une "}, {"m": "du ", "f": "de la ", "vowel": "de l'"}
+# Articles by gender, alone and after "de".
+FR_A, FR_THE = {"m": "un", "f": "une"}, {"m": "le", "f": "la"}
+FR_OF_A, FR_OF_THE = {"m": "d'un", "f": "d'une"}, {"m": "du", "f": "de la"}
 # relation: adverb or preposition, then the articles it puts before the ground, indefinite and definite
 FR_RELATIONS = {
     "left of": (("à gauche", FR_OF_A, FR_OF_THE),),
@@ -324,35 +272,32 @@ FR_RELATIONS = {
 }
 
 
-def french(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def french(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     def phrase(item: Item, articles: dict[str, str]) -> str:
         gender, noun = FR_SHAPES[item.shape]
-        article = articles.get("vowel", articles[gender]) if noun[0] in "aé" else articles[gender]
-        return f"{article}{noun} {FR_COLOURS[item.colour][gender]}"
+        return f"{articles[gender]} {FR_SIZES[item.size][gender]} {noun} {FR_COLOURS[item.colour][gender]}"
 
     adverb, indefinite, definite = pick(FR_RELATIONS[relation])
     a_figure = phrase(figure, FR_A)
     at_a = f"{adverb} {phrase(ground, indefinite)}"
     at_the = f"{adverb} {phrase(ground, definite)}"
-    pattern, form = FR_PATTERNS[background.pattern]
-    on = f"sur {pattern} {FR_BACKGROUNDS[background.colour][form]}"
     return pick(
         (
-            f"voici {a_figure} {at_a} {on}.",
-            f"{a_figure} se trouve {at_a} {on}.",
-            f"{a_figure} est {at_a} {on}.",
-            f"{a_figure} {at_a} {on}.",
-            f"{at_the} se trouve {a_figure} {on}.",
-            f"{at_the}, on voit {a_figure} {on}.",
-            f"on voit {a_figure} {at_a} {on}.",
+            f"il y a {a_figure} {at_a}.",
+            f"{a_figure} se trouve {at_a}.",
+            f"{a_figure} est {at_a}.",
+            f"{a_figure} {at_a}.",
+            f"{at_the} se trouve {a_figure}.",
+            f"{at_the}, on voit {a_figure}.",
+            f"une image avec {a_figure} {at_a}.",
         )
     )
 
 
 # --------------------------------------------------------------------------------------------------- Japanese
 # Colours are い-adjectives where the language has one, nouns with の elsewhere. The ground always comes with の.
-# The background opens the sentence.
 
+JA_SIZES = {"small": ("小さな", "小さい"), "large": ("大きな", "大きい")}
 JA_COLOURS = {
     "red": ("赤い",),
     "green": ("緑の", "緑色の"),
@@ -373,14 +318,6 @@ JA_SHAPES = {
     "ring": "輪",
     "diamond": "ひし形",
 }
-JA_BACKGROUNDS = {
-    "grey": "灰色",
-    "pink": "ピンク色",
-    "brown": "茶色",
-    "turquoise": "水色",
-    "beige": "ベージュ色",
-}
-JA_PATTERNS = {"plain": "無地", "stripes": "縞模様", "dots": "水玉模様", "checks": "市松模様"}
 JA_RELATIONS = {
     "left of": ("左", "左側"),
     "right of": ("右", "右側"),
@@ -389,14 +326,13 @@ JA_RELATIONS = {
 }
 
 
-def japanese(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def japanese(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     def noun(item: Item) -> str:
-        return f"{pick(JA_COLOURS[item.colour])}{JA_SHAPES[item.shape]}"
+        return f"{pick(JA_SIZES[item.size])}{pick(JA_COLOURS[item.colour])}{JA_SHAPES[item.shape]}"
 
     the_figure, the_ground = noun(figure), noun(ground)
     side = pick(JA_RELATIONS[relation])
-    tone, pattern = JA_BACKGROUNDS[background.colour], JA_PATTERNS[background.pattern]
-    return pick((f"{tone}の{pattern}の背景に、", f"背景は{tone}の{pattern}で、")) + pick(
+    return pick(
         (
             f"{the_ground}の{side}に{the_figure}があります。",
             f"{the_figure}が{the_ground}の{side}にあります。",
@@ -409,9 +345,9 @@ def japanese(figure: Item, relation: str, ground: Item, background: Background, 
 
 
 # ------------------------------------------------------------------------------------------------------ Czech
-# Three genders; every adjective used here is of the hard declension. The preposition governs the case; "s" becomes
-# "se" before z and ž.
+# Three genders; every adjective used here is of the hard declension. The preposition governs the case.
 
+CS_SIZES = {"small": "mal", "large": "velk"}
 CS_COLOURS = {
     "red": "červen",
     "green": "zelen",
@@ -438,20 +374,6 @@ CS_ENDINGS = {
     "f": {"nom": "á", "gen": "é", "acc": "ou", "ins": "ou"},
     "n": {"nom": "é", "gen": "ého", "acc": "é", "ins": "ým"},
 }
-CS_BACKGROUNDS = {
-    "grey": "šed",
-    "pink": "růžov",
-    "brown": "hněd",
-    "turquoise": "tyrkysov",
-    "beige": "béžov",
-}
-# pattern: ending of the colour and noun, both in the locative; all but the first in the plural
-CS_PATTERNS = {
-    "plain": ("ém", "pozadí"),
-    "stripes": ("ých", "pruzích"),
-    "dots": ("ých", "puntících"),
-    "checks": ("ých", "kostkách"),
-}
 CS_RELATIONS = {
     "left of": (("vlevo od", "gen"), ("nalevo od", "gen")),
     "right of": (("vpravo od", "gen"), ("napravo od", "gen")),
@@ -460,35 +382,33 @@ CS_RELATIONS = {
 }
 
 
-def czech(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def czech(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     def phrase(item: Item, case: str) -> str:
         gender, noun = CS_SHAPES[item.shape]
         ending = CS_ENDINGS[gender][case]
-        return f"{CS_COLOURS[item.colour]}{ending} {noun[case]}"
+        return f"{CS_SIZES[item.size]}{ending} {CS_COLOURS[item.colour]}{ending} {noun[case]}"
 
     nominative, accusative, instrumental = (phrase(figure, case) for case in ("nom", "acc", "ins"))
     preposition, case = pick(CS_RELATIONS[relation])
     where = f"{preposition} {phrase(ground, case)}"
-    ending, pattern = CS_PATTERNS[background.pattern]
-    on = f"na {CS_BACKGROUNDS[background.colour]}{ending} {pattern}"
-    with_figure = f"{'se' if instrumental[0] in 'zž' else 's'} {instrumental}"
     return pick(
         (
-            f"{where} je {nominative} {on}.",
-            f"{where} se nachází {nominative} {on}.",
-            f"{where} vidíme {accusative} {on}.",
-            f"{nominative} je {where} {on}.",
-            f"{nominative} {where} {on}.",
-            f"na obrázku je {nominative} {where} {on}.",
-            f"obrázek {with_figure} {where} {on}.",
+            f"{where} je {nominative}.",
+            f"{where} se nachází {nominative}.",
+            f"{where} vidíme {accusative}.",
+            f"{nominative} je {where}.",
+            f"{nominative} {where}.",
+            f"na obrázku je {nominative} {where}.",
+            f"obrázek s {instrumental} {where}.",
         )
     )
 
 
 # ------------------------------------------------------------------------------------------------- Indonesian
-# The colour follows the noun, and nothing inflects. The figure takes "sebuah", the ground of an
-# inverted sentence "itu".
+# Adjectives follow the noun: "bintang merah kecil", or the colour last with "berwarna". A thing mentioned for
+# the first time takes "sebuah"; the ground of an inverted sentence takes "itu", its size joined by "yang".
 
+ID_SIZES = {"small": "kecil", "large": "besar"}
 ID_COLOURS = {
     "red": ("merah",),
     "green": ("hijau",),
@@ -509,14 +429,6 @@ ID_SHAPES = {
     "ring": "cincin",
     "diamond": "wajik",
 }
-ID_BACKGROUNDS = {
-    "grey": "kelabu",
-    "pink": "merah muda",
-    "brown": "cokelat",
-    "turquoise": "toska",
-    "beige": "krem",
-}
-ID_PATTERNS = {"plain": "polos", "stripes": "bergaris", "dots": "berbintik", "checks": "berpetak"}
 ID_RELATIONS = {
     "left of": ("di sebelah kiri", "di kiri"),
     "right of": ("di sebelah kanan", "di kanan"),
@@ -525,27 +437,36 @@ ID_RELATIONS = {
 }
 
 
-def indonesian(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
-    a_figure = f"sebuah {ID_SHAPES[figure.shape]} {pick(ID_COLOURS[figure.colour])}"
-    a_ground = f"{ID_SHAPES[ground.shape]} {pick(ID_COLOURS[ground.colour])}"
-    the_ground = f"{a_ground} itu"
+def indonesian(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+    def phrases(item: Item) -> tuple[str, str]:
+        noun, colour, size = ID_SHAPES[item.shape], pick(ID_COLOURS[item.colour]), ID_SIZES[item.size]
+        indefinite = pick((f"{noun} {colour} {size}", f"{noun} {size} berwarna {colour}"))
+        return f"sebuah {indefinite}", f"{noun} {colour} yang {size} itu"
+
+    a_figure, _ = phrases(figure)
+    a_ground, the_ground = phrases(ground)
     where = pick(ID_RELATIONS[relation])
-    on = f"berlatar {ID_BACKGROUNDS[background.colour]} {ID_PATTERNS[background.pattern]}"
     return pick(
         (
-            f"ada {a_figure} {where} {a_ground} {on}.",
-            f"{a_figure} berada {where} {a_ground} {on}.",
-            f"{a_figure} {where} {a_ground} {on}.",
-            f"{where} {the_ground} ada {a_figure} {on}.",
-            f"{where} {the_ground} terlihat {a_figure} {on}.",
-            f"gambar {a_figure} {where} {a_ground} {on}.",
+            f"ada {a_figure} {where} {a_ground}.",
+            f"{a_figure} berada {where} {a_ground}.",
+            f"{a_figure} {where} {a_ground}.",
+            f"{where} {the_ground} ada {a_figure}.",
+            f"{where} {the_ground} terlihat {a_figure}.",
+            f"gambar {a_figure} {where} {a_ground}.",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- Spanish
-# The colour follows the noun and agrees with it; "naranja" and "violeta" do not change with gender.
+# The colour follows the noun; the size stands before the noun ("gran" in the singular) or after the colour.
+# "naranja" and "violeta" do not change with gender.
 
+# size: before the noun, after it
+ES_SIZES = {
+    "small": ({"m": "pequeño", "f": "pequeña"}, {"m": "pequeño", "f": "pequeña"}),
+    "large": ({"m": "gran", "f": "gran"}, {"m": "grande", "f": "grande"}),
+}
 ES_COLOURS = {
     "red": ({"m": "rojo", "f": "roja"},),
     "green": ({"m": "verde", "f": "verde"},),
@@ -566,15 +487,6 @@ ES_SHAPES = {
     "ring": ("m", "anillo"),
     "diamond": ("m", "rombo"),
 }
-# colour: singular, plural; names of things do not inflect
-ES_BACKGROUNDS = {
-    "grey": ("gris", "grises"),
-    "pink": ("rosa", "rosas"),
-    "brown": ("marrón", "marrones"),
-    "turquoise": ("turquesa", "turquesa"),
-    "beige": ("beige", "beiges"),
-}
-ES_PATTERNS = {"plain": ("fondo", 0), "stripes": ("rayas", 1), "dots": ("lunares", 1), "checks": ("cuadros", 1)}
 ES_RELATIONS = {
     "left of": ("a la izquierda",),
     "right of": ("a la derecha",),
@@ -583,10 +495,12 @@ ES_RELATIONS = {
 }
 
 
-def spanish(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def spanish(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     def phrases(item: Item) -> tuple[str, str]:
         gender, noun = ES_SHAPES[item.shape]
-        words = f"{noun} {pick(ES_COLOURS[item.colour])[gender]}"
+        colour = pick(ES_COLOURS[item.colour])[gender]
+        before, after = ES_SIZES[item.size]
+        words = pick((f"{before[gender]} {noun} {colour}", f"{noun} {colour} {after[gender]}"))
         return ("un " + words, "del " + words) if gender == "m" else ("una " + words, "de la " + words)
 
     adverb = pick(ES_RELATIONS[relation])
@@ -594,24 +508,23 @@ def spanish(figure: Item, relation: str, ground: Item, background: Background, p
     a_ground, of_the_ground = phrases(ground)
     at_a = f"{adverb} de {a_ground}"
     at_the = f"{adverb} {of_the_ground}"
-    pattern, number = ES_PATTERNS[background.pattern]
-    on = f"sobre {pattern} {ES_BACKGROUNDS[background.colour][number]}"
     return pick(
         (
-            f"hay {a_figure} {at_a} {on}.",
-            f"{a_figure} está {at_a} {on}.",
-            f"{a_figure} {at_a} {on}.",
-            f"{at_the} hay {a_figure} {on}.",
-            f"{at_the} aparece {a_figure} {on}.",
-            f"vemos {a_figure} {at_a} {on}.",
+            f"hay {a_figure} {at_a}.",
+            f"{a_figure} está {at_a}.",
+            f"{a_figure} {at_a}.",
+            f"{at_the} hay {a_figure}.",
+            f"{at_the} se ve {a_figure}.",
+            f"se ve {a_figure} {at_a}.",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- Russian
-# Three genders. Adjectives decline by the type of their stem: hard (красный) or soft (синий). Short participles
-# agree with the figure.
+# Three genders. Adjectives decline by the type of their stem: hard (красный), soft (синий), after к
+# (маленький), with stressed ending (большой). Short participles agree with the figure.
 
+RU_SIZES = {"small": ("маленьк", "velar"), "large": ("больш", "stressed")}
 RU_COLOURS = {
     "red": ("красн", "hard"),
     "green": ("зелён", "hard"),
@@ -636,21 +549,9 @@ RU_CASES = ("nom", "gen", "acc", "ins")
 # type of stem and gender: the endings of RU_CASES
 RU_ENDINGS = {
     "hard": {"m": "ый ого ый ым", "f": "ая ой ую ой", "n": "ое ого ое ым"},
+    "velar": {"m": "ий ого ий им", "f": "ая ой ую ой", "n": "ое ого ое им"},
+    "stressed": {"m": "ой ого ой им", "f": "ая ой ую ой", "n": "ое ого ое им"},
     "soft": {"m": "ий его ий им", "f": "яя ей юю ей", "n": "ее его ее им"},
-}
-RU_BACKGROUNDS = {
-    "grey": "сер",
-    "pink": "розов",
-    "brown": "коричнев",
-    "turquoise": "бирюзов",
-    "beige": "бежев",
-}
-# pattern: the words around the colour, with its ending; on a plain … background, against a background of … stripes
-RU_PATTERNS = {
-    "plain": "на {}ом фоне",
-    "stripes": "на фоне {}ых полос",
-    "dots": "на фоне {}ых точек",
-    "checks": "на фоне {}ых клеток",
 }
 RU_RELATIONS = {
     "left of": (("слева от", "gen"), ("левее", "gen")),
@@ -662,35 +563,38 @@ RU_SEEN = {"m": "виден", "f": "видна", "n": "видно"}
 RU_DRAWN = {"m": "нарисован", "f": "нарисована", "n": "нарисовано"}
 
 
-def russian(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
+def russian(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+    def adjective(stem: str, kind: str, gender: str, case: str) -> str:
+        return stem + RU_ENDINGS[kind][gender].split()[RU_CASES.index(case)]
+
     def phrase(item: Item, case: str) -> str:
         gender, noun = RU_SHAPES[item.shape]
-        stem, kind = RU_COLOURS[item.colour]
-        return f"{stem}{RU_ENDINGS[kind][gender].split()[RU_CASES.index(case)]} {noun[case]}"
+        size = adjective(*RU_SIZES[item.size], gender, case)
+        colour = adjective(*RU_COLOURS[item.colour], gender, case)
+        return f"{size} {colour} {noun[case]}"
 
     gender, _ = RU_SHAPES[figure.shape]
     nominative, accusative, instrumental = (phrase(figure, case) for case in ("nom", "acc", "ins"))
     preposition, case = pick(RU_RELATIONS[relation])
     where = f"{preposition} {phrase(ground, case)}"
-    on = RU_PATTERNS[background.pattern].format(RU_BACKGROUNDS[background.colour])
     return pick(
         (
-            f"{where} находится {nominative} {on}.",
-            f"{where} {RU_SEEN[gender]} {nominative} {on}.",
-            f"{where} мы видим {accusative} {on}.",
-            f"{nominative} находится {where} {on}.",
-            f"{nominative} {where} {on}.",
-            f"на картинке {RU_DRAWN[gender]} {nominative} {where} {on}.",
-            f"картинка с {instrumental} {where} {on}.",
+            f"{where} находится {nominative}.",
+            f"{where} {RU_SEEN[gender]} {nominative}.",
+            f"{where} мы видим {accusative}.",
+            f"{nominative} находится {where}.",
+            f"{nominative} {where}.",
+            f"на картинке {RU_DRAWN[gender]} {nominative} {where}.",
+            f"картинка с {instrumental} {where}.",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- Turkish
-# The background comes first. The ground stands in the genitive and its side carries possessive and locative:
-# "dairenin solunda". "bir" stands between adjectives and noun. The genitive follows vowel harmony (yıldızın,
-# üçgenin), n after vowels.
+# The ground stands in the genitive and its side carries possessive and locative: "dairenin solunda". "bir"
+# stands between adjectives and noun. The genitive follows vowel harmony (yıldızın, üçgenin), n after vowels.
 
+TR_SIZES = {"small": "küçük", "large": "büyük"}
 TR_COLOURS = {
     "red": "kırmızı",
     "green": "yeşil",
@@ -712,14 +616,6 @@ TR_SHAPES = {
     "ring": ("halka", "halkanın"),
     "diamond": ("eşkenar dörtgen", "eşkenar dörtgenin"),
 }
-TR_BACKGROUNDS = {
-    "grey": "gri",
-    "pink": "pembe",
-    "brown": "kahverengi",
-    "turquoise": "turkuaz",
-    "beige": "bej",
-}
-TR_PATTERNS = {"plain": "düz", "stripes": "çizgili", "dots": "benekli", "checks": "damalı"}
 TR_RELATIONS = {
     "left of": ("solunda", "sol tarafında"),
     "right of": ("sağında", "sağ tarafında"),
@@ -728,22 +624,23 @@ TR_RELATIONS = {
 }
 
 
-def turkish(figure: Item, relation: str, ground: Item, background: Background, pick: Callable) -> str:
-    a_figure = f"{TR_COLOURS[figure.colour]} bir {TR_SHAPES[figure.shape][0]}"
-    colour, genitive = TR_COLOURS[ground.colour], TR_SHAPES[ground.shape][1]
+def turkish(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+    def adjectives(item: Item) -> str:
+        return f"{TR_SIZES[item.size]} {TR_COLOURS[item.colour]}"
+
+    a_figure = f"{adjectives(figure)} bir {TR_SHAPES[figure.shape][0]}"
+    genitive = TR_SHAPES[ground.shape][1]
     side = pick(TR_RELATIONS[relation])
-    at_a = f"{colour} bir {genitive} {side}"
-    at_the = f"{colour} {genitive} {side}"
-    surface = f"{TR_BACKGROUNDS[background.colour]} {TR_PATTERNS[background.pattern]}"
-    on = f"{surface} zeminde"
+    at_a = f"{adjectives(ground)} bir {genitive} {side}"
+    at_the = f"{adjectives(ground)} {genitive} {side}"
     return pick(
         (
-            f"{on} {at_the} {a_figure} var.",
-            f"{on} {at_the} {a_figure} görülüyor.",
-            f"{on} {a_figure}, {at_a} duruyor.",
-            f"{on} {at_a} {a_figure}.",
-            f"{surface} resimde {at_a} {a_figure} var.",
-            f"{on} {at_a} {a_figure} bulunuyor.",
+            f"{at_the} {a_figure} var.",
+            f"{at_the} {a_figure} görülüyor.",
+            f"{a_figure}, {at_a} duruyor.",
+            f"{at_a} {a_figure}.",
+            f"resimde {at_a} {a_figure} var.",
+            f"{at_a} {a_figure} bulunuyor.",
         )
     )
 

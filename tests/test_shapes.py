@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from data_scripts.shapes import (
-    BACKGROUND_TINTS,
     HELD_OUT,
     MAX_ANGLE,
     MAX_SLANT,
     OUTLINES,
-    RADIUS,
     TINTS,
     Shapes,
     _rgb,
@@ -24,22 +22,11 @@ from data_scripts.shapes import (
     render,
     sample_scene,
 )
-from data_scripts.shapes_lexicon import (
-    BACKGROUND_COLOURS,
-    COLOURS,
-    INVERSE,
-    LANGUAGES,
-    PATTERNS,
-    SHAPES,
-    Background,
-    Item,
-    Scene,
-    describe,
-)
+from data_scripts.shapes_lexicon import COLOURS, INVERSE, LANGUAGES, SHAPES, SIZES, Item, Scene, describe
 
 
-def scene(figure: str, relation: str, ground: str, background: str = "grey plain") -> Scene:
-    return Scene(Item(*figure.split()), relation, Item(*ground.split()), Background(*background.split()))
+def scene(figure: str, relation: str, ground: str) -> Scene:
+    return Scene(Item(*figure.split()), relation, Item(*ground.split()))
 
 
 def normalise(caption: str) -> str:
@@ -72,7 +59,7 @@ def wordings(scene: Scene, language: str) -> Iterator[str]:
 
 
 def rows(tmp_path, split: str, **options) -> list[dict]:
-    return list(Shapes(cache_dir=str(tmp_path), split=split, **options).as_streaming_dataset(split=split))
+    return list(Shapes(cache_dir=str(tmp_path), **options).as_streaming_dataset(split=split))
 
 
 def assert_same_rows(some: list[dict], others: list[dict]) -> None:
@@ -87,10 +74,10 @@ def assert_same_rows(some: list[dict], others: list[dict]) -> None:
 
 
 def test_prepared_data_set_has_the_row_format(tmp_path):
-    builder = Shapes(cache_dir=str(tmp_path), split="test", num_test=2, image_size=48)
+    builder = Shapes(cache_dir=str(tmp_path), num_train=12, num_validation=3, num_test=2, image_size=48)
     builder.download_and_prepare()
     prepared = builder.as_dataset()
-    assert {split: len(data) for split, data in prepared.items()} == {"test": 2}
+    assert {split: len(data) for split, data in prepared.items()} == {"train": 12, "validation": 3, "test": 2}
     row = prepared["test"][1]
     assert row["image_id"] == "test-00001"
     assert row["image"].size == (48, 48) and row["image"].mode == "RGB"
@@ -116,7 +103,7 @@ def test_wordings_of_one_row_are_independent(tmp_path):
     # Were they tied, rows that share the template of one language would share that of the other.
     captions = [row["captions"] for row in rows(tmp_path, "test", num_test=200, languages=("en", "fr"))]
     english = [caption["en"][0].startswith("We see") for caption in captions]
-    french = [caption["fr"][0].startswith("On voit") for caption in captions]
+    french = [caption["fr"][0].startswith("Une image avec") for caption in captions]
     assert abs(np.corrcoef(english, french)[0, 1]) < 0.25
 
 
@@ -137,7 +124,7 @@ def test_too_many_held_out_rows_are_refused(tmp_path):
 
 def test_scene_space():
     scenes = all_scenes()
-    assert len(set(scenes)) == len(scenes) == 161_280
+    assert len(set(scenes)) == len(scenes) == 32_256
     assert all(each == each.canonical() == each.mirrored().canonical() for each in scenes)
 
 
@@ -145,14 +132,14 @@ def test_scene_space():
 def test_splits_share_no_scene(seed):
     test = [sample_scene(seed, "test", index) for index in range(HELD_OUT)]
     validation = [sample_scene(seed, "validation", index) for index in range(HELD_OUT)]
-    train = {sample_scene(seed, "train", index) for index in range(len(all_scenes()))}
+    train = {sample_scene(seed, "train", index) for index in range(50_000)}
     assert len(set(test)) == len(set(validation)) == HELD_OUT
     assert len(train) == len(all_scenes()) - 2 * HELD_OUT
     assert not train & set(test) and not train & set(validation) and not set(test) & set(validation)
 
 
 def test_test_captions_are_unique_in_every_language(tmp_path):
-    data = Shapes(cache_dir=str(tmp_path), split="test").as_streaming_dataset(split="test").remove_columns("image")
+    data = Shapes(cache_dir=str(tmp_path)).as_streaming_dataset(split="test").remove_columns("image")
     captions = [row["captions"] for row in data]
     assert len(captions) == 500
     for language in LANGUAGES:
@@ -163,12 +150,12 @@ def test_test_captions_are_unique_in_every_language(tmp_path):
 
 
 def test_objects_are_inside_apart_and_as_the_relation_says():
-    for number, each in enumerate(all_scenes()[::300]):
+    for number, each in enumerate(all_scenes()[::60]):
         figure, ground = place(each, np.random.default_rng(number))
-        for placement in (figure, ground):
+        for item, placement in ((each.figure, figure), (each.ground, ground)):
             assert placement.radius <= min(placement.x, placement.y, 1 - placement.x, 1 - placement.y)
             assert abs(placement.angle) <= MAX_ANGLE
-            assert RADIUS[0] <= placement.radius <= RADIUS[1]
+            assert (placement.radius < 0.16) == (item.size == "small")
         across, down = ground.x - figure.x, ground.y - figure.y
         assert math.hypot(across, down) > figure.radius + ground.radius
         along, aside = (across, down) if each.relation == "left of" else (down, across)
@@ -182,8 +169,8 @@ def test_outlines_lie_in_the_unit_circle():
 
 
 def test_pixels_lie_where_place_says():
-    for number, shape in enumerate(SHAPES):
-        drawn = scene(f"red {shape}", "left of", f"blue {shape}")
+    for number, (size, shape) in enumerate(itertools.product(SIZES, SHAPES)):
+        drawn = scene(f"{size} red {shape}", "left of", f"large blue {shape}")
         pixels = np.asarray(render(drawn, np.random.default_rng(number), 64), dtype=float) / 255
         spots = place(drawn, np.random.default_rng(number))
         for channel, other, spot in ((0, 2, spots[0]), (2, 0, spots[1])):
@@ -197,25 +184,13 @@ def test_pixels_lie_where_place_says():
 def test_colours_and_background_can_be_told_apart(colour):
     nominal = np.stack([_rgb(*(centre for centre, _ in TINTS[known])) for known in COLOURS])
     for number in range(30):
-        drawn = scene(f"{colour} circle", "above", "black ring")
+        drawn = scene(f"small {colour} circle", "above", "large black ring")
         pixels = np.asarray(render(drawn, np.random.default_rng(number), 64), dtype=float) / 255
         spot, around = place(drawn, np.random.default_rng(number))
         inside = pixels[int(64 * spot.y), int(64 * spot.x)]
         assert COLOURS[np.linalg.norm(nominal - inside, axis=1).argmin()] == colour
         background = pixels[int(64 * around.y), int(64 * around.x)]  # seen through the ring
         assert np.linalg.norm(background - inside) > 0.25
-
-
-@pytest.mark.parametrize("colour", BACKGROUND_COLOURS)
-def test_backgrounds_can_be_told_apart(colour):
-    nominal = np.stack([_rgb(*(centre for centre, _ in BACKGROUND_TINTS[known])) for known in BACKGROUND_COLOURS])
-    for number, pattern in itertools.product(range(10), PATTERNS):
-        drawn = scene("black ring", "above", "black ring", f"{colour} {pattern}")
-        pixels = np.asarray(render(drawn, np.random.default_rng(number), 64), dtype=float) / 255
-        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # no object reaches it
-        assert BACKGROUND_COLOURS[np.linalg.norm(nominal - edge.mean(axis=0), axis=1).argmin()] == colour
-        brightness = edge.mean(axis=1)
-        assert (brightness.std() / brightness.mean() > 0.04) == (pattern != "plain")
 
 
 def test_renderings_of_a_scene_vary_and_mirroring_does_not_matter():
@@ -232,106 +207,94 @@ def test_renderings_of_a_scene_vary_and_mirroring_does_not_matter():
 
 # ----------------------------------------------------------------------------------------------------- captions
 
-STAR_LEFT_OF_CIRCLE = scene("red star", "left of", "blue circle", "grey plain")
-HEART_ABOVE_CROSS = scene("white heart", "above", "purple cross", "pink stripes")
-RING_BELOW_DIAMOND = scene("blue ring", "below", "orange diamond", "brown dots")
-SQUARE_RIGHT_OF_STAR = scene("black square", "right of", "white star", "turquoise checks")
-TRIANGLE_ABOVE_HEART = scene("green triangle", "above", "yellow heart", "beige stripes")
+STAR_LEFT_OF_CIRCLE = scene("small red star", "left of", "large blue circle")
+HEART_ABOVE_CROSS = scene("large white heart", "above", "small purple cross")
+RING_BELOW_DIAMOND = scene("small blue ring", "below", "large orange diamond")
+SQUARE_RIGHT_OF_STAR = scene("large black square", "right of", "small white star")
+TRIANGLE_ABOVE_HEART = scene("small green triangle", "above", "large yellow heart")
 
 CORRECT = {
     "zh": [
-        (STAR_LEFT_OF_CIRCLE, "灰色背景上，一颗红色的星星在一个蓝色圆形的左边。"),
-        (STAR_LEFT_OF_CIRCLE, "灰色纯色的背景上，红色星星的右侧有一个蓝色的圆形。"),
-        (HEART_ABOVE_CROSS, "粉色条纹背景上，一个紫色十字，它的上面是一颗白色的爱心。"),
-        (RING_BELOW_DIAMOND, "棕色圆点背景上，可以看到一个橘色菱形的下方有一个蓝色圆环。"),
-        (TRIANGLE_ABOVE_HEART, "米色条纹的背景上，在黄色爱心的上方可以看到一个绿色的三角形。"),
+        (STAR_LEFT_OF_CIRCLE, "一颗红色的小星星在一个蓝色大圆形的左边。"),
+        (STAR_LEFT_OF_CIRCLE, "红色小星星的右侧有一个蓝色的大圆形。"),
+        (HEART_ABOVE_CROSS, "一个紫色小十字，它的上面是一颗白色的大爱心。"),
+        (RING_BELOW_DIAMOND, "图中一个橘色大菱形的下方有一个蓝色小圆环。"),
+        (TRIANGLE_ABOVE_HEART, "在黄色大爱心的上方可以看到一个绿色的小三角形。"),
     ],
     "en": [
-        (STAR_LEFT_OF_CIRCLE, "There is a red star left of a blue circle on plain grey."),
-        (STAR_LEFT_OF_CIRCLE, "Right of the red star we see a blue circle on plain grey."),
-        (HEART_ABOVE_CROSS, "A violet cross with a white heart above it on pink stripes."),
-        (RING_BELOW_DIAMOND, "An orange diamond is over a blue ring on brown dots."),
-        (RING_BELOW_DIAMOND, "Below the orange diamond there is a blue ring on brown dots."),
-        (SQUARE_RIGHT_OF_STAR, "We see a white star left of a black square on turquoise checks."),
+        (STAR_LEFT_OF_CIRCLE, "There is a small red star to the left of a large blue circle."),
+        (STAR_LEFT_OF_CIRCLE, "Right of the little red star we see a big blue circle."),
+        (HEART_ABOVE_CROSS, "A small violet cross with a large white heart above it."),
+        (RING_BELOW_DIAMOND, "A small blue ring is below a large orange diamond."),
+        (SQUARE_RIGHT_OF_STAR, "We see a little white star left of a big black square."),
     ],
     "de": [
-        (STAR_LEFT_OF_CIRCLE, "Man sieht einen roten Stern links von einem blauen Kreis auf grauem Grund."),
-        (STAR_LEFT_OF_CIRCLE, "Links vom blauen Kreis befindet sich ein roter Stern auf grauem Grund."),
-        (HEART_ABOVE_CROSS, "Ein weißes Herz ist oberhalb eines violetten Kreuzes auf rosa Streifen."),
-        (HEART_ABOVE_CROSS, "Unter dem weißen Herzen sieht man ein lila Kreuz auf rosa Streifen."),
-        (HEART_ABOVE_CROSS, "Ein violettes Kreuz unterhalb eines weißen Herzens auf rosa Streifen."),
-        (RING_BELOW_DIAMOND, "Unterhalb der orangefarbenen Raute befindet sich ein blauer Ring auf braunen Punkten."),
-        (RING_BELOW_DIAMOND, "Ein Bild mit einer orangefarbenen Raute über einem blauen Ring auf braunen Punkten."),
-        (
-            SQUARE_RIGHT_OF_STAR,
-            "Rechts vom weißen Stern sieht man ein schwarzes Quadrat auf türkisfarbenen Karos.",
-        ),
-        (TRIANGLE_ABOVE_HEART, "Ein gelbes Herz befindet sich unter einem grünen Dreieck auf beigen Streifen."),
+        (STAR_LEFT_OF_CIRCLE, "Man sieht einen kleinen roten Stern links von einem großen blauen Kreis."),
+        (STAR_LEFT_OF_CIRCLE, "Links vom großen blauen Kreis befindet sich ein kleiner roter Stern."),
+        (HEART_ABOVE_CROSS, "Ein großes weißes Herz ist oberhalb eines kleinen violetten Kreuzes."),
+        (HEART_ABOVE_CROSS, "Unter dem großen weißen Herzen sieht man ein kleines lila Kreuz."),
+        (HEART_ABOVE_CROSS, "Ein kleines violettes Kreuz unterhalb eines großen weißen Herzens."),
+        (RING_BELOW_DIAMOND, "Unterhalb der großen orangefarbenen Raute befindet sich ein kleiner blauer Ring."),
+        (RING_BELOW_DIAMOND, "Ein Bild mit einer großen orangefarbenen Raute über einem kleinen blauen Ring."),
+        (SQUARE_RIGHT_OF_STAR, "Rechts neben dem kleinen weißen Stern sieht man ein großes schwarzes Quadrat."),
     ],
     "fr": [
-        (STAR_LEFT_OF_CIRCLE, "Voici une étoile rouge à gauche d'un cercle bleu sur fond gris."),
-        (STAR_LEFT_OF_CIRCLE, "À droite de l'étoile rouge se trouve un cercle bleu sur fond gris."),
-        (HEART_ABOVE_CROSS, "Un cœur blanc est au-dessus d'une croix violette sur rayures roses."),
-        (RING_BELOW_DIAMOND, "Sous le losange orange, on voit un anneau bleu sur pois bruns."),
-        (RING_BELOW_DIAMOND, "Au-dessus de l'anneau bleu se trouve un losange orange sur pois bruns."),
-        (SQUARE_RIGHT_OF_STAR, "Une étoile blanche à gauche d'un carré noir sur carreaux turquoise."),
-        (TRIANGLE_ABOVE_HEART, "En dessous du triangle vert se trouve un cœur jaune sur rayures beiges."),
+        (STAR_LEFT_OF_CIRCLE, "Il y a une petite étoile rouge à gauche d'un grand cercle bleu."),
+        (STAR_LEFT_OF_CIRCLE, "À droite de la petite étoile rouge se trouve un grand cercle bleu."),
+        (HEART_ABOVE_CROSS, "Un grand cœur blanc est au-dessus d'une petite croix violette."),
+        (RING_BELOW_DIAMOND, "Sous le grand losange orange, on voit un petit anneau bleu."),
+        (SQUARE_RIGHT_OF_STAR, "Une petite étoile blanche à gauche d'un grand carré noir."),
+        (TRIANGLE_ABOVE_HEART, "En dessous du petit triangle vert se trouve un grand cœur jaune."),
     ],
     "ja": [
-        (STAR_LEFT_OF_CIRCLE, "灰色の無地の背景に、青い円の左に赤い星があります。"),
-        (STAR_LEFT_OF_CIRCLE, "背景は灰色の無地で、青い円が赤い星の右側にあります。"),
-        (HEART_ABOVE_CROSS, "ピンク色の縞模様の背景に、紫色の十字の上に白いハートがある絵。"),
-        (RING_BELOW_DIAMOND, "茶色の水玉模様の背景に、オレンジ色のひし形と、その下にある青い輪。"),
-        (SQUARE_RIGHT_OF_STAR, "背景は水色の市松模様で、白い星の右に黒い正方形が見えます。"),
-        (TRIANGLE_ABOVE_HEART, "背景はベージュ色の縞模様で、緑の三角形の下に黄色いハートが見えます。"),
+        (STAR_LEFT_OF_CIRCLE, "大きな青い円の左に小さな赤い星があります。"),
+        (STAR_LEFT_OF_CIRCLE, "大きい青い円が小さな赤い星の右側にあります。"),
+        (HEART_ABOVE_CROSS, "小さい紫色の十字の上に大きい白いハートがある絵。"),
+        (RING_BELOW_DIAMOND, "大きなオレンジ色のひし形と、その下にある小さな青い輪。"),
+        (TRIANGLE_ABOVE_HEART, "小さな緑の三角形の下に大きな黄色いハートが見えます。"),
     ],
     "cs": [
-        (STAR_LEFT_OF_CIRCLE, "Vlevo od modrého kruhu je červená hvězda na šedém pozadí."),
-        (STAR_LEFT_OF_CIRCLE, "Napravo od červené hvězdy se nachází modrý kruh na šedém pozadí."),
-        (STAR_LEFT_OF_CIRCLE, "Nalevo od modrého kruhu vidíme červenou hvězdu na šedém pozadí."),
-        (HEART_ABOVE_CROSS, "Bílé srdce je nad fialovým křížem na růžových pruzích."),
-        (HEART_ABOVE_CROSS, "Obrázek s bílým srdcem nad fialovým křížem na růžových pruzích."),
-        (SQUARE_RIGHT_OF_STAR, "Obrázek s bílou hvězdou vlevo od černého čtverce na tyrkysových kostkách."),
-        (RING_BELOW_DIAMOND, "Na obrázku je modrý prstenec pod oranžovým kosočtvercem na hnědých puntících."),
-        (TRIANGLE_ABOVE_HEART, "Obrázek se zeleným trojúhelníkem nad žlutým srdcem na béžových pruzích."),
+        (STAR_LEFT_OF_CIRCLE, "Vlevo od velkého modrého kruhu je malá červená hvězda."),
+        (STAR_LEFT_OF_CIRCLE, "Napravo od malé červené hvězdy se nachází velký modrý kruh."),
+        (STAR_LEFT_OF_CIRCLE, "Nalevo od velkého modrého kruhu vidíme malou červenou hvězdu."),
+        (HEART_ABOVE_CROSS, "Velké bílé srdce je nad malým fialovým křížem."),
+        (HEART_ABOVE_CROSS, "Obrázek s velkým bílým srdcem nad malým fialovým křížem."),
+        (SQUARE_RIGHT_OF_STAR, "Obrázek s malou bílou hvězdou vlevo od velkého černého čtverce."),
+        (RING_BELOW_DIAMOND, "Na obrázku je malý modrý prstenec pod velkým oranžovým kosočtvercem."),
     ],
     "id": [
-        (STAR_LEFT_OF_CIRCLE, "Ada sebuah bintang merah di sebelah kiri lingkaran biru berlatar kelabu polos."),
-        (STAR_LEFT_OF_CIRCLE, "Di kanan bintang merah itu terlihat sebuah lingkaran biru berlatar kelabu polos."),
-        (HEART_ABOVE_CROSS, "Sebuah hati putih di atas salib ungu berlatar merah muda bergaris."),
-        (RING_BELOW_DIAMOND, "Gambar sebuah cincin biru di bawah wajik jingga berlatar cokelat berbintik."),
-        (SQUARE_RIGHT_OF_STAR, "Sebuah persegi hitam berada di kanan bintang putih berlatar toska berpetak."),
+        (STAR_LEFT_OF_CIRCLE, "Ada sebuah bintang merah kecil di sebelah kiri sebuah lingkaran biru besar."),
+        (STAR_LEFT_OF_CIRCLE, "Di kanan bintang merah yang kecil itu terlihat sebuah lingkaran besar berwarna biru."),
+        (HEART_ABOVE_CROSS, "Sebuah hati putih besar di atas sebuah salib ungu kecil."),
+        (RING_BELOW_DIAMOND, "Gambar sebuah cincin kecil berwarna biru di bawah sebuah wajik jingga besar."),
     ],
     "es": [
-        (STAR_LEFT_OF_CIRCLE, "Hay una estrella roja a la izquierda de un círculo azul sobre fondo gris."),
-        (STAR_LEFT_OF_CIRCLE, "A la izquierda del círculo azul hay una estrella roja sobre fondo gris."),
-        (HEART_ABOVE_CROSS, "Un corazón blanco está encima de una cruz morada sobre rayas rosas."),
-        (HEART_ABOVE_CROSS, "Por debajo del corazón blanco aparece una cruz violeta sobre rayas rosas."),
-        (RING_BELOW_DIAMOND, "Un anillo azul debajo de un rombo naranja sobre lunares marrones."),
-        (SQUARE_RIGHT_OF_STAR, "A la derecha de la estrella blanca hay un cuadrado negro sobre cuadros turquesa."),
+        (STAR_LEFT_OF_CIRCLE, "Hay una pequeña estrella roja a la izquierda de un gran círculo azul."),
+        (STAR_LEFT_OF_CIRCLE, "A la izquierda del círculo azul grande hay una estrella roja pequeña."),
+        (HEART_ABOVE_CROSS, "Un gran corazón blanco está encima de una cruz morada pequeña."),
+        (HEART_ABOVE_CROSS, "Por debajo del corazón blanco grande se ve una pequeña cruz violeta."),
+        (RING_BELOW_DIAMOND, "Un pequeño anillo azul debajo de un gran rombo naranja."),
+        (SQUARE_RIGHT_OF_STAR, "A la derecha de la pequeña estrella blanca hay un gran cuadrado negro."),
     ],
     "ru": [
-        (STAR_LEFT_OF_CIRCLE, "Слева от синего круга находится красная звезда на сером фоне."),
-        (STAR_LEFT_OF_CIRCLE, "Синий круг правее красной звезды на сером фоне."),
-        (STAR_LEFT_OF_CIRCLE, "Картинка с красной звездой слева от синего круга на сером фоне."),
-        (STAR_LEFT_OF_CIRCLE, "Слева от синего круга мы видим красную звезду на сером фоне."),
-        (HEART_ABOVE_CROSS, "Над фиолетовым крестом видно белое сердце на фоне розовых полос."),
-        (RING_BELOW_DIAMOND, "Под оранжевым ромбом видно синее кольцо на фоне коричневых точек."),
-        (RING_BELOW_DIAMOND, "Оранжевый ромб находится над синим кольцом на фоне коричневых точек."),
-        (
-            SQUARE_RIGHT_OF_STAR,
-            "На картинке нарисована белая звезда левее чёрного квадрата на фоне бирюзовых клеток.",
-        ),
-        (SQUARE_RIGHT_OF_STAR, "Справа от белой звезды виден чёрный квадрат на фоне бирюзовых клеток."),
+        (STAR_LEFT_OF_CIRCLE, "Слева от большого синего круга находится маленькая красная звезда."),
+        (STAR_LEFT_OF_CIRCLE, "Большой синий круг правее маленькой красной звезды."),
+        (STAR_LEFT_OF_CIRCLE, "Картинка с маленькой красной звездой слева от большого синего круга."),
+        (STAR_LEFT_OF_CIRCLE, "Слева от большого синего круга мы видим маленькую красную звезду."),
+        (HEART_ABOVE_CROSS, "Над маленьким фиолетовым крестом видно большое белое сердце."),
+        (RING_BELOW_DIAMOND, "Под большим оранжевым ромбом видно маленькое синее кольцо."),
+        (RING_BELOW_DIAMOND, "Большой оранжевый ромб находится над маленьким синим кольцом."),
+        (SQUARE_RIGHT_OF_STAR, "На картинке нарисована маленькая белая звезда слева от большого чёрного квадрата."),
+        (SQUARE_RIGHT_OF_STAR, "Справа от маленькой белой звезды виден большой чёрный квадрат."),
     ],
     "tr": [
-        (STAR_LEFT_OF_CIRCLE, "Gri düz zeminde mavi dairenin solunda kırmızı bir yıldız var."),
-        (STAR_LEFT_OF_CIRCLE, "Gri düz zeminde mavi bir daire, kırmızı bir yıldızın sağında duruyor."),
-        (HEART_ABOVE_CROSS, "Pembe çizgili resimde mor bir haçın üstünde beyaz bir kalp var."),
-        (HEART_ABOVE_CROSS, "Pembe çizgili zeminde beyaz kalbin altında mor bir haç görülüyor."),
-        (RING_BELOW_DIAMOND, "Kahverengi benekli zeminde turuncu eşkenar dörtgenin altında mavi bir halka görülüyor."),
-        (TRIANGLE_ABOVE_HEART, "Bej çizgili zeminde yeşil bir üçgenin aşağısında sarı bir kalp bulunuyor."),
-        (SQUARE_RIGHT_OF_STAR, "Turkuaz damalı zeminde siyah karenin sol tarafında beyaz bir yıldız var."),
+        (STAR_LEFT_OF_CIRCLE, "Büyük mavi dairenin solunda küçük kırmızı bir yıldız var."),
+        (STAR_LEFT_OF_CIRCLE, "Büyük mavi bir daire, küçük kırmızı bir yıldızın sağında duruyor."),
+        (HEART_ABOVE_CROSS, "Resimde küçük mor bir haçın üstünde büyük beyaz bir kalp var."),
+        (HEART_ABOVE_CROSS, "Büyük beyaz kalbin altında küçük mor bir haç görülüyor."),
+        (RING_BELOW_DIAMOND, "Büyük turuncu eşkenar dörtgenin altında küçük mavi bir halka görülüyor."),
+        (TRIANGLE_ABOVE_HEART, "Küçük yeşil bir üçgenin aşağısında büyük sarı bir kalp bulunuyor."),
+        (SQUARE_RIGHT_OF_STAR, "Büyük siyah karenin sol tarafında küçük beyaz bir yıldız var."),
     ],
 }
 
@@ -344,7 +307,7 @@ def test_correct_sentences_are_among_the_wordings(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_captions_are_short_and_clean(language):
-    for each in all_scenes()[::10000]:
+    for each in all_scenes()[::2000]:
         captions = list(wordings(each, language))
         assert len(set(captions)) >= 8
         for caption in captions:
@@ -353,17 +316,12 @@ def test_captions_are_short_and_clean(language):
 
 
 def neighbours(told: Scene) -> Iterator[Scene]:
-    """The scene, and all that differ from it in the relation or in one attribute of an object or the background."""
+    """The scene, and all that differ from it in one attribute of one object or in the relation alone."""
     yield told
     for relation in INVERSE.keys() - {told.relation}:
         yield dataclasses.replace(told, relation=relation)
-    of_items, of_background = (
-        (("colour", COLOURS), ("shape", SHAPES)),
-        (("colour", BACKGROUND_COLOURS), ("pattern", PATTERNS)),
-    )
-    for side, (attribute, values) in (
-        *itertools.product(("figure", "ground"), of_items),
-        *itertools.product(("background",), of_background),
+    for side, (attribute, values) in itertools.product(
+        ("figure", "ground"), (("size", SIZES), ("colour", COLOURS), ("shape", SHAPES))
     ):
         item = getattr(told, side)
         for value in values:
@@ -375,7 +333,7 @@ def neighbours(told: Scene) -> Iterator[Scene]:
 def test_no_wording_fits_two_scenes(language):
     for told in (RING_BELOW_DIAMOND, SQUARE_RIGHT_OF_STAR):
         scenes = {each.canonical() for each in neighbours(told)}
-        assert len(scenes) == 39
+        assert len(scenes) == 34
         fits = [{normalise(caption) for caption in wordings(each, language)} for each in scenes]
         assert len(set().union(*fits)) == sum(map(len, fits))
 
