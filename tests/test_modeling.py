@@ -136,7 +136,7 @@ def test_flash_attention_leaves_an_image_encoder_without_it_on_sdpa(monkeypatch)
 def test_bf16_autocast_keeps_embeddings_and_losses_in_fp32(tiny_model):
     with torch.autocast("cpu", torch.bfloat16):
         outputs = tiny_model(**batch(vocab_size=100))
-    assert {t.dtype for t in outputs.values()} == {torch.float32}
+    assert {t.dtype for t in outputs.values() if t.is_floating_point()} == {torch.float32}
     outputs.loss.backward()
     assert torch.isfinite(outputs.loss)
 
