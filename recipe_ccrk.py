@@ -40,6 +40,7 @@ SHOWN_TRAINING_ARGUMENTS = {
     "warmup_steps",
     "weight_decay",
     "bf16",
+    "contrastive_chunk_size",
     "activation_checkpointing",
     "seed",
     "logging_steps",

@@ -66,9 +66,16 @@ class CCRKTrainingArguments(TrainingArguments):
             "head, temperature), as a multiple of learning_rate."
         },
     )
+    contrastive_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Hold the activations of this many images at a time. The contrastive loss stays that of the whole "
+            "batch; matching draws its negatives within a chunk."
+        },
+    )
     max_skipped_steps: int = field(
         default=20,
-        metadata={"help": "Steps in a row that may be skipped, their gradient not finite, before the run ends."},
+        metadata={"help": "Steps in a row that may be skipped, their gradient not finite; one more ends the run."},
     )
     eval_k_test: int = field(
         default=0,
@@ -77,6 +84,8 @@ class CCRKTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
+            raise ValueError(f"contrastive_chunk_size is {self.contrastive_chunk_size}; it must be at least 1")
         if self.save_only_model and self.resume_from_checkpoint:
             raise ValueError(
                 "save_only_model leaves nothing to resume from; leave out save_only_model or resume_from_checkpoint"
@@ -261,6 +270,8 @@ class CCRKTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
+        if self.args.contrastive_chunk_size is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError("contrastive_chunk_size works in one process and with DDP, not with DeepSpeed or FSDP")
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if isinstance(self.data_collator, CCRKCollator):
             self.add_callback(EpochCallback(self.data_collator))
@@ -411,10 +422,11 @@ class CCRKTrainer(Trainer):
 
     def loss_parts(self, outputs: CCRKLossOutput, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss."""
-        parts = {
-            "contrastive_loss": self.contrastive_loss(outputs, inputs),
-            "matching_loss": self.share_of_mean(outputs.matching_loss, outputs.num_matching_pairs),
-        }
+        return {"contrastive_loss": self.contrastive_loss(outputs, inputs), **self.share_of_losses(outputs)}
+
+    def share_of_losses(self, outputs: CCRKLossOutput) -> dict[str, Tensor]:
+        """This process's share of the losses that it computes of its own batch."""
+        parts = {"matching_loss": self.share_of_mean(outputs.matching_loss, outputs.num_matching_pairs)}
         if outputs.mlm_loss is not None:
             parts["mlm_loss"] = self.share_of_mean(outputs.mlm_loss, outputs.num_masked_tokens)
         return parts
@@ -428,10 +440,17 @@ class CCRKTrainer(Trainer):
         """The contrastive loss over the whole batch, the same on every process; see `gather_with_gradient`."""
         if self.accelerator.num_processes == 1:
             return outputs.contrastive_loss
+        return self.contrastive_loss_of_all(outputs.image_embeds, outputs.text_embeds, outputs.temperature, inputs)
+
+    def contrastive_loss_of_all(
+        self, image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor, inputs: dict[str, Tensor]
+    ) -> Tensor:
+        """The contrastive loss of the embeddings of all processes, of which these are this one's."""
+        several = self.accelerator.num_processes > 1
         return contrastive_loss(
-            gather_with_gradient(outputs.image_embeds),
-            gather_with_gradient(outputs.text_embeds),
-            outputs.temperature,
+            gather_with_gradient(image_embeds) if several else image_embeds,
+            gather_with_gradient(text_embeds) if several else text_embeds,
+            temperature,
             caption_mask=self.accelerator.gather(inputs["caption_mask"]),
             image_ids=self.accelerator.gather(inputs["image_ids"]),
             reduction=self.model.config.contrastive_reduction,
@@ -442,6 +461,62 @@ class CCRKTrainer(Trainer):
         self.problems.rows += len(inputs["pixel_values"])
         if (problems := inputs.pop("problems", None)) is not None:
             self.problems.update(problems)
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """
+        Forward and backward; with `contrastive_chunk_size` through a cache of gradients (Gao et al., 2021).
+
+        The embeddings of the whole batch are made chunk by chunk without a graph, and give the contrastive loss and
+        its gradient with respect to each. Then every chunk is encoded again, this time with its graph, and takes its
+        part of that gradient through the encoders, with the matching and masked-LM losses of the chunk. Gradients are
+        summed over processes once, in the last chunk.
+        """
+        size = self.args.contrastive_chunk_size
+        if size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        self._count_images(inputs)
+        self._image_ids.append(inputs["image_ids"])
+        inputs["sampling_keys"] = self.sampling_keys(inputs)
+        chunks = [
+            dict(zip(inputs, values, strict=True))
+            for values in zip(*(value.split(size) for value in inputs.values()), strict=True)
+        ]
+        # Both passes over a chunk start from the same seed: the second must meet the dropout of the first.
+        seeds = torch.randint(1 << 62, (len(chunks),)).tolist()
+
+        base = self.accelerator.unwrap_model(model).ccrk
+        image_embeds, text_embeds = [], []
+        for chunk, seed in zip(chunks, seeds, strict=True):
+            torch.manual_seed(seed)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = base(chunk["input_ids"], chunk["pixel_values"], chunk["attention_mask"])
+            image_embeds.append(outputs.image_embeds)
+            text_embeds.append(outputs.text_embeds)
+        cached = [torch.cat(image_embeds), torch.cat(text_embeds), base.temperature.detach().clone()]
+        contrastive = self.contrastive_loss_of_all(*(tensor.requires_grad_() for tensor in cached), inputs)
+        gradients = torch.autograd.grad(contrastive, cached)
+        per_chunk = zip(chunks, seeds, gradients[0].split(size), gradients[1].split(size), strict=True)
+
+        parts: dict[str, Tensor] = {}
+        for index, (chunk, seed, image_gradient, text_gradient) in enumerate(per_chunk):
+            is_last = index == len(chunks) - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                torch.manual_seed(seed)
+                with self.compute_loss_context_manager():
+                    outputs = model(**chunk)
+                others = self.share_of_losses(outputs)
+                through_encoders = (outputs.image_embeds * image_gradient).sum()
+                through_encoders += (outputs.text_embeds * text_gradient).sum()
+                through_encoders += (outputs.temperature * gradients[2]).sum() / len(chunks)
+                loss = through_encoders + torch.stack(list(others.values())).sum() / len(chunks)
+                self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+            for name, part in others.items():
+                parts[name] = parts.get(name, 0) + part.detach() / len(chunks)
+        parts = {"contrastive_loss": contrastive.detach(), **parts}
+        self._record({**parts, "temperature": cached[2].squeeze()}, inputs)
+        return torch.stack(list(parts.values())).sum() / self.current_gradient_accumulation_steps
 
     def _record(self, values: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
         """Sums what the next log averages, on the device: nothing waits for it here."""

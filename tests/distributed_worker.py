@@ -56,22 +56,33 @@ def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> dict:
     return {"loss": loss.detach(), "world": world, "gradients": gradients}
 
 
-class WithoutMatching(CCRKTrainer):
-    """Contrastive and masked LM alone, every step's put down: matching draws from the local batch, which differs."""
+def save_contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> None:
+    result = contrastive_gradients(output_dir, ragged, doubled)
+    if torch.distributed.get_rank() == 0:
+        torch.save(result, f"{output_dir}/result.pt")
 
-    def loss_parts(self, outputs, inputs):
-        parts = super().loss_parts(outputs, inputs)
-        parts["matching_loss"] *= 0  # so that all parameters keep a gradient
-        values = torch.stack([*parts.values(), outputs.temperature[0]]).detach()
-        self.trajectory = [*getattr(self, "trajectory", []), self.accelerator.reduce(values, reduction="mean")]
-        return parts
+
+class TracedTrainer(CCRKTrainer):
+    """Puts down every step's losses and temperature, some of the losses left out."""
+
+    def __init__(self, *args, left_out: tuple[str, ...], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.left_out, self.trajectory = left_out, []
+
+    def share_of_losses(self, outputs):
+        # Times 0: all parameters keep a gradient.
+        return {n: part * 0 if n in self.left_out else part for n, part in super().share_of_losses(outputs).items()}
+
+    def _record(self, values, inputs):
+        super()._record(values, inputs)
+        self.trajectory.append(self.accelerator.reduce(torch.stack(list(values.values())).detach(), reduction="mean"))
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def train(output_dir: str, processes: int, steps: int) -> None:
+def train(output_dir: str, processes: int, steps: int, left_out: tuple[str, ...], chunk_size: int | None) -> None:
     """Trains on batches of 8 images over all processes, with captions of unequal length and number."""
     torch.manual_seed(0)
     # Uniform: how well a caption is aligned is judged within the local batch.
@@ -86,12 +97,13 @@ def train(output_dir: str, processes: int, steps: int) -> None:
         per_device_train_batch_size=8 // processes,
         max_steps=steps,
         learning_rate=1e-3,
+        contrastive_chunk_size=chunk_size,
         save_strategy="no",
         use_cpu=True,
         disable_tqdm=True,
         report_to="none",
     )
-    trainer = WithoutMatching(model, arguments, data_collator=collate, train_dataset=rows)
+    trainer = TracedTrainer(model, arguments, data_collator=collate, train_dataset=rows, left_out=left_out)
     trainer.train()
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -100,22 +112,27 @@ def train(output_dir: str, processes: int, steps: int) -> None:
 
 def trajectory_difference(folder: str, steps: int) -> float:
     """
-    The largest relative difference in losses, temperature and parameters of 2 × 4 and 4 × 2 from 1 × 8 images.
+    The largest relative difference in losses, temperature and parameters from the run of one process.
 
-    Without the bias of attention keys: it shifts all scores of a row alike, its gradient is 0 but for rounding, and
-    AdamW makes steps of full size of that.
+    Contrastive and masked LM: 2 × 4 and 4 × 2 from 1 × 8 images; matching draws from the local batch, which differs.
+    Contrastive alone: 2 × 4 images in chunks of 3 and 1 from 1 × 8 without chunks. Both without the bias of attention
+    keys: it shifts all scores of a row alike, its gradient is 0 but for rounding, and AdamW makes whole steps of that.
     """
-    runs = []
-    for processes in (1, 2, 4):
-        output = f"{folder}/{processes}"
-        in_processes(processes, train, output, processes, steps)
+
+    def run(processes: int, *arguments) -> dict[str, torch.Tensor]:
+        output = tempfile.mkdtemp(dir=folder)
+        in_processes(processes, train, output, processes, steps, *arguments)
         values = torch.load(f"{output}/trajectory.pt", weights_only=True)
         assert len(values) == steps
-        runs.append({"trajectory": values} | load_file(f"{output}/model.safetensors"))
+        return {"trajectory": values} | load_file(f"{output}/model.safetensors")
+
+    matching, both = ("matching_loss",), ("matching_loss", "mlm_loss")
+    one, one_contrastive = run(1, matching, None), run(1, both, None)
+    compared = [(run(2, matching, None), one), (run(4, matching, None), one), (run(2, both, 3), one_contrastive)]
     return max(
-        ((other[name] - value).norm() / value.norm().clamp(min=1e-6)).item()
-        for other in runs[1:]
-        for name, value in runs[0].items()
+        ((tensor - expected[name]).norm() / expected[name].norm().clamp(min=1e-6)).item()
+        for others, expected in compared
+        for name, tensor in others.items()
         if not name.endswith(("k_proj.bias", "key.bias"))
     )
 
@@ -144,11 +161,8 @@ def _in_process(rank: int, count: int, port: int, function: Callable, arguments:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if sys.argv[1] == "gradients":
+        in_processes(2, save_contrastive_gradients, sys.argv[2], "ragged" in sys.argv[3:], "doubled" in sys.argv[3:])
+    else:
         with tempfile.TemporaryDirectory() as folder:
             print(trajectory_difference(folder, steps=int(sys.argv[1])))
-    else:  # started by torchrun
-        result = contrastive_gradients(sys.argv[1], ragged=sys.argv[2] == "True", doubled=sys.argv[3] == "True")
-        if torch.distributed.get_rank() == 0:
-            torch.save(result, f"{sys.argv[1]}/result.pt")
-        torch.distributed.destroy_process_group()

@@ -14,22 +14,28 @@ from distributed_worker import contrastive_gradients
 from test_training import RECIPE
 
 
-def torchrun(*arguments, tmp_path: Path) -> subprocess.CompletedProcess:
+def run(*command, tmp_path: Path) -> subprocess.CompletedProcess:
     # One thread per process: two processes whose threads wait for each other's cores are many times slower.
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, *map(str, command)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return finished
+
+
+def torchrun(*command, tmp_path: Path) -> subprocess.CompletedProcess:
+    launcher = "-m torch.distributed.run --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
+    return run(*launcher.split(), *command, tmp_path=tmp_path)
 
 
 @pytest.mark.parametrize(("ragged", "doubled"), [(False, False), (True, True)], ids=["full", "ragged, image twice"])
 def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
-    finished = torchrun(ROOT / "tests" / "distributed_worker.py", tmp_path, ragged, doubled, tmp_path=tmp_path)
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    what = ["ragged"] * ragged + ["doubled"] * doubled
+    run(ROOT / "tests" / "distributed_worker.py", "gradients", tmp_path, *what, tmp_path=tmp_path)
     two = torch.load(tmp_path / "result.pt", weights_only=True)
     one = contrastive_gradients(str(tmp_path), ragged, doubled)
     assert (two["world"], one["world"]) == (2, 1)
@@ -48,10 +54,7 @@ def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
 
 def test_one_two_and_four_processes_follow_the_same_trajectory(tmp_path):
     """Losses, temperature and parameters, ragged K included; `distributed_worker.py 20` is the longer form."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, str(ROOT / "tests" / "distributed_worker.py"), "4"]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    finished = run(ROOT / "tests" / "distributed_worker.py", 4, tmp_path=tmp_path)
     assert float(finished.stdout.splitlines()[-1]) < 1e-4
 
 
@@ -59,7 +62,6 @@ def test_pretraining_on_two_processes(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "out"), "logging_steps": 1}))
     finished = torchrun(ROOT / "train_pretrain.py", recipe, tmp_path=tmp_path)
-    assert finished.returncode == 0, finished.stderr[-2000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "contrastive_loss" in finished.stdout and "images_per_second" in finished.stdout
 
@@ -67,12 +69,8 @@ def test_pretraining_on_two_processes(tmp_path):
 def test_ranks_of_two_processes_are_those_of_one(processor, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     worker = ROOT / "tests" / "retrieval_worker.py"
-    finished = torchrun(worker, tmp_path / "processor", tmp_path, tmp_path=tmp_path)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    subprocess.run(
-        [sys.executable, worker, tmp_path / "processor", tmp_path], env=environment, check=True, timeout=240
-    )
+    torchrun(worker, tmp_path / "processor", tmp_path, tmp_path=tmp_path)
+    run(worker, tmp_path / "processor", tmp_path, tmp_path=tmp_path)
     one, *two = (pd.read_parquet(tmp_path / name) for name in ("1-0.parquet", "2-0.parquet", "2-1.parquet"))
     for ranks in two:
         pd.testing.assert_frame_equal(ranks, one)

@@ -209,6 +209,65 @@ def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
         assert torch.equal(ours, theirs[1]), name
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 8])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
+    chunk_size, checkpointing, processor, shapes, tmp_path
+):
+    class ContrastiveAlone(CCRKTrainer):
+        def share_of_losses(self, outputs):
+            return {name: part * 0 for name, part in super().share_of_losses(outputs).items()}
+
+    def gradients(chunk_size):
+        torch.manual_seed(0)
+        model = CCRKForPreTraining(tiny_config(len(processor.tokenizer)))
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        trainer = make_trainer(model, processor, shapes, tmp_path, contrastive_chunk_size=chunk_size)
+        trainer.__class__ = ContrastiveAlone
+        trainer.current_gradient_accumulation_steps = 1
+        batch = trainer.data_collator([shapes[index] for index in range(8)])
+        batch["caption_mask"][2, 1] = False
+        loss = trainer.training_step(model, batch)
+        return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    (whole_loss, whole), (loss, chunked) = gradients(None), gradients(chunk_size)
+    assert loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
+    for name, expected in whole.items():
+        if not name.endswith(("k_proj.bias", "key.bias")):  # 0 but for rounding
+            assert (chunked[name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
+
+
+def test_both_passes_over_a_chunk_meet_the_same_dropout(processor, shapes, tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(len(processor.tokenizer))
+    config.text_config.hidden_dropout_prob = 0.3
+    first, second = [], []
+
+    class Listening(CCRKTrainer):
+        def contrastive_loss_of_all(self, image_embeds, text_embeds, temperature, inputs):
+            first.append(text_embeds.detach())
+            return super().contrastive_loss_of_all(image_embeds, text_embeds, temperature, inputs)
+
+        def share_of_losses(self, outputs):
+            second.append(outputs.text_embeds.detach())
+            return super().share_of_losses(outputs)
+
+    model = CCRKForPreTraining(config)
+    trainer = make_trainer(model, processor, shapes, tmp_path, max_steps=1, contrastive_chunk_size=3)
+    trainer.__class__ = Listening
+    trainer.train()
+    assert len(second) == 3 and torch.equal(first[0], torch.cat(second))
+
+
+def test_chunked_training_logs_every_part(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, contrastive_chunk_size=4)
+    trainer.train()
+    for log in trainer.state.log_history[:-1]:
+        parts = log["contrastive_loss"] + log["matching_loss"] + log["mlm_loss"]
+        assert parts == pytest.approx(log["loss"], abs=1e-3)
+
+
 def train_and_save(folder, processor, rows, die_in_save: int | None = None, **arguments) -> None:
     """Six steps with dropout, a checkpoint after each; killed in the n-th call of torch.save, if told to."""
     torch.manual_seed(7)
