@@ -1,8 +1,8 @@
 """`shapes`: rendered scenes of two objects, captioned in ten languages, made from a seed without any download.
 
-A scene is "a small red star left of a large blue circle". There are 32,256 of them; a permutation drawn from the
-seed shares them out among the splits, so no scene of one split occurs in another. Rendering adds nuisance (place,
-size, angle, tint, background, noise) and captions vary in wording, so that neither can be looked up.
+A scene is "a red star left of a blue circle on the beach at night". There are 241,920 of them; a permutation drawn
+from the seed shares them out among the splits, so no scene of one split occurs in another. Rendering adds nuisance
+(place, size, angle, tint, horizon, texture, noise) and captions vary in wording, so that neither can be looked up.
 """
 
 import io
@@ -22,9 +22,11 @@ from data_scripts.shapes_lexicon import (
     COLOURS,
     LANGUAGES,
     SHAPES,
-    SIZES,
+    SITES,
+    SKIES,
     Item,
     Scene,
+    Setting,
     check_languages,
     describe,
 )
@@ -35,7 +37,7 @@ SPLITS = ("train", "validation", "test")
 HELD_OUT = 2000
 
 # Lengths are in units of the image side, angles in degrees.
-RADIUS = {"small": (0.110, 0.125), "large": (0.205, 0.225)}
+RADIUS = (0.165, 0.22)
 MARGIN = 0.015  # between an object and the edge
 GAP = 0.03  # least distance between the two objects along the axis of their relation
 MAX_SLANT = 0.5  # offset across that axis over distance along it: the relation stays plain to see
@@ -53,21 +55,36 @@ TINTS = {
     "white": ((0, 180), (0.02, 0.02), (0.97, 0.03)),
     "black": ((0, 180), (0.10, 0.10), (0.07, 0.05)),
 }
-# Backgrounds are greyish and of middle brightness, away from white and black and from every full colour.
-BACKGROUND_SATURATION = (0.0, 0.18)
-BACKGROUND_VALUE = (0.42, 0.62)
-TEXTURE_CONTRAST = (0.02, 0.07)
+# Landscapes are paler or duller than the objects, and away from white and black.
+SITE_TINTS = {
+    "beach": ((45, 5), (0.38, 0.06), (0.82, 0.04)),
+    "meadow": ((85, 8), (0.42, 0.06), (0.62, 0.05)),
+    "snow": ((210, 8), (0.12, 0.03), (0.80, 0.02)),
+    "sea": ((185, 6), (0.65, 0.08), (0.50, 0.05)),
+    "road": ((0, 180), (0.02, 0.02), (0.34, 0.04)),
+    "field": ((25, 5), (0.55, 0.06), (0.42, 0.04)),
+}
+SKY_TINTS = {
+    "morning": ((325, 8), (0.28, 0.05), (0.91, 0.04)),
+    "noon": ((205, 6), (0.45, 0.06), (0.94, 0.04)),
+    "evening": ((14, 5), (0.46, 0.06), (0.80, 0.04)),
+    "night": ((235, 8), (0.65, 0.06), (0.36, 0.03)),
+    "fog": ((0, 180), (0.02, 0.02), (0.55, 0.04)),
+}
+HORIZON = (0.4, 0.6)  # its height
+TEXTURE = 0.04  # largest deviation from the tint
 NOISE = 0.012  # standard deviation of the sensor noise, in 0..1
 
 
 @lru_cache(maxsize=1)
 def all_scenes() -> tuple[Scene, ...]:
-    """Every canonical scene, in a fixed order. The two objects differ in shape or colour, not in size alone."""
-    items = [Item(*values) for values in itertools.product(SIZES, COLOURS, SHAPES)]
+    """Every canonical scene, in a fixed order. The two objects differ in shape or colour."""
+    items = [Item(*values) for values in itertools.product(COLOURS, SHAPES)]
+    settings = [Setting(*values) for values in itertools.product(SITES, SKIES)]
     return tuple(
-        Scene(figure, relation, ground)
-        for relation, figure, ground in itertools.product(CANONICAL_RELATIONS, items, items)
-        if (figure.colour, figure.shape) != (ground.colour, ground.shape)
+        Scene(figure, relation, ground, setting)
+        for setting, relation, figure, ground in itertools.product(settings, CANONICAL_RELATIONS, items, items)
+        if figure != ground
     )
 
 
@@ -105,7 +122,7 @@ def place(scene: Scene, rng: np.random.Generator) -> tuple[Placement, Placement]
         figure, ground = place(scene.canonical(), rng)
         return ground, figure
 
-    radii = [rng.uniform(*RADIUS[item.size]) for item in (scene.figure, scene.ground)]
+    radii = rng.uniform(*RADIUS, 2)
     # Along the relation's axis the room that objects, margins and gap leave is dealt out at random ...
     room = 1 - 2 * MARGIN - GAP - 2 * sum(radii)
     before, up_to = np.sort(rng.uniform(0, room, 2))
@@ -171,23 +188,17 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     return (value - value * saturation * np.clip(np.minimum(sector, 4 - sector), 0, 1)).astype(np.float32)
 
 
-def _background(rng: np.random.Generator, image_size: int) -> np.ndarray:
-    """A muted tone with a faint texture: float32 (image_size, image_size, 3), about 0..1."""
-    tone = _rgb(rng.uniform(0, 360), rng.uniform(*BACKGROUND_SATURATION), rng.uniform(*BACKGROUND_VALUE))
-    turn = rng.uniform(0, 2 * math.pi)
-    axis = np.linspace(-1, 1, image_size, dtype=np.float32)
-    ramp = math.cos(turn) * axis + math.sin(turn) * axis[:, None]
-    texture = rng.integers(4)
-    if texture == 0:
-        pattern = np.zeros_like(ramp)
-    elif texture == 1:
-        pattern = ramp / math.sqrt(2)
-    elif texture == 2:
-        pattern = np.sin(rng.uniform(8, 25) * ramp)
-    else:
-        cells = rng.uniform(-1, 1, (6, 6)).astype(np.float32)
-        pattern = np.asarray(Image.fromarray(cells).resize((image_size, image_size), Image.Resampling.BICUBIC))
-    return tone + rng.uniform(*TEXTURE_CONTRAST) * pattern[..., None]
+def _tint(noisy: tuple[tuple[float, float], ...], rng: np.random.Generator) -> np.ndarray:
+    return _rgb(*(rng.uniform(centre - spread, centre + spread) for centre, spread in noisy))
+
+
+def _landscape(setting: Setting, rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """Sky over ground, both with a faint texture: float32 (image_size, image_size, 3), about 0..1."""
+    sky, site = _tint(SKY_TINTS[setting.sky], rng), _tint(SITE_TINTS[setting.site], rng)
+    height = np.linspace(1, 0, image_size)[:, None, None]
+    cells = rng.uniform(-TEXTURE, TEXTURE, (6, 6)).astype(np.float32)
+    texture = np.asarray(Image.fromarray(cells).resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return np.where(height > rng.uniform(*HORIZON), sky, site) + texture[..., None]
 
 
 def _coverage(shape: str, placement: Placement, image_size: int) -> np.ndarray:
@@ -211,9 +222,9 @@ def render(scene: Scene, rng: np.random.Generator, image_size: int = 64) -> Imag
     """
     scene = scene.canonical()
     placements = place(scene, rng)
-    pixels = _background(rng, image_size)
+    pixels = _landscape(scene.setting, rng, image_size)
     for item, placement in zip((scene.figure, scene.ground), placements, strict=True):
-        tint = _rgb(*(rng.uniform(centre - spread, centre + spread) for centre, spread in TINTS[item.colour]))
+        tint = _tint(TINTS[item.colour], rng)
         pixels += _coverage(item.shape, placement, image_size) * (tint - pixels)
     pixels += NOISE * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray((255 * pixels.clip(0, 1) + 0.5).astype(np.uint8))
@@ -223,15 +234,17 @@ def render(scene: Scene, rng: np.random.Generator, image_size: int = 64) -> Imag
 class ShapesConfig(datasets.BuilderConfig):
     """Which rows to make.
 
+    - `split`: "train", "validation" or "test"; only this one is made.
     - `seed`: other seeds give other scenes, pictures and wordings; and another partition, so never train on one seed
       and test on another.
     - `image_size`: side of the square pictures, in pixels.
     - `languages`: the caption languages, out of `LANGUAGES`.
     - `num_train`, `num_validation`, `num_test`: rows of each split. Rows do not depend on their number.
 
-    Raises ValueError for an unknown language, or for more validation or test rows than there are scenes for them.
+    Raises ValueError for an unknown split or language, or for more held-out rows than there are scenes for them.
     """
 
+    split: str = "train"
     seed: int = 0
     image_size: int = 64
     languages: tuple[str, ...] = LANGUAGES
@@ -241,6 +254,8 @@ class ShapesConfig(datasets.BuilderConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.split not in SPLITS:
+            raise ValueError(f"shapes has no split {self.split!r}; choose one of {', '.join(SPLITS)}")
         check_languages(self.languages)
         for name in ("num_validation", "num_test"):
             if getattr(self, name) > HELD_OUT:
@@ -254,7 +269,7 @@ class Shapes(datasets.GeneratorBasedBuilder):
     """
 
     # The code is not part of the cache key: raise this whenever the rows change.
-    VERSION = datasets.Version("1.3.0")
+    VERSION = datasets.Version("1.15.0")
     BUILDER_CONFIG_CLASS = ShapesConfig
     config: ShapesConfig
 
@@ -262,29 +277,24 @@ class Shapes(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(description=__doc__, features=row_features(self.config.languages))
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
-        return [
-            datasets.SplitGenerator(
-                name=split, gen_kwargs={"split": split, "num_rows": getattr(self.config, f"num_{split}")}
-            )
-            for split in SPLITS
-        ]
+        return [datasets.SplitGenerator(name=self.config.split)]
 
-    def _generate_examples(self, split: str, num_rows: int) -> Iterator[tuple[int, dict]]:
-        for index in range(num_rows):
-            yield index, self._row(split, index)
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        for index in range(getattr(self.config, f"num_{self.config.split}")):
+            yield index, self._row(index)
 
-    def _row(self, split: str, index: int) -> dict:
+    def _row(self, index: int) -> dict:
         def rng(stream: int) -> np.random.Generator:
             # A stream of its own for the picture and for each language: none depends on which others are drawn.
-            key = (SPLITS.index(split), index, stream)
+            key = (SPLITS.index(self.config.split), index, stream)
             return np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=key))
 
-        scene = sample_scene(self.config.seed, split, index)
+        scene = sample_scene(self.config.seed, self.config.split, index)
         png = io.BytesIO()
         render(scene, rng(0), self.config.image_size).save(png, "PNG", compress_level=1)
         return {
             "image": {"bytes": png.getvalue(), "path": None},
-            "image_id": f"{split}-{index:05d}",
+            "image_id": f"{self.config.split}-{index:05d}",
             "captions": {
                 language: [describe(scene, language, rng(1 + LANGUAGES.index(language)))]
                 for language in self.config.languages

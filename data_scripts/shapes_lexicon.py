@@ -1,9 +1,9 @@
-"""Scenes of two objects and how ten languages put them into words.
+"""Scenes of two objects in a landscape, and how ten languages put them into words.
 
 Every language has tables of word forms and one function that builds a sentence by the grammar of that language:
 gender, case, agreement, articles and word order are its own, nothing is glued word by word. The function draws
 a template and, where the language has them, synonyms; whatever it draws, the sentence names both objects with
-size, colour and shape, and the relation between them, so two different scenes never share a caption.
+colour and shape, the relation between them and the setting, so two different scenes never share a caption.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZES = ("small", "large")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
+SITES = ("beach", "meadow", "snow", "sea", "road", "field")  # what is below the horizon
+SKIES = ("morning", "noon", "evening", "night", "fog")  # and above it
 
 # Each relation with the one that says the same from the other object's side.
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -24,24 +25,32 @@ CANONICAL_RELATIONS = ("left of", "above")
 
 @dataclass(frozen=True)
 class Item:
-    """One object: a value of `SIZES`, of `COLOURS` and of `SHAPES`."""
+    """One object: a value of `COLOURS` and of `SHAPES`."""
 
-    size: str
     colour: str
     shape: str
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The landscape behind both objects: a value of `SITES` and of `SKIES`."""
+
+    site: str
+    sky: str
+
+
+@dataclass(frozen=True)
 class Scene:
-    """`figure` stands in `relation` (a key of `INVERSE`) to `ground`: the small red star left of the large circle."""
+    """`figure` stands in `relation` (a key of `INVERSE`) to `ground`: the red star left of the blue circle."""
 
     figure: Item
     relation: str
     ground: Item
+    setting: Setting
 
     def mirrored(self) -> Scene:
         """The same scene told from the other object's side: "A left of B" becomes "B right of A"."""
-        return Scene(self.ground, INVERSE[self.relation], self.figure)
+        return Scene(self.ground, INVERSE[self.relation], self.figure, self.setting)
 
     def canonical(self) -> Scene:
         """The one of the two ways to tell the scene whose relation is "left of" or "above"."""
@@ -59,7 +68,7 @@ def describe(scene: Scene, language: str, rng: np.random.Generator) -> str:
         return options[rng.integers(len(options))] if len(options) > 1 else options[0]
 
     told = pick((scene, scene.mirrored()))
-    sentence = GRAMMARS[language](told.figure, told.relation, told.ground, pick)
+    sentence = GRAMMARS[language](told.figure, told.relation, told.ground, told.setting, pick)
     # No Turkish template opens with an "i", whose capital would be "İ".
     return sentence[0].upper() + sentence[1:]
 
@@ -75,10 +84,9 @@ def check_languages(languages: Sequence[str]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- Chinese
-# No inflection. A noun is counted with its measure word. The colour comes before the size, as 大红色 read
-# together would be a shade of red. 的 after the colour is dropped where the ground's own 的 follows.
+# No inflection. A noun is counted with its measure word. 的 after the colour is dropped where the ground's own 的
+# follows. The setting opens the sentence.
 
-ZH_SIZES = {"small": "小", "large": "大"}
 ZH_COLOURS = {
     "red": ("红色",),
     "green": ("绿色",),
@@ -100,6 +108,21 @@ ZH_SHAPES = {
     "ring": ("个", "圆环"),
     "diamond": ("个", "菱形"),
 }
+ZH_SITES = {
+    "beach": "沙滩",
+    "meadow": "草地",
+    "snow": "雪地",
+    "sea": "海面",
+    "road": "马路",
+    "field": "田野",
+}
+ZH_SKIES = {
+    "morning": "早晨",
+    "noon": "中午",
+    "evening": "傍晚",
+    "night": "夜晚",
+    "fog": "雾中",
+}
 ZH_RELATIONS = {
     "left of": ("左边", "左侧"),
     "right of": ("右边", "右侧"),
@@ -108,65 +131,87 @@ ZH_RELATIONS = {
 }
 
 
-def chinese(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+def chinese(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def phrase(item: Item, particle: str) -> tuple[str, str]:
         measure, noun = ZH_SHAPES[item.shape]
-        bare = f"{pick(ZH_COLOURS[item.colour])}{particle}{ZH_SIZES[item.size]}{noun}"
+        bare = f"{pick(ZH_COLOURS[item.colour])}{particle}{noun}"
         return bare, f"一{measure}{bare}"
 
     _, a_figure = phrase(figure, pick(("的", "")))
     bare_ground, a_ground = phrase(ground, "")
     side = pick(ZH_RELATIONS[relation])
-    return pick(
+    return f"{ZH_SKIES[setting.sky]}的{ZH_SITES[setting.site]}上，" + pick(
         (
             f"{a_figure}在{a_ground}的{side}。",
             f"{a_figure}位于{a_ground}的{side}。",
             f"{bare_ground}的{side}有{a_figure}。",
             f"在{bare_ground}的{side}可以看到{a_figure}。",
-            f"图中{a_ground}的{side}有{a_figure}。",
+            f"可以看到{a_ground}的{side}有{a_figure}。",
             f"{a_ground}，它的{side}是{a_figure}。",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- English
-# The size comes first, so that the indefinite article is always "a", before "orange" too.
+# The indefinite article of "orange" is "an".
 
-EN_SIZES = {"small": ("small", "little"), "large": ("large", "big")}
 EN_COLOURS = {colour: (colour,) for colour in COLOURS} | {"purple": ("purple", "violet")}
+EN_PATTERNS = {
+    "plain": ("on plain {}",),
+    "stripes": ("on {} stripes",),
+    "dots": ("on {} dots",),
+    "checks": ("on {} checks",),
+}
+EN_SITES = {
+    "beach": "on the beach",
+    "meadow": "in the meadow",
+    "snow": "in the snow",
+    "sea": "at sea",
+    "road": "on the road",
+    "field": "in the field",
+}
+EN_SKIES = {
+    "morning": "in the morning",
+    "noon": "at noon",
+    "evening": "in the evening",
+    "night": "at night",
+    "fog": "in the fog",
+}
 EN_RELATIONS = {
-    "left of": ("to the left of", "left of"),
-    "right of": ("to the right of", "right of"),
+    "left of": ("left of",),
+    "right of": ("right of",),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
 EN_FROM_IT = {"left of": "to its left", "right of": "to its right", "above": "above it", "below": "below it"}
 
 
-def english(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
-    def noun(item: Item) -> str:
-        return f"{pick(EN_SIZES[item.size])} {pick(EN_COLOURS[item.colour])} {item.shape}"
+def english(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
+    def phrases(item: Item) -> tuple[str, str]:
+        colour = pick(EN_COLOURS[item.colour])
+        return f"{'an' if colour == 'orange' else 'a'} {colour} {item.shape}", f"the {colour} {item.shape}"
 
-    a_figure, a_ground = noun(figure), noun(ground)
+    a_figure, _ = phrases(figure)
+    a_ground, the_ground = phrases(ground)
     where = pick(EN_RELATIONS[relation])
+    scenery = f"{EN_SITES[setting.site]} {EN_SKIES[setting.sky]}"
     return pick(
         (
-            f"there is a {a_figure} {where} a {a_ground}.",
-            f"a {a_figure} is {where} a {a_ground}.",
-            f"a {a_figure} {where} a {a_ground}.",
-            f"{where} the {a_ground} there is a {a_figure}.",
-            f"{where} the {a_ground} we see a {a_figure}.",
-            f"we see a {a_figure} {where} a {a_ground}.",
-            f"a {a_ground} with a {a_figure} {EN_FROM_IT[relation]}.",
+            f"there is {a_figure} {where} {a_ground} {scenery}.",
+            f"{a_figure} is {where} {a_ground} {scenery}.",
+            f"{a_figure} {where} {a_ground} {scenery}.",
+            f"{where} {the_ground} there is {a_figure} {scenery}.",
+            f"{where} {the_ground} we see {a_figure} {scenery}.",
+            f"we see {a_figure} {where} {a_ground} {scenery}.",
+            f"{a_ground} with {a_figure} {EN_FROM_IT[relation]} {scenery}.",
         )
     )
 
 
 # ----------------------------------------------------------------------------------------------------- German
-# Three genders and four cases; the adjective's ending depends on the article before it. "lila" never inflects,
-# and "von dem" contracts to "vom".
+# Three genders and four cases; the adjective's ending depends on the article before it. "lila" and "rosa" never
+# inflect, and "von dem" contracts to "vom".
 
-DE_SIZES = {"small": "klein", "large": "groß"}
 DE_COLOURS = {
     "red": ("rot",),
     "green": ("grün",),
@@ -199,6 +244,21 @@ DE_DEFINITE = {
     "n": {"gen": ("des", "en"), "dat": ("dem", "en")},
     "f": {"gen": ("der", "en"), "dat": ("der", "en")},
 }
+DE_SITES = {
+    "beach": "am Strand",
+    "meadow": "auf der Wiese",
+    "snow": "im Schnee",
+    "sea": "auf dem Meer",
+    "road": "auf der Straße",
+    "field": "auf dem Acker",
+}
+DE_SKIES = {
+    "morning": "morgens",
+    "noon": "mittags",
+    "evening": "abends",
+    "night": "nachts",
+    "fog": "im Nebel",
+}
 # relation: preposition and the case it governs
 DE_RELATIONS = {
     "left of": (("links von", "dat"), ("links neben", "dat")),
@@ -208,13 +268,13 @@ DE_RELATIONS = {
 }
 
 
-def german(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+def german(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def phrase(item: Item, colour: str, case: str, articles: dict) -> str:
         gender, nominative, genitive, dative = DE_SHAPES[item.shape]
         noun = {"nom": nominative, "acc": nominative, "gen": genitive, "dat": dative}[case]
         article, ending = articles[gender][case]
         colour = colour if colour == "lila" else colour + ending
-        return f"{article} {DE_SIZES[item.size]}{ending} {colour} {noun}"
+        return f"{article} {colour} {noun}"
 
     figure_colour, ground_colour = pick(DE_COLOURS[figure.colour]), pick(DE_COLOURS[ground.colour])
     nominative, accusative, dative = (
@@ -223,23 +283,24 @@ def german(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     preposition, case = pick(DE_RELATIONS[relation])
     at_a = f"{preposition} {phrase(ground, ground_colour, case, DE_INDEFINITE)}"
     at_the = f"{preposition} {phrase(ground, ground_colour, case, DE_DEFINITE)}".replace("von dem ", "vom ")
+    scenery = f"{DE_SKIES[setting.sky]} {DE_SITES[setting.site]}"
     return pick(
         (
-            f"man sieht {accusative} {at_a}.",
-            f"{nominative} ist {at_a}.",
-            f"{nominative} befindet sich {at_a}.",
-            f"{nominative} {at_a}.",
-            f"{at_the} befindet sich {nominative}.",
-            f"{at_the} sieht man {accusative}.",
-            f"ein Bild mit {dative} {at_a}.",
+            f"man sieht {accusative} {at_a} {scenery}.",
+            f"{nominative} ist {at_a} {scenery}.",
+            f"{nominative} befindet sich {at_a} {scenery}.",
+            f"{nominative} {at_a} {scenery}.",
+            f"{at_the} befindet sich {nominative} {scenery}.",
+            f"{at_the} sieht man {accusative} {scenery}.",
+            f"ein Bild mit {dative} {at_a} {scenery}.",
         )
     )
 
 
 # ----------------------------------------------------------------------------------------------------- French
-# The size stands before the noun and the colour after it; both agree in gender. "orange" never inflects.
+# The colour stands after the noun and agrees with it in gender; "orange" never inflects. Before a vowel the
+# definite article is elided.
 
-FR_SIZES = {"small": {"m": "petit", "f": "petite"}, "large": {"m": "grand", "f": "grande"}}
 FR_COLOURS = {
     "red": {"m": "rouge", "f": "rouge"},
     "green": {"m": "vert", "f": "verte"},
@@ -260,9 +321,24 @@ FR_SHAPES = {
     "ring": ("m", "anneau"),
     "diamond": ("m", "losange"),
 }
-# Articles by gender, alone and after "de".
-FR_A, FR_THE = {"m": "un", "f": "une"}, {"m": "le", "f": "la"}
-FR_OF_A, FR_OF_THE = {"m": "d'un", "f": "d'une"}, {"m": "du", "f": "de la"}
+# Articles by gender, and before a vowel, alone and after "de".
+FR_A, FR_THE = {"m": "un ", "f": "une "}, {"m": "le ", "f": "la ", "vowel": "l'"}
+FR_OF_A, FR_OF_THE = {"m": "d'un ", "f": "d'une "}, {"m": "du ", "f": "de la ", "vowel": "de l'"}
+FR_SITES = {
+    "beach": "sur la plage",
+    "meadow": "dans le pré",
+    "snow": "dans la neige",
+    "sea": "sur la mer",
+    "road": "sur la route",
+    "field": "dans le champ",
+}
+FR_SKIES = {
+    "morning": "le matin",
+    "noon": "à midi",
+    "evening": "le soir",
+    "night": "la nuit",
+    "fog": "dans le brouillard",
+}
 # relation: adverb or preposition, then the articles it puts before the ground, indefinite and definite
 FR_RELATIONS = {
     "left of": (("à gauche", FR_OF_A, FR_OF_THE),),
@@ -272,24 +348,26 @@ FR_RELATIONS = {
 }
 
 
-def french(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+def french(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def phrase(item: Item, articles: dict[str, str]) -> str:
         gender, noun = FR_SHAPES[item.shape]
-        return f"{articles[gender]} {FR_SIZES[item.size][gender]} {noun} {FR_COLOURS[item.colour][gender]}"
+        article = articles.get("vowel", articles[gender]) if noun[0] in "aé" else articles[gender]
+        return f"{article}{noun} {FR_COLOURS[item.colour][gender]}"
 
     adverb, indefinite, definite = pick(FR_RELATIONS[relation])
     a_figure = phrase(figure, FR_A)
     at_a = f"{adverb} {phrase(ground, indefinite)}"
     at_the = f"{adverb} {phrase(ground, definite)}"
+    scenery = f"{FR_SITES[setting.site]} {FR_SKIES[setting.sky]}"
     return pick(
         (
-            f"il y a {a_figure} {at_a}.",
-            f"{a_figure} se trouve {at_a}.",
-            f"{a_figure} est {at_a}.",
-            f"{a_figure} {at_a}.",
-            f"{at_the} se trouve {a_figure}.",
-            f"{at_the}, on voit {a_figure}.",
-            f"une image avec {a_figure} {at_a}.",
+            f"voici {a_figure} {at_a} {scenery}.",
+            f"{a_figure} se trouve {at_a} {scenery}.",
+            f"{a_figure} est {at_a} {scenery}.",
+            f"{a_figure} {at_a} {scenery}.",
+            f"{at_the} se trouve {a_figure} {scenery}.",
+            f"{at_the}, on voit {a_figure} {scenery}.",
+            f"on voit {a_figure} {at_a} {scenery}.",
         )
     )
 
@@ -297,7 +375,6 @@ def french(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
 # --------------------------------------------------------------------------------------------------- Japanese
 # Colours are い-adjectives where the language has one, nouns with の elsewhere. The ground always comes with の.
 
-JA_SIZES = {"small": ("小さな", "小さい"), "large": ("大きな", "大きい")}
 JA_COLOURS = {
     "red": ("赤い",),
     "green": ("緑の", "緑色の"),
@@ -318,6 +395,21 @@ JA_SHAPES = {
     "ring": "輪",
     "diamond": "ひし形",
 }
+JA_SITES = {
+    "beach": "砂浜",
+    "meadow": "草原",
+    "snow": "雪原",
+    "sea": "海",
+    "road": "道",
+    "field": "畑",
+}
+JA_SKIES = {
+    "morning": "朝",
+    "noon": "昼",
+    "evening": "夕方",
+    "night": "夜",
+    "fog": "霧",
+}
 JA_RELATIONS = {
     "left of": ("左", "左側"),
     "right of": ("右", "右側"),
@@ -326,28 +418,29 @@ JA_RELATIONS = {
 }
 
 
-def japanese(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+def japanese(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def noun(item: Item) -> str:
-        return f"{pick(JA_SIZES[item.size])}{pick(JA_COLOURS[item.colour])}{JA_SHAPES[item.shape]}"
+        return f"{pick(JA_COLOURS[item.colour])}{JA_SHAPES[item.shape]}"
 
     the_figure, the_ground = noun(figure), noun(ground)
     side = pick(JA_RELATIONS[relation])
+    scenery = f"{JA_SKIES[setting.sky]}の{JA_SITES[setting.site]}"
     return pick(
         (
-            f"{the_ground}の{side}に{the_figure}があります。",
-            f"{the_figure}が{the_ground}の{side}にあります。",
-            f"{the_ground}の{side}に{the_figure}が見えます。",
-            f"{the_ground}の{side}に{the_figure}がある絵。",
-            f"{the_ground}の{side}にある{the_figure}。",
-            f"{the_ground}と、その{side}にある{the_figure}。",
+            f"{scenery}。{the_ground}の{side}に{the_figure}があります。",
+            f"{scenery}。{the_figure}が{the_ground}の{side}にあります。",
+            f"{scenery}で、{the_ground}の{side}に{the_figure}が見えます。",
+            f"{the_ground}の{side}に{the_figure}がある{scenery}。",
+            f"{scenery}と、{the_ground}の{side}にある{the_figure}。",
+            f"{scenery}に、{the_ground}と、その{side}にある{the_figure}。",
         )
     )
 
 
 # ------------------------------------------------------------------------------------------------------ Czech
-# Three genders; every adjective used here is of the hard declension. The preposition governs the case.
+# Three genders; every adjective used here is of the hard declension. The preposition governs the case; "s" becomes
+# "se" before z and ž.
 
-CS_SIZES = {"small": "mal", "large": "velk"}
 CS_COLOURS = {
     "red": "červen",
     "green": "zelen",
@@ -374,6 +467,21 @@ CS_ENDINGS = {
     "f": {"nom": "á", "gen": "é", "acc": "ou", "ins": "ou"},
     "n": {"nom": "é", "gen": "ého", "acc": "é", "ins": "ým"},
 }
+CS_SITES = {
+    "beach": "na pláži",
+    "meadow": "na louce",
+    "snow": "ve sněhu",
+    "sea": "na moři",
+    "road": "na silnici",
+    "field": "na poli",
+}
+CS_SKIES = {
+    "morning": "ráno",
+    "noon": "v poledne",
+    "evening": "večer",
+    "night": "v noci",
+    "fog": "v mlze",
+}
 CS_RELATIONS = {
     "left of": (("vlevo od", "gen"), ("nalevo od", "gen")),
     "right of": (("vpravo od", "gen"), ("napravo od", "gen")),
@@ -382,33 +490,34 @@ CS_RELATIONS = {
 }
 
 
-def czech(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+def czech(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def phrase(item: Item, case: str) -> str:
         gender, noun = CS_SHAPES[item.shape]
         ending = CS_ENDINGS[gender][case]
-        return f"{CS_SIZES[item.size]}{ending} {CS_COLOURS[item.colour]}{ending} {noun[case]}"
+        return f"{CS_COLOURS[item.colour]}{ending} {noun[case]}"
 
     nominative, accusative, instrumental = (phrase(figure, case) for case in ("nom", "acc", "ins"))
     preposition, case = pick(CS_RELATIONS[relation])
     where = f"{preposition} {phrase(ground, case)}"
+    scenery = f"{CS_SKIES[setting.sky]} {CS_SITES[setting.site]}"
+    with_figure = f"{'se' if instrumental[0] in 'zž' else 's'} {instrumental}"
     return pick(
         (
-            f"{where} je {nominative}.",
-            f"{where} se nachází {nominative}.",
-            f"{where} vidíme {accusative}.",
-            f"{nominative} je {where}.",
-            f"{nominative} {where}.",
-            f"na obrázku je {nominative} {where}.",
-            f"obrázek s {instrumental} {where}.",
+            f"{where} je {nominative} {scenery}.",
+            f"{where} se nachází {nominative} {scenery}.",
+            f"{where} vidíme {accusative} {scenery}.",
+            f"{nominative} je {where} {scenery}.",
+            f"{nominative} {where} {scenery}.",
+            f"na obrázku je {nominative} {where} {scenery}.",
+            f"obrázek {with_figure} {where} {scenery}.",
         )
     )
 
 
 # ------------------------------------------------------------------------------------------------- Indonesian
-# Adjectives follow the noun: "bintang merah kecil", or the colour last with "berwarna". A thing mentioned for
-# the first time takes "sebuah"; the ground of an inverted sentence takes "itu", its size joined by "yang".
+# The colour follows the noun, and nothing inflects. The figure takes "sebuah", the ground of an
+# inverted sentence "itu".
 
-ID_SIZES = {"small": "kecil", "large": "besar"}
 ID_COLOURS = {
     "red": ("merah",),
     "green": ("hijau",),
@@ -429,6 +538,21 @@ ID_SHAPES = {
     "ring": "cincin",
     "diamond": "wajik",
 }
+ID_SITES = {
+    "beach": "di pantai",
+    "meadow": "di padang rumput",
+    "snow": "di salju",
+    "sea": "di laut",
+    "road": "di jalan",
+    "field": "di ladang",
+}
+ID_SKIES = {
+    "morning": "pagi hari",
+    "noon": "siang hari",
+    "evening": "senja hari",
+    "night": "malam hari",
+    "fog": "berkabut",
+}
 ID_RELATIONS = {
     "left of": ("di sebelah kiri", "di kiri"),
     "right of": ("di sebelah kanan", "di kanan"),
@@ -437,36 +561,27 @@ ID_RELATIONS = {
 }
 
 
-def indonesian(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
-    def phrases(item: Item) -> tuple[str, str]:
-        noun, colour, size = ID_SHAPES[item.shape], pick(ID_COLOURS[item.colour]), ID_SIZES[item.size]
-        indefinite = pick((f"{noun} {colour} {size}", f"{noun} {size} berwarna {colour}"))
-        return f"sebuah {indefinite}", f"{noun} {colour} yang {size} itu"
-
-    a_figure, _ = phrases(figure)
-    a_ground, the_ground = phrases(ground)
+def indonesian(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
+    a_figure = f"sebuah {ID_SHAPES[figure.shape]} {pick(ID_COLOURS[figure.colour])}"
+    a_ground = f"{ID_SHAPES[ground.shape]} {pick(ID_COLOURS[ground.colour])}"
+    the_ground = f"{a_ground} itu"
     where = pick(ID_RELATIONS[relation])
+    scenery = f"{ID_SITES[setting.site]} {ID_SKIES[setting.sky]}"
     return pick(
         (
-            f"ada {a_figure} {where} {a_ground}.",
-            f"{a_figure} berada {where} {a_ground}.",
-            f"{a_figure} {where} {a_ground}.",
-            f"{where} {the_ground} ada {a_figure}.",
-            f"{where} {the_ground} terlihat {a_figure}.",
-            f"gambar {a_figure} {where} {a_ground}.",
+            f"ada {a_figure} {where} {a_ground} {scenery}.",
+            f"{a_figure} berada {where} {a_ground} {scenery}.",
+            f"{a_figure} {where} {a_ground} {scenery}.",
+            f"{where} {the_ground} ada {a_figure} {scenery}.",
+            f"{where} {the_ground} terlihat {a_figure} {scenery}.",
+            f"gambar {a_figure} {where} {a_ground} {scenery}.",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- Spanish
-# The colour follows the noun; the size stands before the noun ("gran" in the singular) or after the colour.
-# "naranja" and "violeta" do not change with gender.
+# The colour follows the noun and agrees with it; "naranja" and "violeta" do not change with gender.
 
-# size: before the noun, after it
-ES_SIZES = {
-    "small": ({"m": "pequeño", "f": "pequeña"}, {"m": "pequeño", "f": "pequeña"}),
-    "large": ({"m": "gran", "f": "gran"}, {"m": "grande", "f": "grande"}),
-}
 ES_COLOURS = {
     "red": ({"m": "rojo", "f": "roja"},),
     "green": ({"m": "verde", "f": "verde"},),
@@ -487,6 +602,21 @@ ES_SHAPES = {
     "ring": ("m", "anillo"),
     "diamond": ("m", "rombo"),
 }
+ES_SITES = {
+    "beach": "en la playa",
+    "meadow": "en el prado",
+    "snow": "en la nieve",
+    "sea": "en el mar",
+    "road": "en la carretera",
+    "field": "en el campo",
+}
+ES_SKIES = {
+    "morning": "por la mañana",
+    "noon": "a mediodía",
+    "evening": "al atardecer",
+    "night": "de noche",
+    "fog": "con niebla",
+}
 ES_RELATIONS = {
     "left of": ("a la izquierda",),
     "right of": ("a la derecha",),
@@ -495,12 +625,10 @@ ES_RELATIONS = {
 }
 
 
-def spanish(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
+def spanish(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def phrases(item: Item) -> tuple[str, str]:
         gender, noun = ES_SHAPES[item.shape]
-        colour = pick(ES_COLOURS[item.colour])[gender]
-        before, after = ES_SIZES[item.size]
-        words = pick((f"{before[gender]} {noun} {colour}", f"{noun} {colour} {after[gender]}"))
+        words = f"{noun} {pick(ES_COLOURS[item.colour])[gender]}"
         return ("un " + words, "del " + words) if gender == "m" else ("una " + words, "de la " + words)
 
     adverb = pick(ES_RELATIONS[relation])
@@ -508,23 +636,23 @@ def spanish(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
     a_ground, of_the_ground = phrases(ground)
     at_a = f"{adverb} de {a_ground}"
     at_the = f"{adverb} {of_the_ground}"
+    scenery = f"{ES_SITES[setting.site]} {ES_SKIES[setting.sky]}"
     return pick(
         (
-            f"hay {a_figure} {at_a}.",
-            f"{a_figure} está {at_a}.",
-            f"{a_figure} {at_a}.",
-            f"{at_the} hay {a_figure}.",
-            f"{at_the} se ve {a_figure}.",
-            f"se ve {a_figure} {at_a}.",
+            f"hay {a_figure} {at_a} {scenery}.",
+            f"{a_figure} está {at_a} {scenery}.",
+            f"{a_figure} {at_a} {scenery}.",
+            f"{at_the} hay {a_figure} {scenery}.",
+            f"{at_the} aparece {a_figure} {scenery}.",
+            f"vemos {a_figure} {at_a} {scenery}.",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- Russian
-# Three genders. Adjectives decline by the type of their stem: hard (красный), soft (синий), after к
-# (маленький), with stressed ending (большой). Short participles agree with the figure.
+# Three genders. Adjectives decline by the type of their stem: hard (красный) or soft (синий). Short participles
+# agree with the figure.
 
-RU_SIZES = {"small": ("маленьк", "velar"), "large": ("больш", "stressed")}
 RU_COLOURS = {
     "red": ("красн", "hard"),
     "green": ("зелён", "hard"),
@@ -549,9 +677,22 @@ RU_CASES = ("nom", "gen", "acc", "ins")
 # type of stem and gender: the endings of RU_CASES
 RU_ENDINGS = {
     "hard": {"m": "ый ого ый ым", "f": "ая ой ую ой", "n": "ое ого ое ым"},
-    "velar": {"m": "ий ого ий им", "f": "ая ой ую ой", "n": "ое ого ое им"},
-    "stressed": {"m": "ой ого ой им", "f": "ая ой ую ой", "n": "ое ого ое им"},
     "soft": {"m": "ий его ий им", "f": "яя ей юю ей", "n": "ее его ее им"},
+}
+RU_SITES = {
+    "beach": "на пляже",
+    "meadow": "на лугу",
+    "snow": "на снегу",
+    "sea": "в море",
+    "road": "на дороге",
+    "field": "в поле",
+}
+RU_SKIES = {
+    "morning": "утром",
+    "noon": "в полдень",
+    "evening": "вечером",
+    "night": "ночью",
+    "fog": "в тумане",
 }
 RU_RELATIONS = {
     "left of": (("слева от", "gen"), ("левее", "gen")),
@@ -563,38 +704,35 @@ RU_SEEN = {"m": "виден", "f": "видна", "n": "видно"}
 RU_DRAWN = {"m": "нарисован", "f": "нарисована", "n": "нарисовано"}
 
 
-def russian(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
-    def adjective(stem: str, kind: str, gender: str, case: str) -> str:
-        return stem + RU_ENDINGS[kind][gender].split()[RU_CASES.index(case)]
-
+def russian(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
     def phrase(item: Item, case: str) -> str:
         gender, noun = RU_SHAPES[item.shape]
-        size = adjective(*RU_SIZES[item.size], gender, case)
-        colour = adjective(*RU_COLOURS[item.colour], gender, case)
-        return f"{size} {colour} {noun[case]}"
+        stem, kind = RU_COLOURS[item.colour]
+        return f"{stem}{RU_ENDINGS[kind][gender].split()[RU_CASES.index(case)]} {noun[case]}"
 
     gender, _ = RU_SHAPES[figure.shape]
     nominative, accusative, instrumental = (phrase(figure, case) for case in ("nom", "acc", "ins"))
     preposition, case = pick(RU_RELATIONS[relation])
     where = f"{preposition} {phrase(ground, case)}"
+    scenery = f"{RU_SKIES[setting.sky]} {RU_SITES[setting.site]}"
     return pick(
         (
-            f"{where} находится {nominative}.",
-            f"{where} {RU_SEEN[gender]} {nominative}.",
-            f"{where} мы видим {accusative}.",
-            f"{nominative} находится {where}.",
-            f"{nominative} {where}.",
-            f"на картинке {RU_DRAWN[gender]} {nominative} {where}.",
-            f"картинка с {instrumental} {where}.",
+            f"{where} находится {nominative} {scenery}.",
+            f"{where} {RU_SEEN[gender]} {nominative} {scenery}.",
+            f"{where} мы видим {accusative} {scenery}.",
+            f"{nominative} находится {where} {scenery}.",
+            f"{nominative} {where} {scenery}.",
+            f"на картинке {RU_DRAWN[gender]} {nominative} {where} {scenery}.",
+            f"картинка с {instrumental} {where} {scenery}.",
         )
     )
 
 
 # ---------------------------------------------------------------------------------------------------- Turkish
-# The ground stands in the genitive and its side carries possessive and locative: "dairenin solunda". "bir"
-# stands between adjectives and noun. The genitive follows vowel harmony (yıldızın, üçgenin), n after vowels.
+# The setting comes first. The ground stands in the genitive and its side carries possessive and locative:
+# "dairenin solunda". "bir" stands between adjectives and noun. The genitive follows vowel harmony (yıldızın,
+# üçgenin), n after vowels.
 
-TR_SIZES = {"small": "küçük", "large": "büyük"}
 TR_COLOURS = {
     "red": "kırmızı",
     "green": "yeşil",
@@ -616,6 +754,21 @@ TR_SHAPES = {
     "ring": ("halka", "halkanın"),
     "diamond": ("eşkenar dörtgen", "eşkenar dörtgenin"),
 }
+TR_SITES = {
+    "beach": "kumsalda",
+    "meadow": "çayırda",
+    "snow": "karda",
+    "sea": "denizde",
+    "road": "yolda",
+    "field": "tarlada",
+}
+TR_SKIES = {
+    "morning": "sabah",
+    "noon": "öğlen",
+    "evening": "akşam",
+    "night": "gece",
+    "fog": "siste",
+}
 TR_RELATIONS = {
     "left of": ("solunda", "sol tarafında"),
     "right of": ("sağında", "sağ tarafında"),
@@ -624,23 +777,21 @@ TR_RELATIONS = {
 }
 
 
-def turkish(figure: Item, relation: str, ground: Item, pick: Callable) -> str:
-    def adjectives(item: Item) -> str:
-        return f"{TR_SIZES[item.size]} {TR_COLOURS[item.colour]}"
-
-    a_figure = f"{adjectives(figure)} bir {TR_SHAPES[figure.shape][0]}"
-    genitive = TR_SHAPES[ground.shape][1]
+def turkish(figure: Item, relation: str, ground: Item, setting: Setting, pick: Callable) -> str:
+    a_figure = f"{TR_COLOURS[figure.colour]} bir {TR_SHAPES[figure.shape][0]}"
+    colour, genitive = TR_COLOURS[ground.colour], TR_SHAPES[ground.shape][1]
     side = pick(TR_RELATIONS[relation])
-    at_a = f"{adjectives(ground)} bir {genitive} {side}"
-    at_the = f"{adjectives(ground)} {genitive} {side}"
+    at_a = f"{colour} bir {genitive} {side}"
+    at_the = f"{colour} {genitive} {side}"
+    scenery = f"{TR_SKIES[setting.sky]} {TR_SITES[setting.site]}"
     return pick(
         (
-            f"{at_the} {a_figure} var.",
-            f"{at_the} {a_figure} görülüyor.",
-            f"{a_figure}, {at_a} duruyor.",
-            f"{at_a} {a_figure}.",
-            f"resimde {at_a} {a_figure} var.",
-            f"{at_a} {a_figure} bulunuyor.",
+            f"{scenery} {at_the} {a_figure} var.",
+            f"{scenery} {at_the} {a_figure} görülüyor.",
+            f"{scenery} {a_figure}, {at_a} duruyor.",
+            f"{scenery} {at_a} {a_figure}.",
+            f"resimde {scenery} {at_a} {a_figure} var.",
+            f"{scenery} {at_a} {a_figure} bulunuyor.",
         )
     )
 
