@@ -598,7 +598,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
 
     >>> model = CCRKForImageTextRetrieval.from_pretrained("outputs/demo/finetune")
     >>> processor = CCRKProcessor.from_pretrained("outputs/demo/finetune")
-    >>> inputs = processor(images=[image], text=["a small red star", "ein großer blauer Kreis"], return_tensors="pt")
+    >>> inputs = processor(images=[image], text=["a red star", "ein blauer Kreis"], return_tensors="pt")
     >>> outputs = model.ccrk(**inputs)
     >>> model.match(outputs.image_states, outputs.text_states, inputs["attention_mask"], image_index=[0, 0])[:, 1]
     ```"""
