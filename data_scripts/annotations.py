@@ -17,13 +17,16 @@ from tqdm.auto import tqdm
 
 from data_scripts.images import BadImage, locate, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
-from data_scripts.rows import row_features
+from data_scripts.rows import is_text, row_features
 
 logger = logging.getLogger(__name__)
 
 EMPTY_CAPTION = "empty caption"
 BROKEN_JSON = "broken JSON line"
 WRONG_TYPE = "field missing or of a wrong type"
+
+# What the JSON parser raises: also on a number of thousands of digits, and on brackets nested as deep.
+_PARSING_ERRORS = (ValueError, RecursionError)
 
 
 @dataclass
@@ -262,7 +265,8 @@ def merge_by_image(
     for image, language, captions, where in parts:
         if image not in merged:
             merged[image] = Annotation(image, {language: [] for language in languages}, where)
-        merged[image].captions[language] += without_empty(captions, language, where, problems)
+        # An empty list is counted as an empty caption.
+        merged[image].captions[language] += without_empty(captions or [""], language, where, problems)
     return list(merged.values())
 
 
@@ -284,7 +288,7 @@ def read_lines(path: Path, cure: str) -> list[str]:
 def read_json(path: Path, cure: str) -> Any:
     try:
         return json.loads(read_text(path, cure))
-    except json.JSONDecodeError as error:
+    except _PARSING_ERRORS as error:
         raise ValueError(f"{path} is no JSON ({error}); {cure}") from error
 
 
@@ -295,7 +299,7 @@ def read_json_lines(path: Path, problems: Problems, cure: str) -> Iterator[tuple
         problems.rows += 1
         try:
             entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except _PARSING_ERRORS:
             problems.bad(BROKEN_JSON, where)
             continue
         if isinstance(entry, dict):
@@ -317,11 +321,11 @@ def read_caption_list(path: Path, problems: Problems, cure: str) -> Iterator[tup
         problems.rows += 1
         image, captions = (entry.get("image"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
         captions = [captions] if isinstance(captions, str) else captions
-        if isinstance(image, str) and is_list_of_strings(captions):
+        if is_text(image) and is_list_of_texts(captions):
             yield image, captions, where
         else:
             problems.bad(WRONG_TYPE, where)
 
 
-def is_list_of_strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))

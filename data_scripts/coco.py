@@ -28,13 +28,14 @@ from data_scripts.annotations import (
     AnnotatedImages,
     Annotation,
     AnnotationConfig,
-    is_list_of_strings,
+    is_list_of_texts,
     merge_by_image,
     read_caption_list,
     read_json,
     read_lines,
 )
 from data_scripts.problems import Problems
+from data_scripts.rows import is_text
 
 HOMEPAGE = "https://cocodataset.org"
 KARPATHY = "dataset_coco.json"
@@ -139,7 +140,7 @@ class COCOConfig(AnnotationConfig):
             sentences = entry.get("sentences")
             sentences = sentences if isinstance(sentences, list) else [None]
             captions = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
-            if is_list_of_strings(names) and is_list_of_strings(captions) and isinstance(entry.get("cocoid"), int):
+            if is_list_of_texts(names) and is_list_of_texts(captions) and isinstance(entry.get("cocoid"), int):
                 yield entry["cocoid"], f"coco/{names[0]}/{names[1]}", captions, f"{path} image {number}"
             else:
                 problems.bad(WRONG_TYPE, f"{path} image {number}")
@@ -152,7 +153,7 @@ class COCOConfig(AnnotationConfig):
             image_id, caption = (
                 (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
             )
-            if not isinstance(image_id, int) or not isinstance(caption, str):
+            if not isinstance(image_id, int) or not is_text(caption):
                 problems.rows += 1
                 problems.bad(WRONG_TYPE, f"{path} annotation {number}")
             elif image_id in images:

@@ -14,9 +14,6 @@ from PIL import Image, ImageOps
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 # Pixels a side. Less is a placeholder or a tracking pixel.
 MIN_SIDE = 8
-# A picture for an input of N pixels is decoded at no less than this many times N a side: it is still made smaller
-# afterwards, and so is a random crop down to a quarter of its area.
-DECODE_MARGIN = 2
 
 MISSING = "image file missing"
 UNREADABLE = "image file cannot be opened"
@@ -58,7 +55,7 @@ def read_image(
     Args:
         source: a path, the encoded bytes, either as `datasets.Image(decode=False)` gives them, or a decoded picture.
         target_size: side in pixels of the square that the picture will be resized to. A JPEG file is then decoded at
-            1/2, 1/4 or 1/8 of its size as long as both sides keep `DECODE_MARGIN` times as many pixels.
+            1/2, 1/4 or 1/8 of its size as long as both sides keep as many pixels.
         where: names the image in errors; the path by default.
 
     Raises:
@@ -86,7 +83,7 @@ def read_image(
             if min(image.size) < MIN_SIDE:
                 raise BadImage(TOO_SMALL, where)
             if target_size is not None:
-                image.draft(None, (DECODE_MARGIN * target_size, DECODE_MARGIN * target_size))
+                image.draft(None, (target_size, target_size))
             image.load()
             _make_upright(image)
             return _to_rgb(image)

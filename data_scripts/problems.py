@@ -80,7 +80,8 @@ class Problems:
         self._stop_above(self.max_bad_fraction * self.rows)
 
     def _stop_above(self, limit: float) -> None:
-        if (bad := self.counts.total()) > limit:
+        # With a fraction of 1 all rows may be bad: a row of five empty captions then counts five times, and goes on.
+        if (bad := self.counts.total()) > limit and self.max_bad_fraction < 1:
             raise ValueError(
                 f"{self.source}: {bad:,} bad among {self.rows:,} rows, more than max_bad_fraction "
                 f"{self.max_bad_fraction:g}; mend the files named here, or raise it\n{self.table()}"

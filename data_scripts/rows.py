@@ -5,6 +5,17 @@ from collections.abc import Sequence
 import datasets
 
 
+def is_text(value: object) -> bool:
+    """Whether a row can hold it: a string, without half a surrogate pair, which is valid JSON and no valid text."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def row_features(languages: Sequence[str]) -> datasets.Features:
     """Features of a row: one image with its captions in every language.
 

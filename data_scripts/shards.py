@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data_scripts.images import MISSING, BadImage, decode_base64, inside, read_image
 from data_scripts.problems import Problems
-from data_scripts.rows import row_features
+from data_scripts.rows import is_text, row_features
 from processing_ccrk import normalize_caption
 
 logger = logging.getLogger(__name__)
@@ -86,13 +86,10 @@ def parse_row(line: bytes) -> dict:
 
 def caption_problem(text: object) -> str | None:
     """Why this is no caption, or None where it is one."""
-    if not isinstance(text, str):
+    if not is_text(text):
         return NOT_TEXT
     try:
-        text.encode()  # half a surrogate pair is valid JSON and no valid text
         normalize_caption(text, max_words=1)
-    except UnicodeEncodeError:
-        return NOT_TEXT
     except ValueError:
         return EMPTY_CAPTION
     return None
@@ -128,7 +125,7 @@ def image_source(row: dict, image_dir: str) -> tuple[str | None, str | None]:
         BadImage: the path leaves `image_dir`.
     """
     if (name := row.get("image_path")) is not None:
-        if caption_problem(name) == NOT_TEXT:
+        if not is_text(name):
             raise BadRow(NO_IMAGE)
         return inside(image_dir, name), None
     inline = row.get("image", row.get("binary"))

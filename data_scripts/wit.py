@@ -34,6 +34,7 @@ from data_scripts.annotations import (
 )
 from data_scripts.images import MISSING, BadImage, decode_base64
 from data_scripts.problems import Problems
+from data_scripts.rows import is_text
 
 HOMEPAGE = "https://github.com/e-bug/iglue"
 LANGUAGES = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi")
@@ -93,7 +94,7 @@ class WITConfig(AnnotationConfig):
         for language, path in self.files.items():
             for entry, where in read_json_lines(path, problems, f"clone {HOMEPAGE} again"):
                 url, caption = entry.get("image_url"), entry.get("caption_reference_description")
-                if isinstance(url, str) and isinstance(caption, str | None):
+                if is_text(url) and (caption is None or is_text(caption)):
                     yield url, language, [caption or ""], where
                 else:
                     problems.bad(WRONG_TYPE, where)

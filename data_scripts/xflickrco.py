@@ -23,11 +23,12 @@ from data_scripts.annotations import (
     AnnotatedImages,
     Annotation,
     AnnotationConfig,
-    is_list_of_strings,
+    is_list_of_texts,
     merge_by_image,
     read_json_lines,
 )
 from data_scripts.problems import Problems
+from data_scripts.rows import is_text
 
 HOMEPAGE = "https://github.com/e-bug/iglue"
 LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
@@ -44,7 +45,7 @@ class XFlickrCOConfig(AnnotationConfig):
 
     Args:
         few_shot: "LANGUAGE,SHOTS": train on that many photographs of a language, such as "de,100"; "de,100x5" has five
-            captions for each.
+            captions for each. IGLUE has none to validate such a run on: "validation" stays Flickr30k's in English.
     """
 
     few_shot: str | None = None
@@ -56,13 +57,10 @@ class XFlickrCOConfig(AnnotationConfig):
     photographs = "flickr30k-images and val2014"
 
     def __post_init__(self):
-        self.shots = None
-        if self.few_shot is not None:
-            self.shots = _parse_few_shot(self.few_shot)
-            if self.split != "train":
-                raise ValueError(
-                    f"few_shot is for training, and IGLUE has no {self.split} split for it; leave one of them out"
-                )
+        shots = None if self.few_shot is None else _parse_few_shot(self.few_shot)
+        if shots is not None and self.split not in STEMS:
+            raise ValueError(f"few_shot is for train and validation; leave it out to read {self.split}")
+        self.shots = shots if self.split == "train" else None
         super().__post_init__()
 
     def known_languages(self) -> Sequence[str]:
@@ -89,7 +87,7 @@ class XFlickrCOConfig(AnnotationConfig):
         for language, path in self.files.items():
             for entry, where in read_json_lines(path, problems, f"clone {HOMEPAGE} again"):
                 image, captions = entry.get("img_path"), entry.get("sentences")
-                if not isinstance(image, str) or not is_list_of_strings(captions):
+                if not is_text(image) or not is_list_of_texts(captions):
                     problems.bad(WRONG_TYPE, where)
                     continue
                 folder = "coco/val2014" if "COCO" in image else "flickr30k-images"

@@ -256,16 +256,16 @@ def test_a_broken_exif_block_costs_the_orientation_and_not_the_picture():
 @pytest.mark.parametrize(
     ("size", "target_size", "expected"),
     [
-        ((1500, 1000), 224, (750, 500)),
-        ((1500, 1000), 384, (1500, 1000)),
-        ((4000, 3000), 224, (1000, 750)),
+        ((1500, 1000), 224, (375, 250)),
+        ((1500, 1000), 251, (750, 500)),
+        ((1500, 1000), 501, (1500, 1000)),
         ((4000, 3000), 64, (500, 375)),
         ((500, 375), 224, (500, 375)),
         ((1500, 1000), None, (1500, 1000)),
-        ((4000, 460), 224, (4000, 460)),  # its short side needs all of its pixels
+        ((4000, 440), 224, (4000, 440)),  # its short side needs all of its pixels
     ],
 )
-def test_jpeg_is_decoded_at_reduced_scale_with_pixels_to_spare(size, target_size, expected):
+def test_jpeg_is_decoded_at_the_least_scale_that_has_the_pixels(size, target_size, expected):
     assert read_image(encode(Image.new("RGB", size), "JPEG"), target_size).size == expected
 
 
@@ -277,7 +277,7 @@ def test_reduced_scale_shows_the_same_picture():
         np.asarray(read_image(contents, size).resize((224, 224), Image.Resampling.BICUBIC), int)
         for size in (None, 224)
     )
-    assert read_image(contents, 224).size == (750, 500)
+    assert read_image(contents, 224).size == (375, 250)
     assert np.abs(full - reduced).mean() < 2
 
 
@@ -426,6 +426,21 @@ def test_a_batch_goes_on_without_its_bad_images(processor, rows):
         assert torch.equal(batch["input_ids"][place], batch["input_ids"][other])
     assert batch["image_ids"].unique().numel() == 5
     assert "problems" not in CCRKCollator(processor, ["en"])([rows[0], rows[2]])
+
+
+@pytest.mark.parametrize(("augmentation", "size"), [(None, (96, 64)), (lambda picture: picture, (192, 128))])
+def test_pictures_to_crop_from_keep_pixels_to_spare(processor, tmp_path, monkeypatch, augmentation, size):
+    (tmp_path / "large.jpg").write_bytes(encode(Image.new("RGB", (384, 256)), "JPEG"))
+    row = {"image": {"bytes": None, "path": str(tmp_path / "large.jpg")}, "image_id": "1", "captions": {"en": ["a"]}}
+    sizes = []
+    call = type(processor).__call__
+    monkeypatch.setattr(
+        type(processor),
+        "__call__",
+        lambda self, images, **options: sizes.extend(i.size for i in images) or call(self, images=images, **options),
+    )
+    CCRKCollator(processor, ["en"], augmentation=augmentation)([row])
+    assert sizes == [size], "for an input of 64 pixels"
 
 
 def test_a_batch_without_any_image_stops(processor, rows):

@@ -71,6 +71,8 @@ def test_few_shot(iglue):
     arguments = {"dataset": "xflickrco", "data_dir": str(iglue / "iglue"), "image_dir": str(iglue / "images")}
     rows = load_rows(DataArguments(**arguments, few_shot="tr,1"), "train")
     assert rows[0]["captions"] == {"tr": ["tr shot"]}
+    (row,) = load_rows(DataArguments(**arguments, few_shot="tr,1"), "validation")
+    assert list(row["captions"]) == ["en"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,11 @@ def test_few_shot(iglue):
         ({"few_shot": "de"}, ValueError, "few_shot is LANGUAGE,SHOTS such as de,100 .*, not 'de'"),
         ({"few_shot": "fr,1"}, ValueError, "with a language of de, en, .*, not 'fr,1'"),
         ({"few_shot": "../../x,1"}, ValueError, "few_shot is LANGUAGE,SHOTS"),
-        ({"few_shot": "de,1", "split": "test"}, ValueError, "few_shot is for training, and IGLUE has no test split"),
+        (
+            {"few_shot": "de,1", "split": "test"},
+            ValueError,
+            "few_shot is for train and validation; leave it out to read test",
+        ),
         ({"languages": ["de"]}, ValueError, "xflickrco has the languages en, not"),
         ({"split": "dev"}, ValueError, "no split 'dev'; choose one of train, validation, test, test_gmt"),
         ({"max_bad_fraction": 2}, ValueError, "max_bad_fraction is a share between 0 and 1, not 2"),
