@@ -14,9 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from ccrk import CCRKConfig, CCRKForPreTraining
 from trainer_ccrk import CCRKTrainer, CCRKTrainingArguments
 
