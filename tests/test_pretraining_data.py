@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import random
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -26,7 +27,7 @@ import train_pretrain
 from data_scripts import images, shards
 from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
-from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments
+from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, stable_id
 
 LANGUAGES = ["en", "de", "zh"]
 
@@ -425,6 +426,65 @@ class TestTraining:
         whole = train(tmp_path / "a")
         resumed = train(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a/checkpoint-9"))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_killed_run_reads_exactly_the_remaining_rows(
+        self, tmp_path, tiny_model, processor, monkeypatch, workers
+    ):
+        """Killed at a random step, shuffled: with what it resumes it reads what an undisturbed run does, in order."""
+        data = tmp_path / "data"
+        write(data / "part_0.data", [row(0, image_path=f"{number}.jpg") for number in range(36)])
+        for number in range(36):
+            (data / f"{number}.jpg").write_bytes(jpeg(number))
+        rows = replace(load(data, languages=["de"]), decode=False)
+        numbers = {stable_id(f"{number}.jpg"): number for number in range(36)}
+        batches = []
+
+        class Killed(Exception):
+            pass
+
+        def run(output, kill_at=None, **options):
+            """The numbers of the rows of each step, nine steps an epoch."""
+            batches.clear()
+            arguments = CCRKTrainingArguments(
+                output_dir=str(output),
+                per_device_train_batch_size=4,
+                num_train_epochs=2,
+                save_steps=3,
+                dataloader_num_workers=workers,
+                use_cpu=True,
+                report_to="none",
+                disable_tqdm=True,
+            )
+            trainer = CCRKTrainer(
+                model=tiny_model,
+                args=arguments,
+                data_collator=CCRKCollator(processor, ["de"]),
+                train_dataset=rows,
+                processing_class=processor,
+            )
+            step = trainer.training_step
+
+            def training_step(model, inputs, *others):
+                if len(batches) == kill_at:
+                    raise Killed
+                batches.append([numbers[image_id] for image_id in inputs["image_ids"].tolist()])
+                return step(model, inputs, *others)
+
+            monkeypatch.setattr(trainer, "training_step", training_step)
+            trainer.train(**options)
+            return list(batches)
+
+        whole = run(tmp_path / "whole")
+        epochs = list(chain(*whole[:9])), list(chain(*whole[9:]))
+        assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == list(range(36))
+        kill_at = random.randrange(3, 18)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", kill_at)
+        assert batches == whole[:kill_at]
+        saved = kill_at // 3 * 3
+        resumed = run(tmp_path / "killed", resume_from_checkpoint=str(tmp_path / f"killed/checkpoint-{saved}"))
+        assert resumed == whole[saved:], f"killed at step {kill_at}"
 
     def test_too_many_damaged_images_end_the_training(self, folder, tiny_model, processor, tmp_path, monkeypatch):
         monkeypatch.setattr("data_scripts.problems.ROWS_BEFORE_STOPPING", 16)
