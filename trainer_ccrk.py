@@ -561,12 +561,15 @@ class CCRKTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
         model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
+        languages, in_dataset = self.data_collator.languages, list(dataset.features["captions"])
+        if not set(languages) & set(in_dataset):  # a few-shot run in German is validated in English
+            languages = in_dataset
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
         spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         result = evaluate_retrieval(
             CCRKRetriever(model, self.processing_class, self.args.eval_k_test),
             dataset,
-            list(dataset.features["captions"]),  # a few-shot run in German is validated in English
+            languages,
             batch_size=self.args.per_device_eval_batch_size,
             share=Share() if spread else Share.of_this_process(),
         )
