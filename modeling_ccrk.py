@@ -4,7 +4,7 @@ Shapes: B images, K captions each, N captions, L tokens, P (image, caption) pair
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaSelfOutput,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 try:
     from .configuration_ccrk import CCRKConfig
@@ -462,6 +462,44 @@ class CCRKModel(CCRKPreTrainedModel):
             )
             output.logits_per_text = output.logits_per_image.t()
         return output
+
+    def encode_images(self, images: Sequence, processor: Callable, batch_size: int = 32) -> Tensor:
+        """
+        Embeddings of any number of pictures, in evaluation mode, on the model's device and in its precision.
+
+        Args:
+            images: N paths, URLs, PIL images or arrays, mixed as they come.
+            processor: the [`CCRKProcessor`] of the checkpoint.
+            batch_size: pictures encoded, and held in memory, at a time.
+
+        Returns: (N, projection_dim), L2-normalised, in fp32 on the CPU.
+
+        Raises:
+            ValueError: what is given is no list, or a picture cannot be read.
+        """
+        return self._encode(images, lambda batch: processor(images=batch), batch_size, "encoding images")
+
+    def encode_texts(self, texts: Sequence[str], processor: Callable, batch_size: int = 32) -> Tensor:
+        """
+        Embeddings of any number of captions, in any mix of languages; see [`CCRKModel.encode_images`].
+
+        Raises:
+            ValueError: what is given is no list, or nothing is left of a caption after normalisation.
+        """
+        return self._encode(texts, lambda batch: processor(text=batch), batch_size, "encoding texts")
+
+    @torch.no_grad()
+    def _encode(self, items: Sequence, prepare: Callable, batch_size: int, description: str) -> Tensor:
+        if isinstance(items, str) or not isinstance(items, Sequence):
+            raise ValueError(f"{description} takes a list, not a single {type(items).__name__}; put it in brackets")
+        self.eval()
+        embeds = [torch.empty(0, self.config.projection_dim)]
+        starts = range(0, len(items), batch_size)
+        for start in logging.tqdm(starts, desc=description, leave=False, delay=2):
+            inputs = prepare(list(items[start : start + batch_size])).to(self.device, self.dtype)
+            outputs = self(**inputs)
+            embeds.append((outputs.image_embeds if "pixel_values" in inputs else outputs.text_embeds).cpu())
+        return torch.cat(embeds)
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs):

@@ -4,10 +4,13 @@ import os
 import re
 
 import torch
+from huggingface_hub.utils import httpx
 from PIL.Image import DecompressionBombError
 from transformers import BatchFeature, CLIPImageProcessor
 from transformers.image_utils import is_valid_image, load_image
 from transformers.processing_utils import ProcessorMixin
+
+URL_TIMEOUT = 30  # seconds that a picture's server may keep silent
 
 # The published pre-processing: these become a space each, as do hyphens and slashes.
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
@@ -137,9 +140,9 @@ class CCRKProcessor(ProcessorMixin):
 def _open_image(image):
     """A path or URL opened as an RGB picture; other pictures as they are; anything else refused."""
     if isinstance(image, str | os.PathLike):
-        try:
-            return load_image(os.fspath(image))
-        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:  # what Pillow raises
+        try:  # what Pillow raises is not of one kind
+            return load_image(os.fspath(image), timeout=URL_TIMEOUT)
+        except (OSError, ValueError, SyntaxError, DecompressionBombError, httpx.HTTPError) as error:
             raise ValueError(f"{image} cannot be read as a picture; is the path right and the file whole?") from error
     if not is_valid_image(image):
         raise ValueError(

@@ -14,6 +14,7 @@ import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
+from transformers.utils import is_peft_available
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
@@ -116,6 +117,11 @@ class ModelArguments:
         },
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
+    use_peft: bool = field(
+        default=False,
+        metadata={"help": "Train LoRA adapters on the text and fusion layers, and nothing else, of a checkpoint."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters; their alpha is twice that."})
     max_words: int | None = field(
         default=None, metadata={"help": "Words that a caption keeps: 40, or the checkpoint's, unless given."}
     )
@@ -276,7 +282,9 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
         loaded = head.from_pretrained(model.model_name_or_path, **config)
         if model.image_size is not None:
             resize_image_encoder(loaded, model.image_size)
-        return loaded
+        return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
+    if model.use_peft:
+        raise ValueError("use_peft adapts a trained model; give model_name_or_path")
     if (model.vision_model is None) != (model.text_model is None):
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
@@ -285,6 +293,16 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
     config["vision_config"] = {"image_size": model.image_size} | config.get("vision_config", {})
     return head(CCRKConfig(**config))
+
+
+def add_adapters(model: CCRKPairModel, rank: int):
+    """The model as a `peft.PeftModel`: LoRA on every linear layer of the text and fusion layers, all else frozen."""
+    if not is_peft_available():
+        raise ValueError("use_peft needs the package peft; install it with pip install peft")
+    from peft import LoraConfig, get_peft_model
+
+    layers = r"ccrk\.(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)"
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers))
 
 
 def build_trainer(
@@ -349,9 +367,17 @@ def build_trainer(
 
 
 def run(trainer: CCRKTrainer) -> None:
-    """Trains, and saves model, processor, metrics and model card in `output_dir`."""
+    """
+    Trains, and saves model, processor, metrics and model card in `output_dir`.
+
+    Of a model with adapters, these are saved in `output_dir/adapter`, and merged into the model of `output_dir`.
+    """
     result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.problems.report()
+    if hasattr(trainer.model, "merge_and_unload"):
+        if trainer.is_world_process_zero():
+            trainer.model.save_pretrained(Path(trainer.args.output_dir) / "adapter")
+        trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
