@@ -83,7 +83,7 @@ def make_corpus(model, size: int, k_test: int, alike: bool, device: str) -> Corp
     else:
         # Hubs: every image has about the same best captions, and every caption about the same best images.
         hubs = torch.randn(2, size, generator=generator)
-        similarities = hubs[0][:, None] + hubs[1] + 0.3 * torch.randn(size, size, generator=generator)
+        similarities = hubs[0][:, None] + hubs[1] + 0.05 * torch.randn(size, size, generator=generator)
     similarities += 9 * torch.diag((torch.rand(size, generator=generator) < 0.94).float())
     return Corpus(
         torch.randn(size, tokens, width, generator=generator).to(device),
