@@ -14,6 +14,7 @@ import transformers
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
 
 import data_scripts
@@ -295,6 +296,22 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     return head(CCRKConfig(**config))
 
 
+@contextlib.contextmanager
+def whole_parameters(arguments: CCRKTrainingArguments) -> Iterator[None]:
+    """
+    Inside, a model is made whole on every process also under ZeRO-3, which would make it in pieces.
+
+    Encoders are copied into it layer by layer, and position tables resized: that takes whole tensors. DeepSpeed
+    spreads them over the processes when training starts.
+    """
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if arguments.deepspeed_plugin is not None:
+            set_hf_deepspeed_config(arguments.deepspeed_plugin.hf_ds_config)
+
+
 def add_adapters(model: CCRKPairModel, rank: int):
     """The model as a `peft.PeftModel`: LoRA on every linear layer of the text and fusion layers, all else frozen."""
     if not is_peft_available():
@@ -341,7 +358,8 @@ def build_trainer(
             "dataloader_drop_last to false"
         )
     languages = list(train_rows.features["captions"])
-    model = build_model(model_arguments, processor, head)
+    with whole_parameters(arguments):
+        model = build_model(model_arguments, processor, head)
     image_size = processor.image_processor.size["height"]
     logger.info(
         "%s rows, languages %s; %.1f M parameters, %d px",
