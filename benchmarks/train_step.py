@@ -11,7 +11,8 @@ on 12 places per caption, however few are masked. Ours is `CCRKForPreTraining`, 
 The model is the published one with narrower layers and a smaller vocabulary, for two cores. Both draw positives,
 negatives and masks from the same numbers, so that losses must agree; dropout is off, for it could not be the same. The
 steps alternate, and `ratio` is that of the medians. `flop_ratio` compares counted operations: what `ratio` would be if
-all of them ran at one speed. The image encoder, where the two do the same work, is timed alone, too. The top of the JSON file is for 10 captions per image, `by_captions` for each number.
+all of them ran at one speed. The image encoder, where both do the same work, is timed alone, too. The top of the JSON
+file is for 10 captions per image, `by_captions` for each number.
 """
 
 import argparse
