@@ -126,7 +126,7 @@ class _PackedCaptions:
     def pad(self, packed: Tensor) -> Tensor:
         """(S, D) → (P, longest, D), zeros where a caption has ended."""
         padded = packed.new_zeros(self.shape.numel(), packed.shape[-1])
-        return padded.index_copy(0, self.positions, packed).view(*self.shape, -1)
+        return padded.index_copy_(0, self.positions, packed).view(*self.shape, -1)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(P, at least longest, ...) → (S, ...)."""
@@ -314,7 +314,7 @@ class CCRKFusionEncoder(nn.Module):
 
         Returns: (number wanted, hidden_size), caption by caption.
         """
-        # The only wait for the device: how many tokens there are decides the shapes that follow.
+        # This waits for the device: how many tokens there are decides the shapes that follow.
         lengths, num_wanted = torch.stack([_lengths(attention_mask), wanted.sum(dim=1)]).cpu()
         captions = _PackedCaptions(self.config, lengths, text_states)
         last = captions.pack(wanted).nonzero().squeeze(1), _PackedCaptions(self.config, num_wanted, text_states)
@@ -774,7 +774,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
         pair_mask = attention_mask.flatten(0, 1)[pairs.caption_index]
         fused = self.ccrk.fusion_encoder.fuse_tokens(
             outputs.image_states,
-            outputs.text_states[pairs.caption_index],
+            outputs.text_states.index_select(0, pairs.caption_index),
             pair_mask,
             pairs.image_index,
             wanted=_first_token(pair_mask),
@@ -847,7 +847,7 @@ class CCRKForPreTraining(CCRKPairModel):
         images = torch.arange(len(pixel_values), device=pixel_values.device)
         fused = self.ccrk.fusion_encoder.fuse_tokens(
             outputs.image_states,
-            torch.cat([outputs.text_states[pairs.caption_index], masked_states]),
+            torch.cat([outputs.text_states.index_select(0, pairs.caption_index), masked_states]),
             torch.cat([pair_mask, chosen_mask]),
             torch.cat([pairs.image_index, images]),
             wanted=torch.cat([_first_token(pair_mask), labels != IGNORE]),

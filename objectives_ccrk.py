@@ -273,7 +273,7 @@ def mask_captions(
         input_ids, attention_mask: (B, L), padded on the right.
         keys: (B,), see `sampling_keys`; what is drawn depends on them alone, not on L. None: fresh ones.
 
-    Returns: `MaskedCaptions` with M = min(`max_tokens`, L - 1), fixed for a given L: no step waits to count tokens.
+    Returns: `MaskedCaptions` with M = min(`max_tokens`, L - 1), fixed for a given L.
     """
     batch_size, length = input_ids.shape
     device = input_ids.device
