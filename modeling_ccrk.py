@@ -119,9 +119,10 @@ class _PackedCaptions:
         self.shape = mask.shape
         self.positions = mask.flatten().nonzero().squeeze(1).to(like.device)
         self.first = (lengths.cumsum(0) - lengths).to(like.device)
-        self.attention_mask = create_bidirectional_mask(
-            config=config, inputs_embeds=like.new_empty(*mask.shape, 1), attention_mask=mask.to(like.device)
-        )
+        # Made on the CPU as well: it is skipped where all captions are equally long, and asking a GPU for that waits.
+        states = torch.empty(*mask.shape, 1, dtype=like.dtype)
+        attention_mask = create_bidirectional_mask(config=config, inputs_embeds=states, attention_mask=mask)
+        self.attention_mask = None if attention_mask is None else attention_mask.to(like.device)
 
     def pad(self, packed: Tensor) -> Tensor:
         """(S, D) → (P, longest, D), zeros where a caption has ended."""
@@ -172,11 +173,6 @@ class CCRKSelfAttention(XLMRobertaSelfAttention):
 def _lengths(attention_mask: Tensor) -> Tensor:
     """(P,) tokens of each caption of a mask (P, L); one of which nothing is attended to keeps its token 0."""
     return attention_mask.sum(dim=1).clamp(min=1)
-
-
-def _let_take_packed_captions(attention: XLMRobertaAttention) -> None:
-    # The module stays, with its weights and their names; a new one would draw random numbers for others.
-    attention.self.__class__ = CCRKSelfAttention
 
 
 class CCRKCrossAttention(nn.Module):
@@ -231,7 +227,7 @@ class CCRKFusionLayer(GradientCheckpointingLayer):
     def __init__(self, config, vision_hidden_size: int):
         super().__init__()
         self.attention = XLMRobertaAttention(config)
-        _let_take_packed_captions(self.attention)
+        self.attention.self = CCRKSelfAttention(config)
         self.cross_attention = CCRKCrossAttention(config, vision_hidden_size)
         self.intermediate = XLMRobertaIntermediate(config)
         self.output = XLMRobertaOutput(config)
@@ -459,7 +455,7 @@ class CCRKModel(CCRKPreTrainedModel):
             self.vision_model.pooler = None
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
         for layer in self.text_model.encoder.layer:
-            _let_take_packed_captions(layer.attention)
+            layer.attention.self = CCRKSelfAttention(config.text_config)
         # XLM-R never uses its position 1, the padding's, and blocks its gradient; here positions may start at 0.
         self.text_model.embeddings.position_embeddings.padding_idx = None
 
