@@ -21,6 +21,7 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaIntermediate,
     XLMRobertaLMHead,
     XLMRobertaOutput,
+    XLMRobertaSelfAttention,
     XLMRobertaSelfOutput,
     eager_attention_forward,
 )
@@ -101,6 +102,79 @@ class CCRKLossOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
+class _PackedCaptions:
+    """
+    Captions of unequal length, their tokens packed one after the other: no layer spends time on padding.
+
+    Only attention needs captions side by side; `pad` and `pack` go there and back.
+
+    Args:
+        config: of the text encoder; its attention decides what `attention_mask` looks like.
+        lengths: (P,), S in sum, on the CPU.
+        like: a tensor with the dtype and on the device of the tokens.
+    """
+
+    def __init__(self, config, lengths: Tensor, like: Tensor):
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        self.shape = mask.shape
+        self.positions = mask.flatten().nonzero().squeeze(1).to(like.device)
+        self.first = (lengths.cumsum(0) - lengths).to(like.device)
+        # Made on the CPU as well: it is skipped where all captions are equally long, and asking a GPU for that waits.
+        states = torch.empty(*mask.shape, 1, dtype=like.dtype)
+        attention_mask = create_bidirectional_mask(config=config, inputs_embeds=states, attention_mask=mask)
+        self.attention_mask = None if attention_mask is None else attention_mask.to(like.device)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(S, D) → (P, longest, D), zeros where a caption has ended."""
+        padded = packed.new_zeros(self.shape.numel(), packed.shape[-1])
+        return padded.index_copy_(0, self.positions, packed).view(*self.shape, -1)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(P, at least longest, ...) → (S, ...)."""
+        return padded[:, : self.shape[1]].flatten(0, 1).index_select(0, self.positions)
+
+
+class CCRKSelfAttention(XLMRobertaSelfAttention):
+    """XLM-R's self-attention, which can take packed captions, (S, hidden_size) or (1, S, hidden_size), too."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        captions: _PackedCaptions | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        if captions is None:
+            return super().forward(hidden_states, attention_mask, **kwargs)
+        tokens = hidden_states.flatten(0, -2)
+        attended = self.attend(
+            captions.pad(self.query(tokens)),
+            captions.pad(self.key(tokens)),
+            captions.pad(self.value(tokens)),
+            captions,
+        )
+        return captions.pack(attended).view_as(hidden_states), None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, captions: _PackedCaptions) -> Tensor:
+        """(P, Q, hidden_size), (P, longest, hidden_size) twice → (P, Q, hidden_size); Q is 1 or longest."""
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        mask = captions.attention_mask
+        if mask is not None and mask.dim() == 4:
+            mask = mask[:, :, : query.shape[1]]
+        heads = (
+            states.unflatten(-1, (-1, self.attention_head_size)).transpose(1, 2) for states in (query, key, value)
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        return attention(self, *heads, mask, dropout=dropout, scaling=self.scaling)[0].flatten(2)
+
+
+def _lengths(attention_mask: Tensor) -> Tensor:
+    """(P,) tokens of each caption of a mask (P, L); one of which nothing is attended to keeps its token 0."""
+    return attention_mask.sum(dim=1).clamp(min=1)
+
+
 class CCRKCrossAttention(nn.Module):
     """Caption tokens attend to image tokens. Keys and values depend on the image alone: `project` makes them once."""
 
@@ -130,8 +204,13 @@ class CCRKCrossAttention(nn.Module):
         attended, _ = attention(self, self._heads(query), key, value, None, dropout=dropout, scaling=self.scaling)
         return attended.flatten(2)
 
-    def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self.output(self._attend(self.query(hidden_states), key, value), hidden_states)
+    def forward(
+        self, hidden_states: Tensor, key: Tensor, value: Tensor, captions: _PackedCaptions | None = None
+    ) -> Tensor:
+        query = self.query(hidden_states)
+        if captions is None:
+            return self.output(self._attend(query, key, value), hidden_states)
+        return self.output(captions.pack(self._attend(captions.pad(query), key, value)), hidden_states)
 
     def forward_packed(self, tokens: Tensor, tokens_per_image: list[int], key: Tensor, value: Tensor) -> Tensor:
         """(S, hidden_size), the tokens of image 0 first: each image is asked by all of its captions at once."""
@@ -142,71 +221,44 @@ class CCRKCrossAttention(nn.Module):
         return self.output(attended[0], tokens)
 
 
-class _PackedCaptions:
-    """
-    Captions of unequal length, their tokens packed one after the other: no layer spends time on padding.
-
-    Only self-attention needs captions side by side; `pad` and `pack` go there and back.
-
-    Args:
-        lengths: (P,), at least 1 each, on the CPU, S in sum.
-        device: where the tokens are.
-    """
-
-    def __init__(self, lengths: Tensor, device: torch.device):
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        self.shape = mask.shape
-        self.mask = mask.to(device)
-        self.positions = mask.flatten().nonzero().squeeze(1).to(device)
-        self.first = (lengths.cumsum(0) - lengths).to(device)
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """(S, D) → (P, longest, D), zeros where a caption has ended."""
-        padded = packed.new_zeros(self.mask.numel(), packed.shape[-1])
-        return padded.index_copy_(0, self.positions, packed).view(*self.shape, -1)
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """(P, longest, D) → (S, D)."""
-        return padded.flatten(0, 1)[self.positions]
-
-
 class CCRKFusionLayer(GradientCheckpointingLayer):
     """An XLM-R layer with cross-attention to the image between self-attention and feed-forward, post-LayerNorm."""
 
     def __init__(self, config, vision_hidden_size: int):
         super().__init__()
         self.attention = XLMRobertaAttention(config)
+        self.attention.self = CCRKSelfAttention(config)
         self.cross_attention = CCRKCrossAttention(config, vision_hidden_size)
         self.intermediate = XLMRobertaIntermediate(config)
         self.output = XLMRobertaOutput(config)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, key: Tensor, value: Tensor) -> Tensor:
-        hidden_states, _ = self.attention(hidden_states, attention_mask)
-        hidden_states = self.cross_attention(hidden_states, key, value)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        key: Tensor,
+        value: Tensor,
+        captions: _PackedCaptions | None = None,
+        wanted: tuple[Tensor, _PackedCaptions] | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            hidden_states: (P, L, hidden_size); or packed captions, (S, hidden_size), with `captions`.
+            wanted: of the S packed tokens those that anything reads behind this layer, and how they are packed.
+        """
+        hidden_states, _ = self.attention(hidden_states, attention_mask, captions=captions)
+        if wanted is not None:
+            index, captions = wanted
+            hidden_states = hidden_states[index]
+        hidden_states = self.cross_attention(hidden_states, key, value, captions)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
-    def attend_packed(
-        self, tokens: Tensor, captions: _PackedCaptions, mask: Tensor | None, first_only: bool
-    ) -> Tensor:
-        """The self-attention of packed captions, (S, D) → (S, D); with `first_only` that of their token 0, (P, D)."""
-        module = self.attention.self
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            module.config._attn_implementation, eager_attention_forward
-        )
-        asking = tokens[captions.first] if first_only else tokens
-        query = module.query(asking)
-        query, key, value = (
-            padded.unflatten(-1, (-1, module.attention_head_size)).transpose(1, 2)
-            for padded in (
-                query[:, None] if first_only else captions.pad(query),
-                captions.pad(module.key(tokens)),
-                captions.pad(module.value(tokens)),
-            )
-        )
-        if first_only and mask is not None and mask.dim() == 4:
-            mask = mask[:, :, :1]
-        attended = attention(module, query, key, value, mask, dropout=0.0, scaling=module.scaling)[0].flatten(2)
-        return self.attention.output(attended[:, 0] if first_only else captions.pack(attended), asking)
+    def attend_first(self, tokens: Tensor, captions: _PackedCaptions) -> Tensor:
+        """The self-attention of token 0 of packed captions, (S, D) → (P, D)."""
+        module, first = self.attention.self, tokens[captions.first]
+        key, value = captions.pad(module.key(tokens)), captions.pad(module.value(tokens))
+        attended = module.attend(module.query(first)[:, None], key, value, captions)
+        return self.attention.output(attended[:, 0], first)
 
 
 class CCRKFusionEncoder(nn.Module):
@@ -245,6 +297,37 @@ class CCRKFusionEncoder(nn.Module):
             hidden_states = layer(hidden_states, mask, key, value)
         return hidden_states
 
+    def fuse_tokens(
+        self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor, image_index: Tensor, wanted: Tensor
+    ) -> Tensor:
+        """
+        What [`CCRKFusionEncoder.forward`] computes of some tokens, for training: no layer sees padding, and the last
+        one only what is wanted.
+
+        Args:
+            image_states, text_states, attention_mask, image_index: as in `forward`.
+            wanted: (P, L), True for those tokens.
+
+        Returns: (number wanted, hidden_size), caption by caption.
+        """
+        # This waits for the device: how many tokens there are decides the shapes that follow.
+        lengths, num_wanted = torch.stack([_lengths(attention_mask), wanted.sum(dim=1)]).cpu()
+        captions = _PackedCaptions(self.config, lengths, text_states)
+        last = captions.pack(wanted).nonzero().squeeze(1), _PackedCaptions(self.config, num_wanted, text_states)
+        tokens = captions.pack(text_states)
+        for layer in self.layers:
+            key, value = layer.cross_attention.project(image_states)
+            is_last = layer is self.layers[-1]
+            tokens = layer(
+                tokens,
+                None,
+                key.index_select(0, image_index),
+                value.index_select(0, image_index),
+                captions,
+                last if is_last else None,
+            )
+        return tokens
+
     def prepare_captions(self, text_states: Tensor, attention_mask: Tensor) -> Tensor:
         """The part that needs no image, once per caption: the first layer's self-attention, (N, L, hidden_size)."""
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=text_states, attention_mask=attention_mask)
@@ -276,19 +359,15 @@ class CCRKFusionEncoder(nn.Module):
 
         Returns: (P, hidden_size).
         """
-        captions = _PackedCaptions(lengths, tokens.device)
+        captions = _PackedCaptions(self.config, lengths, tokens)
         tokens_per_image = [int(own.sum()) for own in lengths.split(captions_per_image.tolist())]
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=tokens.new_empty(*captions.shape, 1), attention_mask=captions.mask
-        )
         for index, (layer, (key, value)) in enumerate(zip(self.layers, keys_and_values, strict=True)):
             is_last = index == len(self.layers) - 1
-            if index > 0:
-                tokens = layer.attend_packed(tokens, captions, mask, first_only=is_last)
-            elif is_last:
-                tokens = tokens[captions.first]
             if is_last:
+                tokens = layer.attend_first(tokens, captions) if index > 0 else tokens[captions.first]
                 tokens_per_image = captions_per_image.tolist()
+            elif index > 0:
+                tokens, _ = layer.attention(tokens, captions=captions)
             tokens = layer.cross_attention.forward_packed(tokens, tokens_per_image, key, value)
             tokens = layer.output(layer.intermediate(tokens), tokens)
         return tokens
@@ -375,6 +454,8 @@ class CCRKModel(CCRKPreTrainedModel):
         if hasattr(self.vision_model, "pooler"):
             self.vision_model.pooler = None
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
+        for layer in self.text_model.encoder.layer:
+            layer.attention.self = CCRKSelfAttention(config.text_config)
         # XLM-R never uses its position 1, the padding's, and blocks its gradient; here positions may start at 0.
         self.text_model.embeddings.position_embeddings.padding_idx = None
 
@@ -412,7 +493,7 @@ class CCRKModel(CCRKPreTrainedModel):
         Encodes captions (N, L), padded on the right.
 
         Returns: `last_hidden_state` (N, L, hidden_size); `pooler_output` (N, projection_dim), the projection of
-        token 0, not normalised.
+        token 0, not normalised. In training no time is spent on padding, and its states are zero.
         """
         length = input_ids.shape[1]
         longest = self.config.text_config.max_position_embeddings - self.config.position_ids_start
@@ -422,9 +503,20 @@ class CCRKModel(CCRKPreTrainedModel):
                 "processor's max_length"
             )
         position_ids = torch.arange(length, device=input_ids.device)[None] + self.config.position_ids_start
-        states = self.text_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids
-        ).last_hidden_state
+        if self.training and attention_mask is not None:
+            captions = _PackedCaptions(
+                self.config.text_config, _lengths(attention_mask).cpu(), self.text_projection.weight
+            )
+            tokens = self.text_model(
+                input_ids=captions.pack(input_ids)[None],
+                position_ids=captions.pack(position_ids.expand_as(input_ids))[None],
+                captions=captions,
+            ).last_hidden_state
+            states = F.pad(captions.pad(tokens[0]), (0, 0, 0, length - captions.shape[1]))
+        else:
+            states = self.text_model(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids
+            ).last_hidden_state
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_projection(states[:, 0]))
 
     def forward(
@@ -669,14 +761,21 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
             sampling_keys: (B,), what is drawn depends on them, see `objectives_ccrk.sampling_keys`. None: fresh ones.
         """
         caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
         outputs = self.ccrk(input_ids, pixel_values, attention_mask)
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
-        logits = self.match(
-            outputs.image_states, outputs.text_states, attention_mask, pairs.image_index, pairs.caption_index
+        pair_mask = attention_mask.flatten(0, 1)[pairs.caption_index]
+        fused = self.ccrk.fusion_encoder.fuse_tokens(
+            outputs.image_states,
+            outputs.text_states.index_select(0, pairs.caption_index),
+            pair_mask,
+            pairs.image_index,
+            wanted=_first_token(pair_mask),
         )
-        return _loss_output(self, outputs, caption_mask, image_ids, (logits, pairs.labels))
+        return _loss_output(self, outputs, caption_mask, image_ids, (self.matching_head(fused), pairs.labels))
 
 
 class CCRKForPreTraining(CCRKPairModel):
@@ -736,26 +835,33 @@ class CCRKForPreTraining(CCRKPairModel):
         )
         masked_states = self.ccrk.get_text_features(masked.input_ids, chosen_mask).last_hidden_state
 
-        batch_size = len(pixel_values)
-        images = torch.arange(batch_size, device=pixel_values.device)
-        fused = self.ccrk.fusion_encoder(
-            outputs.image_states,
-            torch.cat([outputs.text_states[pairs.caption_index], masked_states]),
-            torch.cat([flat_mask[pairs.caption_index], chosen_mask]),
-            torch.cat([pairs.image_index, images]),
-        )
-        matching_logits = self.matching_head(fused[: 3 * batch_size, 0])
-        masked_tokens = fused[3 * batch_size :].gather(1, masked.positions[:, :, None].expand(-1, -1, fused.shape[-1]))
         # An image without any caption has no chosen one either.
-        labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), IGNORE)
+        slot_labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), IGNORE)
+        labels = torch.full_like(masked.input_ids, IGNORE).scatter(1, masked.positions, slot_labels)
+
+        pair_mask = flat_mask[pairs.caption_index]
+        images = torch.arange(len(pixel_values), device=pixel_values.device)
+        fused = self.ccrk.fusion_encoder.fuse_tokens(
+            outputs.image_states,
+            torch.cat([outputs.text_states.index_select(0, pairs.caption_index), masked_states]),
+            torch.cat([pair_mask, chosen_mask]),
+            torch.cat([pairs.image_index, images]),
+            wanted=torch.cat([_first_token(pair_mask), labels != IGNORE]),
+        )
+        num_pairs = len(pair_mask)
         return _loss_output(
             self,
             outputs,
             caption_mask,
             image_ids,
-            (matching_logits, pairs.labels),
-            (self.lm_head(masked_tokens), labels),
+            (self.matching_head(fused[:num_pairs]), pairs.labels),
+            (self.lm_head(fused[num_pairs:]), labels[labels != IGNORE]),
         )
+
+
+def _first_token(attention_mask: Tensor) -> Tensor:
+    """(P, L), True for token 0."""
+    return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand_as(attention_mask) == 0
 
 
 def _complete_caption_mask(input_ids: Tensor, pixel_values: Tensor, caption_mask: Tensor | None) -> Tensor:

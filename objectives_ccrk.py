@@ -151,6 +151,25 @@ def _fresh_keys(batch_size: int, device: torch.device) -> Tensor:
     return torch.randint(1 << 62, (batch_size,), device=device)
 
 
+class MatchingNumbers(NamedTuple):
+    """Uniform numbers in (0, 1) that matching draws with: a row sees one for each candidate."""
+
+    positive: Tensor  # (B, K) for its own captions
+    image: Tensor  # (B, B)
+    caption: Tensor  # (B, B·K)
+
+
+def matching_numbers(keys: Tensor, num_captions: int) -> MatchingNumbers:
+    """The numbers that follow from the keys (B,) of a batch, see `sampling_keys`."""
+    caption_keys = keys[:, None] + torch.arange(1, num_captions + 1, device=keys.device)
+    row_keys = _mix(keys)[:, None]
+    return MatchingNumbers(
+        positive=uniform(caption_keys, 0),
+        image=uniform(row_keys + keys, 1),
+        caption=uniform(row_keys + caption_keys.flatten(), 2),
+    )
+
+
 def sample(weights: Tensor, numbers: Tensor) -> Tensor:
     """One index per row, drawn with probability proportional to its weight.
 
@@ -186,17 +205,13 @@ def sample_matching_pairs(
     """
     batch_size, num_captions = caption_mask.shape
     device = logits_per_image.device
-    keys = _fresh_keys(batch_size, device) if keys is None else keys
-    # One number for each image of the batch, and one for each of its captions, as each row sees them.
-    caption_keys = (keys[:, None] + torch.arange(1, num_captions + 1, device=device)).flatten()
-    for_images = _mix(keys)[:, None] + keys
-    for_captions = _mix(keys)[:, None] + caption_keys
+    numbers = matching_numbers(_fresh_keys(batch_size, device) if keys is None else keys, num_captions)
     images = torch.arange(batch_size, device=device)
     present = caption_mask.flatten()
     equal = same_image(image_ids, batch_size, device)
 
     own_weights = positive_caption_weights(logits_per_image, caption_mask, strategy)
-    own = sample(own_weights, uniform(caption_keys.view(batch_size, num_captions), 0))
+    own = sample(own_weights, numbers.positive)
     positive_caption = images * num_captions + own
 
     # For the chosen caption an image of another row; for the image a caption of another row, in any language.
@@ -210,10 +225,8 @@ def sample_matching_pairs(
     negative_image_label = torch.where(valid & ~equal.all(dim=1), 0, IGNORE)
     negative_caption_label = torch.where(valid & other_captions.any(dim=1), 0, IGNORE)
     return MatchingPairs(
-        image_index=torch.cat([images, sample(image_weights, uniform(for_images, 1)), images]),
-        caption_index=torch.cat(
-            [positive_caption, positive_caption, sample(caption_weights, uniform(for_captions, 2))]
-        ),
+        image_index=torch.cat([images, sample(image_weights, numbers.image), images]),
+        caption_index=torch.cat([positive_caption, positive_caption, sample(caption_weights, numbers.caption)]),
         labels=torch.cat([positive_label, negative_image_label, negative_caption_label]),
         positive_caption=positive_caption,
     )
@@ -260,7 +273,7 @@ def mask_captions(
         input_ids, attention_mask: (B, L), padded on the right.
         keys: (B,), see `sampling_keys`; what is drawn depends on them alone, not on L. None: fresh ones.
 
-    Returns: `MaskedCaptions` with M = min(`max_tokens`, L - 1), fixed for a given L: no step waits to count tokens.
+    Returns: `MaskedCaptions` with M = min(`max_tokens`, L - 1), fixed for a given L.
     """
     batch_size, length = input_ids.shape
     device = input_ids.device
