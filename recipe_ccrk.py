@@ -397,8 +397,9 @@ def run(trainer: CCRKTrainer) -> None:
             trainer.model.save_pretrained(Path(trainer.args.output_dir) / "adapter")
         trainer.model = trainer.model.merge_and_unload()
     trainer.save_model()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    metrics = result.metrics | trainer.summary()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
     trainer.save_state()
     trainer.create_model_card()
     if trainer.args.push_to_hub:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from data_scripts.images import BadImage, read_image
@@ -46,7 +46,7 @@ class CCRKTrainingArguments(TrainingArguments):
     """
     [`transformers.TrainingArguments`] with the paper's optimizer as defaults (section 4.1): AdamW with betas
     (0.9, 0.98), weight decay 0.01, linear decay, gradient clip 1.0. Batches are never cut short, and no column is
-    removed, since the collator reads rows and not tensors.
+    removed, since the collator reads rows and not tensors. Logs go to TensorBoard where it is installed.
     """
 
     _argument_group_name = "training"
@@ -65,6 +65,10 @@ class CCRKTrainingArguments(TrainingArguments):
             "help": "Learning rate of the parameters that start from scratch (cross-attention, projections, matching "
             "head, temperature), as a multiple of learning_rate."
         },
+    )
+    report_to: str | list[str] = field(
+        default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
+        metadata={"help": "Where logs go beside the screen: tensorboard (where it is installed), wandb, …, or none."},
     )
     contrastive_chunk_size: int | None = field(
         default=None,
@@ -250,6 +254,44 @@ def _crc32(path: Path) -> int:
     return checksum
 
 
+def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    """Bytes that a forward of the inputs holds for its backward, beside parameters and the inputs themselves."""
+    held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *inputs.values()]}
+    saved: dict[int, Tensor] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        if (storage := tensor.untyped_storage()).data_ptr() not in held:
+            saved[storage.data_ptr()] = tensor
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        _loss = model(**inputs).loss  # while it lives, so does what it saved
+        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+def memory_advice(model: nn.Module, inputs: dict[str, Tensor]) -> str:
+    """What a step of these inputs needs about, from a forward of two of its images, and how to need less."""
+    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    batch_size, num_captions = inputs["caption_mask"].shape
+    device = inputs["pixel_values"].device
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+    few = min(2, batch_size)
+    per_image = saved_bytes(model, {name: value[:few] for name, value in inputs.items()}) / few
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    state = sum(parameter.nbytes for parameter in model.parameters()) + 3 * trained
+    gib = 1 << 30
+    has = ""
+    if device.type == "cuda":
+        has = f", of the {torch.cuda.get_device_properties(device).total_memory / gib:.1f} that {device} has"
+    return (
+        f"out of memory: a step of {batch_size} images × {num_captions} captions needs about "
+        f"{(state + per_image * batch_size) / gib:.2f} GiB{has}: {state / gib:.2f} for parameters, gradients and "
+        f"AdamW, and {per_image / gib:.3f} for each image; try --contrastive_chunk_size {max(1, batch_size // 4)}, "
+        "--bf16 true, --activation_checkpointing true, or a smaller --per_device_train_batch_size"
+    )
+
+
 def gather_with_gradient(tensor: Tensor) -> Tensor:
     """Concatenates a tensor of all processes along its first dimension, in rank order; gradients flow back to each.
 
@@ -286,6 +328,7 @@ class CCRKTrainer(Trainer):
         self._parts: dict[str, Tensor] = {}
         self._steps_since_log = 0
         self._images_since_log = 0
+        self._captions_since_log: Tensor | int = 0  # of this process
         self._logged_at = time.perf_counter()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -470,7 +513,26 @@ class CCRKTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """
-        Forward and backward; with `contrastive_chunk_size` through a cache of gradients (Gao et al., 2021).
+        Forward and backward; with `contrastive_chunk_size` by `chunked_step`.
+
+        Raises:
+            torch.OutOfMemoryError: with what the step needs, and what to try.
+        """
+        step = super().training_step if self.args.contrastive_chunk_size is None else self.chunked_step
+        try:
+            return step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        # Here, and not above, where the error still holds on to the step's activations.
+        model.zero_grad(set_to_none=True)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # whose parameters are not all here to try it
+            advice = memory_advice(self.accelerator.unwrap_model(model), self._prepare_inputs(inputs))
+            message = f"{advice} ({message})"
+        raise torch.OutOfMemoryError(message)
+
+    def chunked_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """
+        Forward and backward through a cache of gradients (Gao et al., 2021).
 
         The embeddings of the whole batch are made chunk by chunk without a graph, and give the contrastive loss and
         its gradient with respect to each. Then every chunk is encoded again, this time with its graph, and takes its
@@ -478,8 +540,6 @@ class CCRKTrainer(Trainer):
         summed over processes once, in the last chunk.
         """
         size = self.args.contrastive_chunk_size
-        if size is None:
-            return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
         self._count_images(inputs)
@@ -533,11 +593,12 @@ class CCRKTrainer(Trainer):
             self._parts[name] = self._parts.get(name, 0) + value.detach().nan_to_num(0.0, 0.0, 0.0)
         self._steps_since_log += 1
         self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
+        self._captions_since_log = self._captions_since_log + inputs["caption_mask"].sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        Adds to each training log the mean of every loss part and of the temperature, images per second, and how many
-        images could not be read so far, if any.
+        Adds to each training log the mean of every loss part and of the temperature, images and captions per second,
+        and how many images could not be read so far, if any.
         """
         if "loss" in logs and self._steps_since_log:
             now = time.perf_counter()
@@ -547,11 +608,32 @@ class CCRKTrainer(Trainer):
             if self.skipped_steps:
                 logs["skipped_steps"] = self.skipped_steps
             logs["images_per_second"] = round(self._images_since_log / (now - self._logged_at), 1)
-            bad = torch.tensor(self.problems.total(), device=self.args.device)
-            if bad := int(self.accelerator.reduce(bad, reduction="sum")):
+            captions = self.accelerator.reduce(self._captions_since_log, reduction="sum")
+            logs["captions_per_second"] = round(captions.item() / (now - self._logged_at), 1)
+            if bad := self.bad_images():
                 logs["bad_images"] = bad
-            self._parts, self._steps_since_log, self._images_since_log, self._logged_at = {}, 0, 0, now
+            self._parts, self._steps_since_log, self._logged_at = {}, 0, now
+            self._images_since_log = self._captions_since_log = 0
         super().log(logs, start_time)
+
+    def bad_images(self) -> int:
+        """How many images of all processes could not be read so far."""
+        return int(self.accelerator.reduce(torch.tensor(self.problems.total(), device=self.args.device), "sum"))
+
+    def summary(self) -> dict[str, float | str]:
+        """What a run came to: its last log, what was skipped, and the best checkpoint where one was looked for."""
+        last = next((log for log in reversed(self.state.log_history) if "contrastive_loss" in log), {})
+        unwanted = {"loss", "grad_norm", "learning_rate", "epoch", "step", "bad_images", "skipped_steps"}
+        values = {f"train_{name}": value for name, value in last.items() if name not in unwanted}
+        values |= {
+            "train_steps": self.state.global_step,
+            "train_skipped_steps": self.skipped_steps,
+            "train_bad_images": self.bad_images(),
+        }
+        if self.state.best_model_checkpoint is not None:
+            values["best_checkpoint"] = self.state.best_model_checkpoint
+            values[f"best_{self.args.metric_for_best_model.removeprefix('eval_')}"] = self.state.best_metric
+        return values
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """

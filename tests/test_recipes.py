@@ -1,0 +1,105 @@
+"""The recipes of configs/ train: each on tiny files of its data set, in the layout of its publisher."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from safetensors.torch import load_file
+from test_coco import coco as coco_files  # noqa: F401, fixtures all of them
+from test_multi30k import release as multi30k_files  # noqa: F401
+from test_pretraining_data import folder as shards  # noqa: F401
+from test_training import call
+from test_wit import iglue as wit_files  # noqa: F401
+from test_xflickrco import iglue as xflickrco_files  # noqa: F401
+from torch.testing import assert_close
+
+import train_pretrain
+import train_retrieval
+from modeling_ccrk import CCRKForImageTextRetrieval
+from recipe_ccrk import parse_recipe
+
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def checkpoint(tiny_model, processor, tmp_path) -> Path:
+    tiny_model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def small(folder: Path, data_dir: Path, image_dir: Path, output: str = "out") -> list:
+    """The arguments that make a published recipe small enough for a test."""
+    arguments = {"data_dir": data_dir, "image_dir": image_dir, "image_size": 64, "output_dir": folder / output}
+    arguments |= {"per_device_train_batch_size": 1, "num_train_epochs": 2, "dataloader_num_workers": 0}
+    arguments |= {"use_cpu": "true", "disable_tqdm": "true", "report_to": "none"}
+    return [text for name, value in arguments.items() for text in (f"--{name}", value)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_parse(name):
+    path = ROOT / "configs" / f"{name}.yaml"
+    data, model, arguments = parse_recipe("", path, [str(path)])
+    assert Path(arguments.output_dir).parts[0] == "outputs"
+    if name.startswith("finetune_"):
+        assert (data.languages, model.image_size, arguments.warmup_steps) == (["en"], 384, 0.1)
+        assert arguments.per_device_train_batch_size * 4 == (80 if data.dataset == "wit" else 64)
+    if name.startswith("pretrain_"):
+        assert (data.dataset_config, model.image_size) == ({"preset": name[-2:]}, 224)
+        assert arguments.per_device_train_batch_size * 2 == 128
+
+
+@pytest.mark.parametrize(
+    ("data", "data_dir", "image_dir"),
+    [
+        ("multi30k", "m30k", "photographs"),
+        ("coco", "annotations", "images"),
+        ("xflickrco", "iglue", "images"),
+        ("wit", "iglue", "pixels"),
+    ],
+)
+def test_fine_tuning_keeps_the_best_checkpoint(data, data_dir, image_dir, checkpoint, request, monkeypatch):
+    folder = request.getfixturevalue(f"{data}_files")
+    arguments = small(folder, folder / data_dir, folder / image_dir)
+    recipe = ROOT / "configs" / f"finetune_{data}.yaml"
+    call(train_retrieval, recipe, "--model_name_or_path", checkpoint, *arguments, monkeypatch=monkeypatch)
+    results = json.loads((folder / "out" / "train_results.json").read_text())
+    state = json.loads((folder / "out" / "trainer_state.json").read_text())
+    recalls = [log["eval_mean_recall"] for log in state["log_history"] if "eval_mean_recall" in log]
+    assert len(recalls) == 2 and results["best_mean_recall"] == max(recalls)
+    best = Path(results["best_checkpoint"])
+    assert_close(
+        load_file(folder / "out" / "model.safetensors"), load_file(best / "model.safetensors"), rtol=0, atol=0
+    )
+
+
+def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch):  # noqa: F811
+    folders = xflickrco_files, xflickrco_files / "iglue", xflickrco_files / "images"
+    english = ROOT / "configs" / "finetune_xflickrco.yaml"
+    start = ["--model_name_or_path", checkpoint]
+    call(train_retrieval, english, *start, *small(*folders, "en"), monkeypatch=monkeypatch)
+    start = ["--model_name_or_path", xflickrco_files / "en", "--few_shot", "de,1"]
+    few = ROOT / "configs" / "few_shot_xflickrco.yaml"
+    call(train_retrieval, few, *start, *small(*folders, "de"), monkeypatch=monkeypatch)
+    results = json.loads((xflickrco_files / "de" / "train_results.json").read_text())
+    assert results["train_steps"] == 2 and results["train_skipped_steps"] == 0
+    CCRKForImageTextRetrieval.from_pretrained(xflickrco_files / "de")
+
+
+def test_pre_training(shards, checkpoint, monkeypatch):  # noqa: F811
+    arguments = small(shards.parent, shards, shards)
+    arguments += [
+        "--model_name_or_path",
+        checkpoint,
+        "--languages",
+        "de",
+        "en",
+        "--max_steps",
+        3,
+        "--logging_steps",
+        1,
+    ]
+    call(train_pretrain, ROOT / "configs" / "pretrain_2m.yaml", *arguments, monkeypatch=monkeypatch)
+    results = json.loads((shards.parent / "out" / "train_results.json").read_text())
+    assert results["train_steps"] == 3 and results["train_mlm_loss"] > 0
