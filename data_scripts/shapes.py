@@ -8,8 +8,8 @@ from the seed shares them out among the splits, so no scene of one split occurs 
 import io
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import datasets
@@ -74,6 +74,22 @@ SKY_TINTS = {
 HORIZON = (0.4, 0.6)  # its height
 TEXTURE = 0.04  # largest deviation from the tint
 NOISE = 0.012  # standard deviation of the sensor noise, in 0..1
+
+# Share of a language's captions that `translation_noise=1` mistranslates: none in English, the source, and more the
+# worse translation systems are at a language.
+MISTRANSLATED = {
+    "en": 0.0,
+    "de": 0.1,
+    "fr": 0.1,
+    "es": 0.1,
+    "cs": 0.2,
+    "ru": 0.2,
+    "zh": 0.2,
+    "id": 0.3,
+    "ja": 0.3,
+    "tr": 0.4,
+}
+KEPT_OF_CUT_SHORT = 0.6  # of the words, or of the characters where there are no spaces
 
 
 @lru_cache(maxsize=1)
@@ -230,6 +246,36 @@ def render(scene: Scene, rng: np.random.Generator, image_size: int = 64) -> Imag
     return Image.fromarray((255 * pixels.clip(0, 1) + 0.5).astype(np.uint8))
 
 
+def mistranslate(scene: Scene, language: str, rng: np.random.Generator) -> str:
+    """A caption with something wrong in it or, as often, with its end left out."""
+    if rng.random() < 0.5:
+        return describe(with_an_error(scene, rng), language, rng)
+    caption = describe(scene, language, rng)
+    separator = " " if " " in caption else ""
+    parts = caption.split(" ") if separator else list(caption)
+    return separator.join(parts[: round(KEPT_OF_CUT_SHORT * len(parts))])
+
+
+def with_an_error(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with another colour, shape, relation, site or sky."""
+
+    def another(values: tuple[str, ...], value: str) -> str:
+        others = [other for other in values if other != value]
+        return others[rng.integers(len(others))]
+
+    figure, ground, setting = scene.figure, scene.ground, scene.setting
+    wrong = (
+        lambda: replace(scene, figure=replace(figure, colour=another(COLOURS, figure.colour))),
+        lambda: replace(scene, figure=replace(figure, shape=another(SHAPES, figure.shape))),
+        lambda: replace(scene, ground=replace(ground, colour=another(COLOURS, ground.colour))),
+        lambda: replace(scene, ground=replace(ground, shape=another(SHAPES, ground.shape))),
+        lambda: replace(scene, relation=another(CANONICAL_RELATIONS, scene.relation)),
+        lambda: replace(scene, setting=replace(setting, site=another(SITES, setting.site))),
+        lambda: replace(scene, setting=replace(setting, sky=another(SKIES, setting.sky))),
+    )
+    return wrong[rng.integers(len(wrong))]()
+
+
 @dataclass
 class ShapesConfig(datasets.BuilderConfig):
     """Which rows to make.
@@ -240,8 +286,11 @@ class ShapesConfig(datasets.BuilderConfig):
     - `image_size`: side of the square pictures, in pixels.
     - `languages`: the caption languages, out of `LANGUAGES`.
     - `num_train`, `num_validation`, `num_test`: rows of each split. Rows do not depend on their number.
+    - `translation_noise`: 0 to 2.5, how much of `MISTRANSLATED` applies to the captions of train, as if they came from
+      a translation system; those of the other splits are always right.
 
-    Raises ValueError for an unknown split or language, or for more held-out rows than there are scenes for them.
+    Raises ValueError for an unknown split or language, a noise out of range, or more held-out rows than there are
+    scenes for them.
     """
 
     split: str = "train"
@@ -251,6 +300,7 @@ class ShapesConfig(datasets.BuilderConfig):
     num_train: int = 8000
     num_validation: int = 200
     num_test: int = 500
+    translation_noise: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -260,6 +310,11 @@ class ShapesConfig(datasets.BuilderConfig):
         for name in ("num_validation", "num_test"):
             if getattr(self, name) > HELD_OUT:
                 raise ValueError(f"shapes has {name}={getattr(self, name)}: ask for at most {HELD_OUT}")
+        if not 0 <= self.translation_noise <= 1 / max(MISTRANSLATED.values()):
+            raise ValueError(
+                f"shapes has translation_noise={self.translation_noise}: choose from 0 to "
+                f"{1 / max(MISTRANSLATED.values())}, where every caption of one language is wrong"
+            )
 
 
 class Shapes(datasets.GeneratorBasedBuilder):
@@ -295,8 +350,13 @@ class Shapes(datasets.GeneratorBasedBuilder):
         return {
             "image": {"bytes": png.getvalue(), "path": None},
             "image_id": f"{self.config.split}-{index:05d}",
-            "captions": {
-                language: [describe(scene, language, rng(1 + LANGUAGES.index(language)))]
-                for language in self.config.languages
-            },
+            "captions": {language: [self._caption(scene, language, rng)] for language in self.config.languages},
         }
+
+    def _caption(self, scene: Scene, language: str, rng: Callable[[int], np.random.Generator]) -> str:
+        stream = 1 + LANGUAGES.index(language)
+        if self.config.split == "train" and self.config.translation_noise:
+            error = rng(stream + len(LANGUAGES))  # apart from the wording, which is that of a run without noise
+            if error.random() < self.config.translation_noise * MISTRANSLATED[language]:
+                return mistranslate(scene, language, error)
+        return describe(scene, language, rng(stream))
