@@ -23,6 +23,10 @@ demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages 
 	$(LAUNCH) train_retrieval.py configs/shapes_finetune.yaml
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
 
+study: install  ## Compare 1-to-K with other styles of training, three seeds of each, and write docs/consistency_study.md (an hour)
+	$(BIN)/python benchmarks/consistency_study.py --output_dir outputs/study
+	$(BIN)/python benchmarks/consistency_report.py outputs/study docs
+
 lint: install  ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,5 +41,5 @@ format: install  ## Format the code
 clean:  ## Remove the environment, outputs and caches
 	rm -rf $(VENV) outputs *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo lint test format clean
+.PHONY: help install demo study lint test format clean
 .DEFAULT_GOAL := help

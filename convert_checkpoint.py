@@ -29,9 +29,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 import ccrk
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from errors_ccrk import one_line_errors
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
-from recipe_ccrk import one_line_errors
 from resize_ccrk import resize_image_encoder
 
 # Our name → published, applied one after another. Layer numbers and fine-tuning's names: see `published_name`.

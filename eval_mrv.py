@@ -29,8 +29,9 @@ from transformers import AutoConfig
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
+from errors_ccrk import one_line_errors
 from peers_ccrk import DualEncoder, evaluate_arrays
-from recipe_ccrk import one_line_errors, set_up_logging
+from recipe_ccrk import set_up_logging
 from retrieval_ccrk import (
     CCRKRetriever,
     RetrievalResult,

@@ -12,7 +12,6 @@ from pathlib import Path
 import datasets
 import transformers
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
@@ -129,17 +128,6 @@ class ModelArguments:
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens that a caption keeps: 40, or the checkpoint's, unless given."}
     )
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """While a run is set up, a mistake in its input ends it with one line that names the cure, without a traceback."""
-    try:
-        yield
-    except (StrictDataclassError, datasets.exceptions.DatasetGenerationError) as error:
-        sys.exit(f"error: {error.__cause__ or error}")  # they wrap the mistake in words about themselves
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
 
 
 def parse_recipe(

@@ -10,7 +10,8 @@ A recipe is a YAML file with the arguments below; those on the command line come
 from pathlib import Path
 
 from ccrk import CCRKForPreTraining
-from recipe_ccrk import build_trainer, one_line_errors, parse_recipe, run, set_up_logging
+from errors_ccrk import one_line_errors
+from recipe_ccrk import build_trainer, parse_recipe, run, set_up_logging
 
 
 def main() -> None:

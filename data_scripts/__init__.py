@@ -60,7 +60,12 @@ def load(
     )
     if streaming:
         return builder.as_streaming_dataset(split=split)
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None  # a mistake in the data, which the wrapping only hides
+        raise
     return builder.as_dataset(split=split)
 
 

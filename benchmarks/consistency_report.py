@@ -1,0 +1,365 @@
+"""Writes the document of a consistency study from its results: tables with intervals, plots, and what they decide.
+
+    python benchmarks/consistency_report.py outputs/study docs
+
+writes docs/consistency_study.md with its figures, and the results beside it as CSV.
+
+Intervals are 95 % percentile bootstraps that draw seeds and test scenes anew, both with replacement, 1,000 times. A
+difference draws the same seeds and scenes for both of its sides.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from benchmarks.consistency_study import PARTS, STYLES, TRANSLATION_NOISE, file_name
+from data_scripts.shapes import MISTRANSLATED
+from errors_ccrk import one_line_errors
+from uncertainty_ccrk import read_ranks
+
+RESAMPLES = 1_000
+CUTOFFS = (1, 5, 10)
+MEASURES = ("recall", "spread", "mrv_std", "mrv_variance")
+# The claim: these rank more consistently than those.
+PROPOSED = ("1-to-K", "1-to-K, symmetric")
+RIVALS = ("1-to-1", "1-to-1, equal compute", "pivot")
+
+
+def measures(ranks: np.ndarray) -> np.ndarray:
+    """
+    Mean recall and its spread (standard deviation) over languages in percent, MRV as std and variance.
+
+    Args:
+        ranks: (seeds, scenes, languages, 2), from 1, of text→image and image→text.
+
+    Returns: (4,), each the mean over seeds.
+    """
+    recall = 100 * np.mean([ranks <= k for k in CUTOFFS], axis=0).mean(axis=(1, 3))  # (seeds, languages)
+    return np.array(
+        [
+            recall.mean(),
+            recall.std(axis=1).mean(),
+            ranks.std(axis=2).mean(),
+            ranks.var(axis=2).mean(),
+        ]
+    )
+
+
+@cache
+def draws(seeds: int, scenes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    generator = np.random.default_rng(0)
+    return [(generator.integers(seeds, size=seeds), generator.integers(scenes, size=scenes)) for _ in range(RESAMPLES)]
+
+
+@cache
+def resampled(study: Path, name: str, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(4,) measures and (RESAMPLES, 4) of the draws; the same draws for every condition of these seeds."""
+    ranks = load_ranks(study, name, seeds)
+    return measures(ranks), np.stack(
+        [measures(ranks[own][:, scenes]) for own, scenes in draws(len(seeds), ranks.shape[1])]
+    )
+
+
+def load_ranks(study: Path, name: str, seeds: Sequence[int]) -> np.ndarray:
+    """(seeds, scenes, languages, 2); scenes in one order for all conditions."""
+    tables = []
+    for seed in seeds:
+        ranks = read_ranks(study / "ranks" / f"{file_name(name)}-{seed}.parquet")
+        columns = []
+        for language in sorted(ranks):
+            text_to_image = ranks[language]["IR"].copy()
+            text_to_image.index = text_to_image.index.str.rsplit("#", n=1).str[0]
+            both = pd.concat([text_to_image, ranks[language]["TR"]], axis=1, join="inner").sort_index()
+            columns.append(both.to_numpy())
+        tables.append(np.stack(columns, axis=1))
+    return np.stack(tables).astype(np.float32)
+
+
+def with_interval(value: float, draws: np.ndarray, digits: int, sign: str = "") -> str:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+
+
+def decided(draws: np.ndarray, lower_is_better: bool) -> str:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    if low <= 0 <= high:
+        return "undecided"
+    return "yes" if (high < 0) == lower_is_better else "no"
+
+
+class Report:
+    """The document's parts, each from the results that are there."""
+
+    def __init__(self, study: Path, output_dir: Path):
+        self.study, self.output_dir = study, output_dir
+        self.results = pd.read_csv(study / "results.csv")
+        self.curves = pd.read_csv(study / "curves.csv")
+        self.settings = json.loads((study / "study.json").read_text())
+        self.is_shapes = self.settings["dataset"] == "shapes"
+
+    def seeds(self, name: str) -> tuple[int, ...]:
+        return tuple(sorted(self.results.loc[self.results["condition"] == name, "seed"].astype(int)))
+
+    def present(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if self.seeds(name)]
+
+    def table(self, names: Sequence[str]) -> list[str]:
+        lines = [
+            "| condition | seeds | steps | mean recall | spread over languages | MRV std | MRV variance | images/s "
+            "| captions per step | GFLOP per step |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for name in self.present(names):
+            own = self.results[self.results["condition"] == name]
+            values, drawn = resampled(self.study, name, self.seeds(name))
+            figures = [with_interval(values[i], drawn[:, i], (1, 2, 2, 1)[i]) for i in range(len(MEASURES))]
+            lines.append(
+                f"| {name} | {len(own)} | {own['steps'].iloc[0]:,} | {' | '.join(figures)} "
+                f"| {own['images_per_second'].median():.0f} | {own['captions_per_step'].iloc[0]:,} "
+                f"| {own['gflop_per_step'].iloc[0]:.0f} |"
+            )
+        return lines
+
+    def differences(self, suffix: str) -> tuple[list[str], list[str]]:
+        """Lines of the table, and of what is decided."""
+        lines = [
+            "| | minus | mean recall | spread over languages | MRV std | ranks more consistently? |",
+            "|---|---|---:|---:|---:|---|",
+        ]
+        verdicts = []
+        for ours in self.present([name + suffix for name in PROPOSED]):
+            for rival in self.present([name + suffix for name in RIVALS]):
+                seeds = tuple(sorted(set(self.seeds(ours)) & set(self.seeds(rival))))
+                (value, drawn), (other, other_drawn) = (resampled(self.study, n, seeds) for n in (ours, rival))
+                difference, spread = value - other, drawn - other_drawn
+                verdict = decided(spread[:, 2], lower_is_better=True)
+                figures = [with_interval(difference[i], spread[:, i], (1, 2, 2)[i], "+") for i in range(3)]
+                lines.append(f"| {ours} | {rival} | {' | '.join(figures)} | {verdict} |")
+                verdicts.append(verdict)
+        return lines, verdicts
+
+    def plot(self, name: str, figure: plt.Figure) -> str:
+        (self.output_dir / "consistency_study").mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.output_dir / "consistency_study" / f"{name}.png", dpi=110, bbox_inches="tight")
+        plt.close(figure)
+        return f"consistency_study/{name}.png"
+
+    def plot_measures(self, names: Sequence[str]) -> str:
+        names = self.present(names)
+        figure, axes = plt.subplots(1, 3, figsize=(11, 0.42 * len(names) + 1.2), sharey=True, layout="constrained")
+        for axis, column, title in zip(
+            axes,
+            (0, 1, 2),
+            ("mean recall (%)", "spread of recall over languages (points)", "MRV (std, ranks)"),
+            strict=True,
+        ):
+            for row, name in enumerate(names):
+                value, drawn = resampled(self.study, name, self.seeds(name))
+                low, high = np.percentile(drawn[:, column], [2.5, 97.5])
+                colour = "tab:blue" if name.startswith(PROPOSED[0]) else "tab:orange"
+                axis.plot([low, high], [row, row], color=colour, linewidth=2)
+                axis.plot(value[column], row, "o", color=colour)
+            axis.set_title(title, fontsize=10)
+            axis.grid(axis="x", alpha=0.3)
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].invert_yaxis()
+        return self.plot("measures", figure)
+
+    def plot_recall(self, names: Sequence[str]) -> str:
+        names = self.present(names)
+        columns = [column for column in self.results if column.startswith("recall_") and column != "recall_spread"]
+        figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+        for name in names:
+            means = self.results.loc[self.results["condition"] == name, columns].mean()
+            axis.plot(range(len(columns)), means, "o-", label=name, alpha=0.8)
+        axis.set_xticks(range(len(columns)), [column.removeprefix("recall_") for column in columns])
+        axis.set_ylabel("mean recall (%)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return self.plot("recall", figure)
+
+    def plot_curves(self, names: Sequence[str]) -> str:
+        figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+        for name in self.present(names):
+            curve = self.curves[self.curves["condition"] == name].groupby("step")[["recall", "mrv"]].mean()
+            for axis, column in zip(axes, ("recall", "mrv"), strict=True):
+                axis.plot(curve.index, curve[column], "o-", label=name, alpha=0.8)
+        for axis, title in zip(axes, ("mean recall (%), validation", "MRV (std, ranks), validation"), strict=True):
+            axis.set_title(title, fontsize=10)
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.3)
+        axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        return self.plot("curves", figure)
+
+    def plot_ranks(self, names: Sequence[str]) -> str:
+        names = self.present(names)
+        languages = sorted(
+            read_ranks(self.study / "ranks" / f"{file_name(names[0])}-{self.seeds(names[0])[0]}.parquet")
+        )
+        others = [language for language in languages if language != "en"]
+        figure, axes = plt.subplots(
+            len(names),
+            len(others),
+            figsize=(1.5 * len(others), 1.6 * len(names)),
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+            layout="constrained",
+        )
+        for row, name in zip(axes, names, strict=True):
+            ranks = load_ranks(self.study, name, self.seeds(name)[:1])[0, :, :, 0]
+            for axis, language in zip(row, others, strict=True):
+                axis.loglog(
+                    ranks[:, languages.index("en")],
+                    ranks[:, languages.index(language)],
+                    ".",
+                    markersize=2,
+                    alpha=0.4,
+                )
+                axis.set_title(language, fontsize=8)
+            row[0].set_ylabel(name, fontsize=7)
+        figure.supxlabel("rank of the picture for the English caption", fontsize=9)
+        return self.plot("ranks", figure)
+
+    def write(self) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for name in ("results", "curves"):
+            shutil.copy(self.study / f"{name}.csv", self.output_dir / f"consistency_{name}.csv")
+        (self.output_dir / "consistency_study.md").write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
+
+    def lines(self) -> list[str]:
+        plain = [condition.name for condition in STYLES]
+        pairs = [f"{name} + pairs" for name in plain]
+        device = ", ".join(
+            f"{name} ({threads} thread{'s' if threads > 1 else ''} per run, torch {version})"
+            for name, threads, version in self.results[["device", "threads", "torch"]]
+            .drop_duplicates()
+            .itertuples(index=False)
+        )
+        lines = [
+            "# Does 1-to-K rank more consistently?",
+            "",
+            "Written from the results by `python benchmarks/consistency_report.py`; made by `make study`"
+            + ("." if self.is_shapes else " on photographs."),
+            "",
+            f"The same model, from scratch, on the same images, {self.settings['steps']:,} steps of 64 images, "
+            f"{self.results['seed'].nunique()} seeds; {self.settings['num_test']:,} "
+            f"{'unseen scenes' if self.is_shapes else 'of the photographs'} ranked by cosine in "
+            f"{sum(c.startswith('recall_') for c in self.results) - 1} languages. {device}; "
+            f"{len(self.results)} runs took {self.results['seconds'].sum() / 60:.0f} minutes of training in all.",
+            "",
+            "- **1-to-K**: an image against its captions in all languages at once; the published reduction of the loss, "
+            "or the symmetric one.",
+            "- **1-to-1** (cross-modal style): an image against one caption of a random language per step; for as many "
+            "steps, or for as many counted operations as 1-to-K.",
+            "- **pivot** (cross-lingual style): an image against its English caption, and that against one in a random "
+            "other language, which never meets the image.",
+            "- **+ pairs**: with matching and masked LM beside the contrastive loss.",
+            "",
+        ]
+        if self.is_shapes:
+            rates = ", ".join(f"{language} {TRANSLATION_NOISE * rate:.0%}" for language, rate in MISTRANSLATED.items())
+            lines += [
+                f"Captions are trained on as a translation system might have left them: wrong in one colour, shape, "
+                f"relation or landscape, or cut short after three fifths, {rates}; wording and synonyms vary freely. "
+                "Those that are tested are right.",
+                "",
+            ]
+        else:
+            lines += [
+                "The photographs that are ranked were trained on: how alike languages rank what is being learnt, not "
+                "how well that carries over to others.",
+                "",
+            ]
+        lines += self.table([*plain, *pairs])
+        lines += [
+            "",
+            "Recall is the mean of IR and TR at 1, 5 and 10; spread the standard deviation of that over languages; MRV "
+            "in ranks. Intervals (95 %) draw seeds and test instances anew; of so few seeds they can be but a "
+            "rough guide.",
+            "",
+            f"![The measures with their intervals]({self.plot_measures([*plain, *pairs])})",
+            "",
+            "## The claim",
+            "",
+            "The paper says that 1-to-K ranks an instance more alike in all languages than 1-to-1 and pivot styles do: "
+            "then the differences of MRV below are negative.",
+            "",
+        ]
+        count = {"yes": 0, "no": 0, "undecided": 0}
+        for suffix, title in (("", "Contrastive loss alone"), (" + pairs", "With matching and masked LM")):
+            table, verdicts = self.differences(suffix)
+            if verdicts:
+                lines += [f"{title}:", "", *table, ""]
+            for verdict in verdicts:
+                count[verdict] += 1
+        lines += [
+            f"Of {sum(count.values())} comparisons, the interval of the difference in MRV speaks for the claim in "
+            f"{count['yes']}, against it in {count['no']}, and holds 0 in {count['undecided']}.",
+            "",
+            f"![Recall of each language]({self.plot_recall([*plain, *pairs])})",
+            "",
+            f"![Learning curves]({self.plot_curves([*plain, *pairs])})",
+            "",
+            f"Each point a test instance, seed {self.results['seed'].min()}; on the diagonal it ranks as in English:",
+            "",
+            f"![Ranks in each language against English]({self.plot_ranks(plain)})",
+            "",
+        ]
+        titles = {
+            "languages": "Fewer languages in training",
+            "finetuning": "After fine-tuning on one language",
+            "ablations": "Other settings of 1-to-K",
+        }
+        for part, title in titles.items():
+            names = [condition.name for condition in PARTS[part]]
+            if self.present(names):
+                base = {"finetuning": ["1-to-K + pairs"]}.get(part, ["1-to-K"])
+                lines += [f"## {title}", "", *self.table([*base, *names]), ""]
+                if part == "languages":
+                    lines += ["All ten languages are tested, also those that a run has never seen.", ""]
+                if part == "ablations":
+                    lines += ["Batches of another size see another number of images in as many steps.", ""]
+        command = "make study" if self.is_shapes else "python benchmarks/consistency_study.py --dataset multi30k …"
+        lines += [
+            "## Again",
+            "",
+            "```bash",
+            f"{command}",
+            'python benchmarks/consistency_study.py --output_dir outputs/again --seeds 0 --only "1-to-K"   # one row',
+            "```",
+            "",
+            "A row comes out the same on the same machine with as many threads. Results: "
+            "[consistency_results.csv](consistency_results.csv), [consistency_curves.csv](consistency_curves.csv).",
+        ]
+        return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="output_dir of consistency_study.py")
+    parser.add_argument("output_dir", type=Path)
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        if not (arguments.study / "results.csv").exists():
+            raise ValueError(f"{arguments.study} holds no results.csv; run benchmarks/consistency_study.py first")
+        Report(arguments.study, arguments.output_dir).write()
+    print(f"written to {arguments.output_dir / 'consistency_study.md'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,480 @@
+"""Does 1-to-K rank more consistently? The same model, images and steps, trained in the styles that the paper compares.
+
+    python benchmarks/consistency_study.py --output_dir outputs/study                 four styles, three seeds
+    python benchmarks/consistency_study.py --output_dir outputs/study --parts languages finetuning ablations
+    python benchmarks/consistency_study.py --output_dir outputs/study --only 1-to-K --seeds 0
+    python benchmarks/consistency_study.py --output_dir outputs/photographs-study --dataset multi30k \\
+        --data_dir multi30k --image_dir flickr30k-images                              real photographs, four languages
+    python benchmarks/consistency_report.py outputs/study docs                        the document, from the results
+
+Runs are shared out over processes, one per GPU, or per core without one. Each adds a line to `results.csv` and its
+points to `curves.csv`; runs that are there already are not repeated. All ranking is by cosine, the space that the
+contrastive objective shapes.
+
+The embedded data has translation errors in train (`data_scripts.shapes.MISTRANSLATED`) and none in test. Of the
+photographs none are held out, since the few hundred that are freely at hand teach nothing about others: they are
+ranked among themselves before they are learnt by heart.
+"""
+
+import argparse
+import csv
+import functools
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import datasets
+import torch
+import transformers
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, TrainerCallback
+
+import data_scripts
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from errors_ccrk import one_line_errors
+from objectives_ccrk import contrastive_loss
+from recipe_ccrk import ModelArguments, build_processor
+from retrieval_ccrk import CCRKRetriever, RetrievalResult, evaluate_retrieval
+from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, seeded
+
+ROOT = Path(__file__).parent.parent
+RECIPES = {"shapes": "shapes_pretrain.yaml", "multi30k": "multi30k_photographs.yaml"}
+TRANSLATION_NOISE = 1.0
+POINTS_OF_A_CURVE = 4
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    One row of the study.
+
+    Args:
+        name: unique.
+        style: `"1-to-K"`, all captions of an image at once; `"1-to-1"`, one of a random language (cross-modal style);
+            `"pivot"`, English with the image and one random other language with English, never with the image
+            (cross-lingual style).
+        reduction: of the contrastive loss.
+        pairs: with matching and masked LM beside it.
+        equal_compute_to: a condition whose counted operations it may use up, instead of as many steps.
+        languages: trained on; all of the data's by default. The first is the pivot's.
+        missing: share of captions left out at random.
+        config: other fields of CCRKConfig; batch_size: images per step.
+        start_from: a condition whose model is fine-tuned by the retrieval head; shots: on that many rows alone.
+    """
+
+    name: str
+    style: str = "1-to-K"
+    reduction: str = "published"
+    pairs: bool = False
+    equal_compute_to: str | None = None
+    languages: tuple[str, ...] | None = None
+    missing: float = 0.0
+    config: dict = field(default_factory=dict)
+    batch_size: int = 64
+    start_from: str | None = None
+    shots: int | None = None
+
+
+STYLES = [
+    Condition("1-to-K"),
+    Condition("1-to-K, symmetric", reduction="symmetric"),
+    Condition("1-to-1", style="1-to-1"),
+    Condition("1-to-1, equal compute", style="1-to-1", equal_compute_to="1-to-K"),
+    Condition("pivot", style="pivot"),
+]
+PARTS: dict[str, list[Condition]] = {
+    "styles": STYLES
+    + [
+        replace(
+            c,
+            name=f"{c.name} + pairs",
+            pairs=True,
+            equal_compute_to=c.equal_compute_to and f"{c.equal_compute_to} + pairs",
+        )
+        for c in STYLES
+    ],
+    "languages": [
+        Condition("K = 2", languages=("en", "de")),
+        Condition("K = 4", languages=("en", "de", "fr", "cs")),
+        Condition("K = 6", languages=("en", "de", "fr", "cs", "zh", "ja")),
+    ],
+    "finetuning": [
+        Condition(f"{start}, then {name}", style="1-to-1", languages=languages, start_from=start, shots=shots)
+        for start in ("1-to-K + pairs", "1-to-1 + pairs", "pivot + pairs")
+        for name, languages, shots in (("English", ("en",), None), ("100 German", ("de",), 100))
+    ],
+    "ablations": [
+        Condition("temperature starts at 0.03", config={"temperature_init_value": 0.03}),
+        Condition("temperature starts at 0.2", config={"temperature_init_value": 0.2}),
+        Condition("positives drawn evenly + pairs", pairs=True, config={"matching_positive_sampling": 0}),
+        Condition("positives drawn by logit + pairs", pairs=True, config={"matching_positive_sampling": 2}),
+        Condition("30 % of captions missing", missing=0.3),
+        Condition("batch 32", batch_size=32),
+        Condition("batch 128", batch_size=128),
+        Condition("projection 32", config={"projection_dim": 32}),
+        Condition("projection 256", config={"projection_dim": 256}),
+    ],
+}
+CONDITIONS = {condition.name: condition for part in PARTS.values() for condition in part}
+
+
+@dataclass
+class StudyCollator(CCRKCollator):
+    """Rows as the condition has them, before they become a batch."""
+
+    condition: Condition = field(kw_only=True)
+
+    def __call__(self, rows: list[dict]) -> dict:
+        return super().__call__([{**row, "captions": self._captions(row)} for row in rows])
+
+    def _captions(self, row: dict) -> dict[str, list[str]]:
+        captions = row["captions"]
+        with seeded(f"study {self.seed} {int(self.epoch)} {row['image_id']}"):
+            if self.condition.style == "pivot":
+                pivot, *others = captions
+                return {"pivot": captions[pivot], "other": captions[random.choice(others)]}
+            if self.condition.missing:
+                present = [language for language in captions if random.random() >= self.condition.missing]
+                present = present or [random.choice(list(captions))]
+                return {language: captions[language] if language in present else [] for language in captions}
+        return captions
+
+
+class StudyTrainer(CCRKTrainer):
+    """Trains by the condition's style."""
+
+    condition: Condition
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._count_images(inputs)
+        self._image_ids.append(inputs["image_ids"])
+        present = inputs["caption_mask"]
+        is_pivot = self.condition.style == "pivot"
+        if is_pivot:  # matching and masked LM must not see the other language beside the image
+            inputs["caption_mask"] = present & (torch.arange(present.shape[1], device=present.device) == 0)
+        if self.condition.pairs:
+            outputs = model(**inputs, sampling_keys=self.sampling_keys(inputs))
+            parts = self.share_of_losses(outputs)
+        else:
+            outputs = model.ccrk(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+            parts = {}
+        contrast = functools.partial(
+            contrastive_loss,
+            temperature=model.ccrk.temperature,
+            image_ids=inputs["image_ids"],
+            reduction=self.condition.reduction,
+        )
+        images, texts = outputs.image_embeds, outputs.text_embeds
+        if is_pivot:
+            contrastive = contrast(images, texts[:, :1]) + contrast(texts[:, 0], texts[:, 1:])
+        else:
+            contrastive = contrast(images, texts, caption_mask=present)
+        parts = {"contrastive_loss": contrastive, **parts}
+        self._record({**parts, "temperature": model.ccrk.temperature.squeeze()}, inputs)
+        return torch.stack(list(parts.values())).sum()
+
+
+class CurveCallback(TrainerCallback):
+    """Mean recall and MRV on validation rows, some times in a run; `seconds` is what that took."""
+
+    def __init__(self, processor: CCRKProcessor, rows: datasets.Dataset, steps: int):
+        self.processor, self.rows, self.every = processor, rows, max(1, steps // POINTS_OF_A_CURVE)
+        self.points: list[dict] = []
+        self.seconds = 0.0
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step % self.every:
+            return
+        started = time.perf_counter()
+        result = rank(model, self.processor, self.rows)
+        recall = [row["mean"] for row in result.recall().values()]
+        mrv = result.mrv()["mean"]["std"]
+        self.points.append({"step": state.global_step, "recall": sum(recall) / len(recall), "mrv": mrv})
+        model.train()
+        self.seconds += time.perf_counter() - started
+
+
+def rank(model, processor: CCRKProcessor, rows: datasets.Dataset) -> RetrievalResult:
+    retriever = CCRKRetriever(model.eval(), processor, k_test=0)
+    return evaluate_retrieval(retriever, rows, list(rows.features["captions"]), batch_size=64)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs of a study share; given to every process."""
+
+    dataset: str
+    data_dir: Path | None
+    image_dir: Path | None
+    output_dir: Path
+    steps: int
+    num_train: int
+    num_test: int
+    threads: int
+
+    def recipe(self) -> dict:
+        return yaml.safe_load((ROOT / "configs" / RECIPES[self.dataset]).read_text())
+
+    @functools.cached_property
+    def splits(self) -> dict[str, datasets.Dataset]:
+        """Rows to train on, to draw learning curves on, and to test on."""
+        if self.dataset == "shapes":
+            options = {"num_train": self.num_train, "num_validation": 200, "num_test": self.num_test}
+            options["translation_noise"] = TRANSLATION_NOISE
+            return {s: data_scripts.load("shapes", split=s, **options) for s in ("train", "validation", "test")}
+        rows = data_scripts.load(self.dataset, split="train", data_dir=self.data_dir, image_dir=self.image_dir)
+        test = rows.select(range(min(self.num_test, len(rows))))
+        return {"train": rows, "validation": test.select(range(min(200, len(test)))), "test": test}
+
+    @property
+    def processor_dir(self) -> Path:
+        return self.output_dir / "processor"
+
+    def prepare(self) -> None:
+        """Makes data and tokenizer once, before processes need them."""
+        recipe = self.recipe()
+        model = ModelArguments(config=recipe["config"], image_size=recipe["image_size"])
+        build_processor(model, self.splits["train"]).save_pretrained(self.processor_dir)
+
+    def build(self, condition: Condition, seed: int, steps: int) -> StudyTrainer:
+        processor = CCRKProcessor.from_pretrained(self.processor_dir)
+        rows = self.splits["train"]
+        if condition.shots is not None:
+            rows = rows.select(range(condition.shots))
+        languages = list(condition.languages or rows.features["captions"])
+        if condition.style == "pivot":  # English first
+            languages.sort(key=lambda language: language != "en")
+        rows = rows.map(
+            lambda captions: {"captions": {language: captions[language] for language in languages}},
+            input_columns="captions",
+            features=datasets.Features(
+                {
+                    **rows.features,
+                    "captions": {language: rows.features["captions"][language] for language in languages},
+                }
+            ),
+        )
+        transformers.set_seed(seed)
+        recipe = self.recipe()
+        rate = recipe["learning_rate"]
+        if condition.start_from is not None:
+            rate /= 100  # as in configs/shapes_finetune.yaml
+            model = CCRKForImageTextRetrieval.from_pretrained(self.model_dir(condition.start_from, seed))
+        else:
+            config = recipe["config"] | condition.config
+            config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
+            config["vision_config"] = config["vision_config"] | {"image_size": recipe["image_size"]}
+            model = CCRKForPreTraining(CCRKConfig(**config, mask_token_id=processor.tokenizer.mask_token_id))
+        trainer = StudyTrainer(
+            model=model,
+            args=CCRKTrainingArguments(
+                output_dir=str(self.output_dir / "trainer"),
+                per_device_train_batch_size=min(condition.batch_size, len(rows)),
+                max_steps=steps,
+                learning_rate=rate,
+                new_parameter_lr_scale=1.0,
+                warmup_steps=0.05,
+                logging_steps=steps,
+                save_strategy="no",
+                report_to="none",
+                seed=seed,
+                disable_tqdm=True,
+                dataloader_pin_memory=torch.cuda.is_available(),
+            ),
+            data_collator=StudyCollator(
+                processor,
+                ("pivot", "other") if condition.style == "pivot" else languages,
+                one_language=condition.style == "1-to-1",
+                seed=seed,
+                condition=condition,
+            ),
+            train_dataset=rows.cast_column("image", datasets.Image(decode=False)),
+            processing_class=processor,
+        )
+        trainer.condition = condition
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def model_dir(self, name: str, seed: int) -> Path:
+        return self.output_dir / "models" / f"{file_name(name)}-{seed}"
+
+    def operations(self, condition: Condition) -> tuple[float, int]:
+        """Floating-point operations and captions of one training step, counted over a first batch."""
+        trainer = self.build(condition, seed=0, steps=1)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        captions = int(batch["caption_mask"].sum())
+        with FlopCounterMode(display=False) as counter:
+            trainer.compute_loss(trainer.model.train(), batch).backward()
+        return float(counter.get_total_flops()), captions
+
+    def run(self, condition: Condition, seed: int) -> tuple[dict, list[dict]]:
+        """Trains and tests: a line of results.csv and the points of the run's curve. The ranks go to a file."""
+        torch.set_num_threads(self.threads)
+        flop, captions = self.operations(condition)
+        steps = self.steps
+        if condition.start_from is not None:
+            steps = max(1, steps // 6)
+        if condition.equal_compute_to is not None:
+            steps = round(steps * self.operations(CONDITIONS[condition.equal_compute_to])[0] / flop)
+        trainer = self.build(condition, seed, steps)
+        curve = CurveCallback(trainer.processing_class, self.splits["validation"], steps)
+        trainer.add_callback(curve)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started - curve.seconds
+        if any(other.start_from == condition.name for other in CONDITIONS.values()):
+            trainer.model.save_pretrained(self.model_dir(condition.name, seed))
+        result = rank(trainer.model, trainer.processing_class, self.splits["test"])
+        (self.output_dir / "ranks").mkdir(exist_ok=True)
+        result.rank_table().to_parquet(self.output_dir / "ranks" / f"{file_name(condition.name)}-{seed}.parquet")
+        recall = {language: row["mean"] for language, row in result.recall().items()}
+        values = torch.tensor(list(recall.values()), dtype=torch.float64)
+        mrv = result.mrv()["mean"]
+        line = {
+            "condition": condition.name,
+            "seed": seed,
+            "dataset": self.dataset,
+            "steps": steps,
+            "mean_recall": round(values.mean().item(), 3),
+            "recall_spread": round(values.std(unbiased=False).item(), 3),
+            "mrv_std": round(mrv["std"], 4),
+            "mrv_variance": round(mrv["variance"], 4),
+            "images_per_second": round(steps * trainer.args.per_device_train_batch_size / seconds, 1),
+            "captions_per_step": captions,
+            "gflop_per_step": round(flop / 1e9, 1),
+            "seconds": round(seconds, 1),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": self.threads,
+            "torch": torch.__version__,
+            **{f"recall_{language}": round(value, 3) for language, value in sorted(recall.items())},
+        }
+        return line, [{"condition": condition.name, "seed": seed, **point} for point in curve.points]
+
+
+def file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+_study: Study  # of a worker process
+
+
+def _start_worker(study: Study, devices: Sequence[int], number) -> None:
+    global _study
+    with number.get_lock():
+        own, number.value = number.value, number.value + 1
+    if devices:  # before CUDA is first asked
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(devices[own % len(devices)])
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    _study = study
+
+
+def _run(name: str, seed: int) -> tuple[dict, list[dict]]:
+    return _study.run(CONDITIONS[name], seed)
+
+
+def append(path: Path, lines: Iterable[dict]) -> None:
+    lines = list(lines)
+    if not lines:
+        return
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(lines)
+
+
+def finished(path: Path) -> set[tuple[str, int]]:
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        return {(line["condition"], int(line["seed"])) for line in csv.DictReader(file)}
+
+
+def check_same_study(study: Study) -> None:
+    """Runs of another size must not stand in one table."""
+    path = study.output_dir / "study.json"
+    settings = {name: value for name, value in asdict(study).items() if name in ("dataset", "steps")}
+    settings |= {"num_train": study.num_train, "num_test": study.num_test}
+    if path.exists() and (found := json.loads(path.read_text())) != settings:
+        raise ValueError(
+            f"{study.output_dir} holds a study of {found}, this one is of {settings}; name another folder"
+        )
+    path.write_text(json.dumps(settings) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["styles"])
+    parser.add_argument("--only", nargs="+", metavar="CONDITION", help="these conditions instead of whole parts")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--dataset", choices=RECIPES, default="shapes")
+    parser.add_argument("--data_dir", type=Path)
+    parser.add_argument("--image_dir", type=Path)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--num_train", type=int, default=12000, help="rows of shapes")
+    parser.add_argument("--num_test", type=int, default=500, help="rows to rank")
+    parser.add_argument("--jobs", type=int, help="processes at a time; the number of GPUs, or of cores without one")
+    arguments = parser.parse_args(argv)
+    devices = list(range(torch.cuda.device_count()))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jobs = arguments.jobs or len(devices) or cores
+    with one_line_errors():
+        if unknown := sorted(set(arguments.only or ()) - set(CONDITIONS)):
+            raise ValueError(f"unknown condition {', '.join(unknown)}; there are: {'; '.join(CONDITIONS)}")
+        study = Study(
+            dataset=arguments.dataset,
+            data_dir=arguments.data_dir,
+            image_dir=arguments.image_dir,
+            output_dir=arguments.output_dir,
+            steps=arguments.steps,
+            num_train=arguments.num_train,
+            num_test=arguments.num_test,
+            threads=max(1, cores // jobs),
+        )
+        study.output_dir.mkdir(parents=True, exist_ok=True)
+        check_same_study(study)
+        if not study.processor_dir.exists():
+            study.prepare()
+        results = study.output_dir / "results.csv"
+        names = arguments.only or [condition.name for part in arguments.parts for condition in PARTS[part]]
+        wanted = [(name, seed) for seed in arguments.seeds for name in names]
+        wanted = [run for run in wanted if run not in finished(results)]
+        available = finished(results) | set(wanted)
+        for name, seed in wanted:
+            start = CONDITIONS[name].start_from
+            if start is not None and (start, seed) not in available:
+                raise ValueError(f"{name!r} starts from {start!r} with seed {seed}; run that first, or with it")
+
+    context = get_context("spawn")
+    number = context.Value("i", 0)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (study, devices, number)) as pool:
+        # Fine-tuning waits for the models that it starts from.
+        for waiting in (False, True):
+            runs = [run for run in wanted if (CONDITIONS[run[0]].start_from is not None) == waiting]
+            futures = [pool.submit(_run, *run) for run in runs]
+            for future in tqdm(as_completed(futures), total=len(futures), desc="runs", disable=None if runs else True):
+                line, points = future.result()
+                append(results, [line])
+                append(study.output_dir / "curves.csv", points)
+                tqdm.write(
+                    f"{line['condition']}, seed {line['seed']}: recall {line['mean_recall']}, MRV {line['mrv_std']}"
+                )
+
+
+if __name__ == "__main__":
+    main()

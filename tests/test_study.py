@@ -1,0 +1,143 @@
+"""The consistency study, small: what each style trains on, that a run repeats itself, and the document."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import consistency_report
+from benchmarks.consistency_study import CONDITIONS, PARTS, Study, StudyCollator, append, check_same_study, main
+from data_scripts.shapes import MISTRANSLATED, Shapes
+
+NAMES = ("1-to-K", "1-to-1", "pivot + pairs")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    study = Study("shapes", None, None, tmp_path_factory.mktemp("study"), 3, 96, 24, torch.get_num_threads())
+    check_same_study(study)
+    study.prepare()
+    return study
+
+
+@pytest.fixture(scope="module")
+def results(study):
+    for name in NAMES:
+        for seed in (0, 1):
+            line, points = study.run(CONDITIONS[name], seed)
+            append(study.output_dir / "results.csv", [line])
+            append(study.output_dir / "curves.csv", points)
+    with (study.output_dir / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_repeats_itself_to_the_last_digit(study, results):
+    again, _ = study.run(CONDITIONS["pivot + pairs"], 1)
+    first = next(line for line in results if (line["condition"], line["seed"]) == ("pivot + pairs", "1"))
+    timing = ("seconds", "images_per_second")
+    assert {k: str(v) for k, v in again.items() if k not in timing} == {
+        k: v for k, v in first.items() if k not in timing
+    }
+
+
+def test_styles_differ_in_captions_and_cost(results):
+    per_step = {line["condition"]: int(line["captions_per_step"]) for line in results}
+    assert per_step == {"1-to-K": 640, "1-to-1": 64, "pivot + pairs": 128}
+    cost = {line["condition"]: float(line["gflop_per_step"]) for line in results}
+    assert cost["1-to-1"] < cost["1-to-K"]
+
+
+def test_the_pivot_never_shows_the_image_another_language(study):
+    trainer = study.build(CONDITIONS["pivot"], 0, 1)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    model = trainer.model.train()
+    seen = {}
+    model.ccrk.register_forward_hook(lambda module, inputs, outputs: seen.update(outputs))
+    trainer.compute_loss(model, batch).backward(retain_graph=True)
+    assert batch["input_ids"].shape[1] == 2
+    # Without English, other captions get no gradient from images: the loss of image and text is English's alone.
+    own = torch.autograd.grad(
+        consistency_report_loss(seen["image_embeds"], seen["text_embeds"], model),
+        seen["text_embeds"],
+        retain_graph=True,
+    )[0]
+    assert own[:, 0].abs().sum() > 0 and own[:, 1].abs().sum() == 0
+
+
+def consistency_report_loss(images, texts, model):
+    from objectives_ccrk import contrastive_loss
+
+    return contrastive_loss(images, texts[:, :1], model.ccrk.temperature)
+
+
+def test_captions_are_left_out_at_the_stated_share(study):
+    condition = CONDITIONS["30 % of captions missing"]
+    rows = [study.splits["train"][i] for i in range(96)]
+    languages = list(rows[0]["captions"])
+    processor = study.build(condition, 0, 1).processing_class
+    collator = StudyCollator(processor, languages, condition=condition)
+    present = collator(rows)["caption_mask"].float()
+    assert abs(present.mean() - 0.7) < 0.05 and present.sum(dim=1).min() >= 1
+    everything = StudyCollator(processor, languages, condition=replace(condition, missing=0.0))
+    assert everything(rows)["caption_mask"].all()
+
+
+def test_translation_errors_come_at_their_rates(tmp_path):
+    def captions(noise):
+        builder = Shapes(cache_dir=str(tmp_path), num_train=600, translation_noise=noise)
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")["captions"]
+
+    for language, rate in MISTRANSLATED.items():
+        changed = np.mean([a[language] != b[language] for a, b in zip(captions(0.0), captions(1.0), strict=True)])
+        assert changed == 0 if rate == 0 else 0.6 * rate < changed < 1.3 * rate, language
+    with pytest.raises(ValueError, match=r"translation_noise=3.0: choose from 0 to 2\.5"):
+        Shapes(cache_dir=str(tmp_path), translation_noise=3.0)
+
+
+def test_document(study, results, tmp_path):
+    consistency_report.main([str(study.output_dir), str(tmp_path)])
+    text = (tmp_path / "consistency_study.md").read_text()
+    assert text.count("| 1-to-K | 2 | 3 |") == 1 and "| 1-to-K | 1-to-1 |" in text
+    for figure in ("measures", "recall", "curves", "ranks"):
+        assert (tmp_path / "consistency_study" / f"{figure}.png").stat().st_size > 5000
+    # The table's figures are those of the runs.
+    line = [float(row["mrv_std"]) for row in results if row["condition"] == "1-to-K"]
+    row = next(row for row in text.splitlines() if row.startswith("| 1-to-K | 2 |"))
+    assert f" {np.mean(line):.2f} (" in row
+
+
+def test_intervals_follow_the_ranks():
+    ranks = np.ones((2, 40, 3, 2))
+    assert consistency_report.measures(ranks).tolist() == [100, 0, 0, 0]
+    ranks[:, :, 0] = 11  # one language misses everything
+    recall, spread, mrv, variance = consistency_report.measures(ranks)
+    assert recall == pytest.approx(200 / 3) and spread == pytest.approx(np.std([0, 100, 100]))
+    assert mrv == pytest.approx(np.std([11, 1, 1])) and variance == pytest.approx(np.var([11, 1, 1]))
+    assert consistency_report.decided(np.array([-2.0, -1.0]), True) == "yes"
+    assert consistency_report.decided(np.array([1.0, 2.0]), True) == "no"
+    assert consistency_report.decided(np.array([-1.0, 1.0]), True) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "2-to-K"], "unknown condition 2-to-K"),
+        (["--steps", "7"], "name another folder"),
+        (["--parts", "finetuning", "--steps", "3", "--num_train", "96", "--num_test", "24"], "run that first"),
+    ],
+)
+def test_mistakes_are_named(study, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["--output_dir", str(study.output_dir), *arguments])
+
+
+def test_every_condition_has_a_name_of_its_own_and_starts_from_one():
+    assert len(CONDITIONS) == sum(map(len, PARTS.values()))
+    for condition in CONDITIONS.values():
+        for other in (condition.equal_compute_to, condition.start_from):
+            assert other is None or other in CONDITIONS
+    assert (ROOT / "Makefile").read_text().count("benchmarks/consistency_study.py") == 1
