@@ -262,12 +262,12 @@ class Report:
             f"{sum(c.startswith('recall_') for c in self.results) - 1} languages. {device}; "
             f"{len(self.results)} runs took {self.results['seconds'].sum() / 60:.0f} minutes of training in all.",
             "",
-            "- **1-to-K**: an image against its captions in all languages at once; the published reduction of the loss, "
-            "or the symmetric one.",
-            "- **1-to-1** (cross-modal style): an image against one caption of a random language per step; for as many "
-            "steps, or for as many counted operations as 1-to-K.",
-            "- **pivot** (cross-lingual style): an image against its English caption, and that against one in a random "
-            "other language, which never meets the image.",
+            "- **1-to-K**: an image against its captions in all languages at once; the published reduction of the "
+            "loss, or the symmetric one.",
+            "- **1-to-1** (cross-modal style): an image against one caption of a random language per step; for as "
+            "many steps, or for as many counted operations as 1-to-K.",
+            "- **pivot** (cross-lingual style): an image against its English caption, and that against one in a "
+            "random other language, which never meets the image.",
             "- **+ pairs**: with matching and masked LM beside the contrastive loss.",
             "",
         ]
@@ -288,16 +288,16 @@ class Report:
         lines += self.table([*plain, *pairs])
         lines += [
             "",
-            "Recall is the mean of IR and TR at 1, 5 and 10; spread the standard deviation of that over languages; MRV "
-            "in ranks. Intervals (95 %) draw seeds and test instances anew; of so few seeds they can be but a "
+            "Recall is the mean of IR and TR at 1, 5 and 10; spread the standard deviation of that over languages; "
+            "MRV in ranks. Intervals (95 %) draw seeds and test instances anew; of so few seeds they can be but a "
             "rough guide.",
             "",
             f"![The measures with their intervals]({self.plot_measures([*plain, *pairs])})",
             "",
             "## The claim",
             "",
-            "The paper says that 1-to-K ranks an instance more alike in all languages than 1-to-1 and pivot styles do: "
-            "then the differences of MRV below are negative.",
+            "The paper says that 1-to-K ranks an instance more alike in all languages than 1-to-1 and pivot styles "
+            "do: then the differences of MRV below are negative.",
             "",
         ]
         count = {"yes": 0, "no": 0, "undecided": 0}
