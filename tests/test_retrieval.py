@@ -1,11 +1,14 @@
 """Two-stage retrieval against a loop that scores one pair at a time, and the results made of its ranks."""
 
+import subprocess
+import sys
+
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import ROOT, tiny_config
 from PIL import Image
 
 import retrieval_ccrk
@@ -288,3 +291,33 @@ def test_nan(spread_model, processor, module, message):
     spread_model.get_submodule(module).bias.data.fill_(torch.nan)
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), make_rows([[4], [3]]), ["en"])
+
+
+LARGE = """
+import resource, sys, time
+import numpy as np, torch
+from torch.nn import functional as F
+from retrieval_ccrk import UsableCaptions, by_cosine, rank_language
+images, per_image, k_test = map(int, sys.argv[1:])
+generator = torch.Generator().manual_seed(0)
+image_embeds = F.normalize(torch.randn(images, 16, generator=generator), dim=1)
+rows = np.arange(images).repeat(per_image)
+caption_embeds = F.normalize(image_embeds[rows] + 0.3 * torch.randn(len(rows), 16, generator=generator), dim=1)
+image_names, names = ([str(number) for number in range(count)] for count in (images, len(rows)))
+captions = UsableCaptions(names, rows, np.arange(images), image_names, names, 0)
+scored = lambda pairs: -np.arange(len(pairs), dtype=np.float32)
+started = time.perf_counter()
+score = scored if k_test else None
+ranks, _ = rank_language(captions, by_cosine(image_embeds, caption_embeds), k_test, score)
+seconds = time.perf_counter() - started
+print(len(ranks["TR"]), len(ranks["IR"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, seconds)
+"""
+
+
+def test_memory_of_a_ranking_of_coco_size():
+    """5,000 images, 25,000 captions, 256 candidates each, in a process of its own: at most 3 GiB at any time."""
+    command = [sys.executable, "-c", LARGE, "5000", "5", "256"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    images, captions, gib, _ = map(float, finished.stdout.split())
+    assert (images, captions) == (5000, 25000) and gib < 3

@@ -97,6 +97,7 @@ def test_document(study, results, tmp_path):
     consistency_report.main([str(study.output_dir), str(tmp_path)])
     text = (tmp_path / "consistency_study.md").read_text()
     assert text.count("| 1-to-K | 2 | 3 |") == 1 and "| 1-to-K | 1-to-1 |" in text
+    assert "| its recall at the end |" in text and text.count("| pivot + pairs | 2 |") == 1
     for figure in ("measures", "recall", "curves", "ranks"):
         assert (tmp_path / "consistency_study" / f"{figure}.png").stat().st_size > 5000
     # The table's figures are those of the runs.
