@@ -277,11 +277,10 @@ class Report:
         lines = [
             "# Does 1-to-K rank more consistently?",
             "",
-            "Written from the results by `python benchmarks/consistency_report.py`; made by `make study`"
-            + ("." if self.is_shapes else " on photographs."),
+            "Written by `python benchmarks/consistency_report.py` from the results of the command at the end.",
             "",
             f"The same model, from scratch, on the same images, {self.settings['steps']:,} steps of 64 images, "
-            f"{self.results['seed'].nunique()} seeds; {self.settings['num_test']:,} "
+            f"seeds {', '.join(map(str, sorted(self.results['seed'].unique())))}; {self.settings['num_test']:,} "
             f"{'unseen scenes' if self.is_shapes else 'of the photographs'} ranked by cosine in "
             f"{sum(c.startswith('recall_') for c in self.results) - 1} languages. {device}; "
             f"{len(self.results)} runs took {self.results['seconds'].sum() / 60:.0f} minutes of training in all.",

@@ -391,7 +391,7 @@ def append(path: Path, lines: Iterable[dict]) -> None:
         return
     is_new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerows(lines)
