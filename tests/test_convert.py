@@ -3,11 +3,14 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import TINY_A, TINY_A_CONFIG
 from safetensors.torch import load_file
+from test_modeling import _isolated
 from torch.testing import assert_close
 
 import convert_checkpoint
@@ -52,6 +55,47 @@ def test_there_and_back_again(head, published, finetuned, processor, tmp_path, c
     assert set(original) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(original[name], tensor), name
+
+
+REMOTE = """
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForPreTraining
+
+expected = load_file({expected!r})
+mask = expected["attention_mask"]
+head = AutoModelForPreTraining.from_pretrained({folder!r}, trust_remote_code=True).eval()
+base = AutoModel.from_pretrained({folder!r}, trust_remote_code=True).eval()
+with torch.no_grad():
+    outputs = base(expected["input_ids"], expected["image"], mask)
+    images, captions = len(expected["image"]), len(mask)
+    logits = head.match(
+        outputs.image_states,
+        outputs.text_states,
+        mask,
+        torch.arange(images).repeat_interleave(captions),
+        torch.arange(captions).repeat(images),
+    )
+torch.save((outputs.image_embeds, outputs.text_embeds, logits), "outputs.pt")
+"""
+
+
+def test_the_published_scores_through_remote_code(expected, tmp_path):
+    run(PRETRAINED, tmp_path / "out", tmp_path=tmp_path)
+    script = REMOTE.format(expected=str(TINY_A / "expected.safetensors"), folder=str(tmp_path / "out"))
+    finished = subprocess.run(
+        [sys.executable, "-I", "-c", _isolated(script)],
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "hf"), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    image_embeds, text_embeds, logits = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    assert_close(image_embeds, expected["image_features"], atol=1e-4, rtol=0)
+    assert_close(text_embeds, expected["text_features"], atol=1e-4, rtol=0)
+    assert_close(logits.view_as(expected["itm_logits_all_pairs"]), expected["itm_logits_all_pairs"], atol=1e-4, rtol=0)
 
 
 def test_both_heads_open_with_the_same_tensors(published, finetuned):

@@ -101,6 +101,7 @@ def test_what_cannot_be_encoded_is_refused(model, processor, method, argument, m
 
 def test_examples_of_the_documentation_run(tiny_model, processor, pictures, tmp_path, monkeypatch):
     pytest.importorskip("torchao")
+    pytest.importorskip("onnxscript")
     folder = tmp_path / "outputs" / "demo" / "finetune"
     CCRKForImageTextRetrieval(tiny_model.config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -113,3 +114,18 @@ def test_examples_of_the_documentation_run(tiny_model, processor, pictures, tmp_
             exec(compile(block, "docs/checkpoints.md", "exec"), namespace)
     assert namespace["image_embeds"].shape == (2, 16) and "photo.jpg" in printed.getvalue()
     assert namespace["small_embeds"].shape == (2, 16)
+
+    # The ONNX files take other numbers of pictures, and longer captions, than they were made from.
+    model, captions = namespace["model"], ["a small red star left of a large blue circle, above a ring", *TEXTS]
+    torch.testing.assert_close(
+        torch.from_numpy(namespace["onnx_embeds"]),
+        model.encode_texts(["一个红色的星", "a green square", "a star"], processor),
+        atol=1e-5,
+        rtol=0,
+    )
+    for name, inputs in (("image", processor(images=pictures)), ("text", processor(text=captions))):
+        session = namespace["onnxruntime"].InferenceSession(f"{name}.onnx")
+        found = session.run([f"{name}_embeds"], {key: value.numpy() for key, value in inputs.items()})[0]
+        with torch.no_grad():
+            expected = model(**inputs)[f"{name}_embeds"]
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     SwinConfig,
     SwinModel,
+    TimmWrapperConfig,
     ViTConfig,
 )
 
@@ -328,6 +329,22 @@ class TestFromVisionTextPretrained:
             assert type(cls.from_vision_text_pretrained(str(tmp_path / "swin"), text)) is cls
         with pytest.raises(ValueError, match="text_config cannot be given: the two models decide it"):
             CCRKModel.from_vision_text_pretrained(str(tmp_path / "swin"), text, text_config={})
+
+    def test_from_timm(self, tmp_path):
+        """As with "timm/swin_base_patch4_window7_224.ms_in22k": transformers opens timm's checkpoints by a wrapper."""
+        sizes = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+        config = TimmWrapperConfig(architecture="swin_tiny_patch4_window7_224", model_args=sizes)
+        tower = AutoModel.from_config(config).eval()
+        tower.save_pretrained(tmp_path / "timm")
+        text = str(TINY_A / "xlm-roberta-large-tiny")
+        model = CCRKModel.from_vision_text_pretrained(str(tmp_path / "timm"), text).eval()
+        images = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            expected = tower(images).last_hidden_state.flatten(1, 2)
+            assert_close(model.get_image_features(images).last_hidden_state[:, 1:], expected)
+        model.save_pretrained(tmp_path / "ccrk")
+        again = CCRKModel.from_pretrained(tmp_path / "ccrk").eval()
+        assert_close(again.get_image_features(images).pooler_output, model.get_image_features(images).pooler_output)
 
     def test_a_text_model_that_is_no_xlm_roberta(self, tmp_path):
         from transformers import BertConfig, BertForMaskedLM
