@@ -40,6 +40,23 @@ def test_int8_weights_and_activations(tiny_model, inputs):
         assert torch.cosine_similarity(found[name], expected[name]).min() > 0.99
 
 
+def test_device_map_with_parts_on_disk(tiny_model, inputs, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    whole = CCRKModel.from_pretrained(tmp_path / "model").eval()
+    parts = {
+        name: "disk" if name in ("vision_model", "fusion_encoder") else "cpu" for name, _ in whole.named_children()
+    }
+    for device_map in ("auto", parts | {"temperature": "cpu"}):
+        spread = CCRKModel.from_pretrained(
+            tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offloaded"
+        ).eval()
+        with torch.no_grad():
+            expected, found = whole(**inputs), spread(**inputs)
+        for name in ("image_embeds", "text_embeds"):
+            assert torch.equal(found[name], expected[name])
+    assert spread.vision_model.embeddings.patch_embeddings.projection.weight.device.type == "meta"
+
+
 class TestLora:
     @pytest.fixture
     def start(self, tiny_model, processor, tmp_path):
