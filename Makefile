@@ -23,7 +23,7 @@ demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages 
 	$(LAUNCH) train_retrieval.py configs/shapes_finetune.yaml
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
 
-study: install  ## Compare 1-to-K with other styles of training, three seeds of each, and write docs/consistency_study.md (an hour)
+study: install  ## Compare 1-to-K with other styles of training, three seeds of each, and write docs/consistency_study.md (half an hour)
 	$(BIN)/python benchmarks/consistency_study.py --output_dir outputs/study
 	$(BIN)/python benchmarks/consistency_report.py outputs/study docs
 

@@ -78,6 +78,9 @@ class CCRKProcessor(ProcessorMixin):
         padding: bool | str = "longest",
         truncation: bool = True,
         max_length: int | None = None,
+        text_kwargs: dict | None = None,
+        images_kwargs: dict | None = None,
+        common_kwargs: dict | None = None,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -87,6 +90,7 @@ class CCRKProcessor(ProcessorMixin):
             images: a picture or a list of them (path, URL, PIL image, array or tensor).
             text: a caption; a list of N; or B lists of K captions each, `None` where one is missing.
             padding, truncation, max_length: as tokenizers have them; `max_length` is the processor's own unless given.
+            text_kwargs, images_kwargs, common_kwargs: the same by group, as [`ProcessorMixin`] takes them.
             kwargs: for the image processor.
 
         Returns: `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (N, L), or (B, K, L) with `caption_mask`
@@ -94,13 +98,20 @@ class CCRKProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("nothing to process: give images, text or both")
+        # Callers that know no single processor group their arguments, and name every group.
+        for unused in ("audio_kwargs", "videos_kwargs"):
+            kwargs.pop(unused, None)
+        return_tensors = (common_kwargs or {}).get("return_tensors", return_tensors)
         features = {}
         if text is not None:
-            features.update(self._process_captions(text, padding, truncation, max_length or self.max_length))
+            options = {"padding": padding, "truncation": truncation, "max_length": max_length} | (text_kwargs or {})
+            options["max_length"] = options["max_length"] or self.max_length
+            features.update(self._process_captions(text, **options))
         if images is not None:
             images = images if isinstance(images, list | tuple) else [images]
             images = [_open_image(image) for image in images]
-            features.update(self.image_processor(images, return_tensors="pt", **kwargs))
+            options = (images_kwargs or {}) | kwargs | {"return_tensors": "pt"}
+            features.update(self.image_processor(images, **options))
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _process_captions(self, text, padding, truncation, max_length) -> dict[str, torch.Tensor]:

@@ -7,13 +7,14 @@ import io
 import re
 import threading
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 
-from ccrk import CCRKForImageTextRetrieval
+from ccrk import CCRKForImageTextRetrieval, CCRKModel
 
 TEXTS = ["a small red star", "ein großer blauer Kreis", "一个红色的星", "a green square", "ein Stern"]
 
@@ -99,9 +100,34 @@ def test_what_cannot_be_encoded_is_refused(model, processor, method, argument, m
         getattr(model, method)(argument, processor)
 
 
+LANGUAGES = {"en": TEXTS, "de": TEXTS[::-1], "fr": TEXTS[1:] + TEXTS[:1], "cs": TEXTS[2:] + TEXTS[:2]}
+
+
+def put_rows_into_mteb(pictures, monkeypatch):
+    """Five pictures with a caption in each language in place of the rows that MTEB's Multi30K tasks would download."""
+    from mteb.tasks.retrieval.multilingual import multi30k_retrieval
+
+    ids = [str(index) for index in range(len(pictures))]
+    images = datasets.Dataset.from_dict({"id": ids, "image": pictures}).cast_column("image", datasets.Image())
+    for name in ("Multi30kT2IRetrieval", "Multi30kI2TRetrieval"):
+
+        def load_data(self, image_is_query=name == "Multi30kI2TRetrieval", **kwargs):
+            self.dataset, self.data_loaded = {}, True
+            for language, captions in LANGUAGES.items():
+                texts = datasets.Dataset.from_dict({"id": ids, "text": captions})
+                queries, corpus = (images, texts) if image_is_query else (texts, images)
+                right = {index: {index: 1} for index in ids}
+                split = {"queries": queries, "corpus": corpus, "relevant_docs": right, "top_ranked": None}
+                self.dataset[language] = {"test": split}
+
+        monkeypatch.setattr(getattr(multi30k_retrieval, name), "load_data", load_data)
+
+
 def test_examples_of_the_documentation_run(tiny_model, processor, pictures, tmp_path, monkeypatch):
     pytest.importorskip("torchao")
     pytest.importorskip("onnxscript")
+    pytest.importorskip("mteb")
+    put_rows_into_mteb(pictures, monkeypatch)
     folder = tmp_path / "outputs" / "demo" / "finetune"
     CCRKForImageTextRetrieval(tiny_model.config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -114,6 +140,21 @@ def test_examples_of_the_documentation_run(tiny_model, processor, pictures, tmp_
             exec(compile(block, "docs/checkpoints.md", "exec"), namespace)
     assert namespace["image_embeds"].shape == (2, 16) and "photo.jpg" in printed.getvalue()
     assert namespace["small_embeds"].shape == (2, 16)
+
+    # sentence-transformers encodes as the model does, from what it has saved as well, and MTEB finds the same ranks.
+    from sentence_transformers import SentenceTransformer
+
+    whole = CCRKModel.from_pretrained(folder).eval()
+    image_embeds = whole.encode_images(pictures, processor)
+    retriever = SentenceTransformer("retriever", trust_remote_code=True, device="cpu")
+    torch.testing.assert_close(retriever.encode(pictures, convert_to_tensor=True), image_embeds, atol=1e-6, rtol=0)
+    assert not torch.equal(image_embeds[0], image_embeds[1])
+    for to_image, result in zip((True, False), namespace["benchmark"].task_results, strict=True):
+        found = {row["hf_subset"]: row["recall_at_3"] for row in result.scores["test"]}
+        for language, texts in LANGUAGES.items():
+            scores = whole.encode_texts(texts, processor) @ image_embeds.T
+            ranks = (scores if to_image else scores.T).argsort(descending=True).argsort()
+            assert found[language] == pytest.approx((ranks.diagonal() < 3).float().mean().item()), language
 
     # The ONNX files take other numbers of pictures, and longer captions, than they were made from.
     model, captions = namespace["model"], ["a small red star left of a large blue circle, above a ring", *TEXTS]

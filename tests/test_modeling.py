@@ -308,6 +308,17 @@ class TestImageEncoders:
         again = CCRKModel.from_pretrained(tmp_path).eval()
         assert_close(again.get_image_features(images).last_hidden_state, states)
 
+    def test_timm_vision_transformer(self):
+        sizes = {"img_size": 64, "embed_dim": 24, "depth": 2, "num_heads": 2}
+        vision = {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "model_args": sizes}
+        model = CCRKForPreTraining(tiny_config(vision_config=vision))
+        outputs = model(**batch())
+        assert model.ccrk.vision_projection.in_features == 24
+        outputs.loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+        states = model.ccrk.get_image_features(torch.randn(2, 3, 64, 64)).last_hidden_state
+        assert states.shape == (2, 1 + 1 + 4 * 4, 24)  # the mean, timm's class token, patches
+
 
 class TestFromVisionTextPretrained:
     def test_from_folders_and_with_the_published_positions(self, tmp_path):

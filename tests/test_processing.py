@@ -89,3 +89,23 @@ def test_bad_input_is_refused_in_one_line(processor, arguments, message):
     with pytest.raises(ValueError, match=message) as raised:
         processor(**arguments)
     assert "\n" not in str(raised.value).strip()
+
+
+def test_arguments_by_group(processor):
+    """As callers give them that know no single processor."""
+    image = Image.new("RGB", (20, 30), "red")
+    plain = processor(images=[image], text=["a red star"], padding="max_length", max_length=16, return_tensors="np")
+    grouped = processor(
+        images=[image],
+        text=["a red star"],
+        text_kwargs={"padding": "max_length", "max_length": 16},
+        images_kwargs={},
+        audio_kwargs={},
+        videos_kwargs={},
+        common_kwargs={"return_tensors": "np"},
+    )
+    assert plain.keys() == grouped.keys() and grouped["input_ids"].shape == (1, 16)
+    for name, array in plain.items():
+        assert isinstance(grouped[name], np.ndarray) and np.array_equal(grouped[name], array)
+    unscaled = processor(images=[image], images_kwargs={"do_normalize": False, "do_rescale": False})
+    assert unscaled["pixel_values"].max() == 255
