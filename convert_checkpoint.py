@@ -3,8 +3,10 @@
     python convert_checkpoint.py ccrk_3m_10lan_epoch_29.th ccrk-3m --tokenizer FacebookAI/xlm-roberta-large
     python convert_checkpoint.py checkpoint_best.pth ccrk-multi30k --tokenizer FacebookAI/xlm-roberta-large
     python convert_checkpoint.py ccrk-3m ccrk_3m.th --to_original
+    python convert_checkpoint.py swin_base_patch4_window7_224_22k.pth swin-base     the Swin authors' own format
 
-Files of pre-training (.th) become a CCRKForPreTraining, those of fine-tuning (.pth) a CCRKForImageTextRetrieval.
+Files of pre-training (.th) become a CCRKForPreTraining, those of fine-tuning (.pth) a CCRKForImageTextRetrieval, and a
+Swin the image encoder to start from (train_pretrain.py --vision_model).
 Every tensor of the file is mapped, or compared with what the model computes in its place; anything else is an error,
 and nothing is written. Nothing is unpickled but tensors, plain containers and the NumPy types of the random state.
 """
@@ -19,13 +21,14 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, SwinConfig, SwinModel
 
 import ccrk
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
@@ -63,6 +66,7 @@ COMPUTED = {
     ".position_ids": "counts from 0",
     ".predictions.decoder.": "tied to the word embeddings and the LM head's bias",
 }
+CLASSIFIER = ("head.weight", "head.bias")  # of a Swin's file
 # The random state of NumPy that the files hold, under the module names of NumPy 1 and 2.
 NUMPY_RANDOM_STATE = [
     (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
@@ -108,6 +112,32 @@ def _first_global(path: Path) -> str | None:
         return None
 
 
+def _count(names, pattern: str) -> int:
+    """One more than the highest number in the pattern's group; 0 where no name has it."""
+    return 1 + max((int(m[1]) for m in (re.search(pattern, name) for name in names) if m), default=-1)
+
+
+def read_swin(state: dict[str, Tensor]) -> dict:
+    """Fields of SwinConfig from the tensors under `vision_encoder.`."""
+    stages = _count(state, r"^vision_encoder\.layers\.(\d+)\.")
+    tables = [
+        state[f"vision_encoder.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)
+    ]
+    window_size = (math.isqrt(tables[0].shape[0]) + 1) // 2
+    embed_dim, _, patch_size, _ = state["vision_encoder.patch_embed.proj.weight"].shape
+    # The shifted block of the first stage keeps one attention mask per window: that tells the image size.
+    windows = math.isqrt(state["vision_encoder.layers.0.blocks.1.attn_mask"].shape[0])
+    return {
+        "model_type": "swin",
+        "image_size": windows * window_size * patch_size,
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depths": [_count(state, rf"^vision_encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
+        "num_heads": [table.shape[1] for table in tables],
+        "window_size": window_size,
+    }
+
+
 def read_config(content: dict, overrides: dict) -> CCRKConfig:
     """Sizes from the tensors, held against those that the file states.
 
@@ -118,28 +148,9 @@ def read_config(content: dict, overrides: dict) -> CCRKConfig:
     state = content["model"]
     bert = _text_prefix(state)
 
-    def count(pattern: str) -> int:
-        return 1 + max((int(m[1]) for m in (re.search(pattern, name) for name in state) if m), default=-1)
-
-    stages = count(r"^vision_encoder\.layers\.(\d+)\.")
-    if stages == 0 or count(rf"^{bert}encoder\.layer\.(\d+)\.") == 0:
+    count = partial(_count, state)
+    if not count(r"^vision_encoder\.layers\.(\d+)\.") or not count(rf"^{bert}encoder\.layer\.(\d+)\."):
         raise ValueError("this is not a CCRK checkpoint: it lacks vision_encoder.layers or text_encoder")
-    tables = [
-        state[f"vision_encoder.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)
-    ]
-    window_size = (math.isqrt(tables[0].shape[0]) + 1) // 2
-    embed_dim, _, patch_size, _ = state["vision_encoder.patch_embed.proj.weight"].shape
-    # The shifted block of the first stage keeps one attention mask per window: that tells the image size.
-    windows = math.isqrt(state["vision_encoder.layers.0.blocks.1.attn_mask"].shape[0])
-    vision = {
-        "model_type": "swin",
-        "image_size": windows * window_size * patch_size,
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-        "depths": [count(rf"^vision_encoder\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
-        "num_heads": [table.shape[1] for table in tables],
-        "window_size": window_size,
-    }
     layers = count(rf"^{bert}encoder\.layer\.(\d+)\.")
     fusion = sum(name.endswith(".crossattention.self.key.weight") for name in state)
     words = state[f"{bert}embeddings.word_embeddings.weight"]
@@ -156,7 +167,7 @@ def read_config(content: dict, overrides: dict) -> CCRKConfig:
     }
     config = CCRKConfig(
         **{
-            "vision_config": vision | overrides.get("vision_config", {}),
+            "vision_config": read_swin(state) | overrides.get("vision_config", {}),
             "text_config": text | overrides.get("text_config", {}),
             "num_fusion_layers": fusion,
             "projection_dim": state["text_proj.weight"].shape[0],
@@ -185,7 +196,7 @@ def _text_prefix(names) -> str:
     return "text_encoder.bert." if any(name.startswith("text_encoder.bert.") for name in names) else "text_encoder."
 
 
-def published_name(name: str, model: CCRKPairModel) -> str:
+def published_name(name: str, model: PreTrainedModel) -> str:
     """The research code's name of one of our tensors; a query, key and value of Swin share one."""
     if match := re.match(r"(ccrk\.fusion_encoder\.layers\.)(\d+)(.+)", name):  # they follow the text layers
         name = f"{match[1]}{int(match[2]) + model.config.text_config.num_hidden_layers}{match[3]}"
@@ -254,9 +265,7 @@ def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
     for name in model.state_dict():
         if name in model.all_tied_weights_keys:
             continue
-        tensor = state[published_name(name, model)]
-        if match := re.search(r"\.([qkv])_proj\.", name):
-            tensor = tensor.chunk(3)["qkv".index(match[1])].clone()
+        tensor = _own_part(name, state[published_name(name, model)])
         converted[name] = tensor.view(1) if name == "ccrk.temperature" else tensor
     model = head.from_pretrained(None, config=config, state_dict=converted)
     for name, tensor in published_tensors(model):
@@ -268,7 +277,39 @@ def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
     return model
 
 
-def checksums(model: CCRKPairModel, description: str) -> dict[str, str]:
+def _own_part(name: str, tensor: Tensor) -> Tensor:
+    """Of the tensor that a query, key and value of Swin share, the one that is named; any other whole."""
+    match = re.search(r"\.([qkv])_proj\.", name)
+    return tensor.chunk(3)["qkv".index(match[1])].clone() if match else tensor
+
+
+def convert_swin(content: dict) -> SwinModel:
+    """An image encoder as the Swin authors store it; their classifier, which a CCRK has no use for, is left out.
+
+    Raises:
+        ValueError: the first key that is missing, unknown or of another shape.
+    """
+    state = {f"vision_encoder.{name}": tensor for name, tensor in content["model"].items() if name not in CLASSIFIER}
+    try:
+        with torch.device("meta"):
+            model = SwinModel(SwinConfig(**read_swin(state)), add_pooling_layer=False)
+        wanted = {name: published_name(f"ccrk.vision_model.{name}", model) for name in model.state_dict()}
+        converted = {name: _own_part(name, state[published]) for name, published in wanted.items()}
+    except KeyError as error:
+        raise ValueError(f"this is not a whole Swin: it lacks {error}; nothing was written") from error
+    used = set(wanted.values())
+    if unknown := [name for name in state if name not in used and not any(part in name for part in COMPUTED)]:
+        raise ValueError(f"{len(unknown)} tensors are unknown {unknown[:2]}; nothing was written")
+    for name, tensor in model.state_dict().items():
+        if tensor.shape != converted[name].shape:
+            raise ValueError(
+                f"{wanted[name]} is of shape {tuple(state[wanted[name]].shape)}, which does not fit the file's other "
+                "tensors; nothing was written"
+            )
+    return SwinModel.from_pretrained(None, config=model.config, state_dict=converted, add_pooling_layer=False)
+
+
+def checksums(model: PreTrainedModel, description: str) -> dict[str, str]:
     """SHA-256 of every tensor by name."""
     return {
         name: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
@@ -283,6 +324,8 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     overrides = json.loads(arguments.config.read_text()) if arguments.config else {}
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None
     content = load_published(arguments.checkpoint)
+    if "patch_embed.proj.weight" in content["model"]:
+        return swin_to_transformers(content, arguments)
     model = convert(content, overrides)
     computed = [name for name in content["model"] if any(part in name for part in COMPUTED)]
     if tokenizer is not None and len(tokenizer) > model.config.text_config.vocab_size:
@@ -314,6 +357,18 @@ def to_transformers(arguments: argparse.Namespace) -> None:
         f"{head.__name__}, {image_size} px, {loaded.num_parameters():,} parameters, checked by loading; "
         f"SHA-256 of {arguments.output / 'model.safetensors'}: {digest}"
     )
+
+
+def swin_to_transformers(content: dict, arguments: argparse.Namespace) -> None:
+    """From a Swin's file to a folder, which is then opened and compared."""
+    if arguments.config or arguments.tokenizer or arguments.image_size:
+        raise ValueError(f"{arguments.checkpoint} is an image encoder alone and takes no option")
+    model = convert_swin(content)
+    model.save_pretrained(arguments.output)
+    loaded = SwinModel.from_pretrained(arguments.output, add_pooling_layer=False)
+    if checksums(loaded, "checking") != checksums(model, "adding up"):
+        raise ValueError(f"{arguments.output} does not open with the tensors of {arguments.checkpoint}; do not use it")
+    print(f"SwinModel, {model.config.image_size} px, {model.num_parameters():,} parameters, checked by loading")
 
 
 def to_original(arguments: argparse.Namespace) -> None:

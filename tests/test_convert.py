@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -156,6 +157,50 @@ def test_resizing_to_the_same_size_changes_nothing(reference_model):
     vision = reference_model.ccrk.vision_model
     resize_image_encoder(reference_model, 64)
     assert reference_model.ccrk.vision_model is vision
+
+
+class TestSwin:
+    """The fixture's image encoder is the Swin authors' code: its tensors are named as theirs, behind a prefix."""
+
+    @pytest.fixture
+    def swin(self, published):
+        prefix = "vision_encoder."
+        state = {n.removeprefix(prefix): t for n, t in published["model"].items() if n.startswith(prefix)}
+        return state | {"head.weight": torch.rand(9, 8), "head.bias": torch.rand(9)}
+
+    def convert(self, state, tmp_path, *options):
+        torch.save({"model": state}, tmp_path / "swin.pth")
+        convert_checkpoint.main([str(tmp_path / "swin.pth"), str(tmp_path / "swin"), *options])
+
+    def test_becomes_an_image_encoder_to_start_from(self, swin, reference_model, tmp_path, capsys):
+        self.convert(swin, tmp_path)
+        assert "SwinModel, 64 px" in capsys.readouterr().out
+        model = CCRKForPreTraining.from_vision_text_pretrained(
+            str(tmp_path / "swin"), str(TINY_A / "xlm-roberta-large-tiny")
+        )
+        expected, found = (m.ccrk.vision_model.state_dict() for m in (reference_model, model))
+        assert expected.keys() == found.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+        images = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            states = [m.eval().ccrk.get_image_features(images).last_hidden_state for m in (reference_model, model)]
+        assert torch.equal(*states)
+
+    def test_what_is_not_whole_is_refused_and_nothing_written(self, swin, tmp_path):
+        key, table = "layers.0.blocks.0.mlp.fc1.weight", "layers.1.blocks.0.attn.relative_position_bias_table"
+        cases = {
+            f"lacks 'vision_encoder.{key}'": {name: tensor for name, tensor in swin.items() if name != key},
+            "1 tensors are unknown": swin | {"surprise": torch.zeros(1)},
+            f"{key} is of shape": swin | {key: swin[key][:-1]},
+            f"lacks 'vision_encoder.{table}'": {name: tensor for name, tensor in swin.items() if name != table},
+        }
+        for message, state in cases.items():
+            with pytest.raises(SystemExit, match=re.escape(message)):
+                self.convert(state, tmp_path)
+        with pytest.raises(SystemExit, match="is an image encoder alone and takes no option"):
+            self.convert(swin, tmp_path, "--image_size", "128")
+        assert not (tmp_path / "swin").exists()
 
 
 class Planted:
