@@ -369,12 +369,17 @@ class Report:
                     lines += ["All ten languages are tested, also those that a run has never seen.", ""]
                 if part == "ablations":
                     lines += ["Batches of another size see another number of images in as many steps.", ""]
+        parts = [part for part in titles if self.present([condition.name for condition in PARTS[part]])]
+        more = []
+        if parts:
+            more = [f"python benchmarks/consistency_study.py --output_dir outputs/study --parts {' '.join(parts)}"]
         command = "make study" if self.is_shapes else "python benchmarks/consistency_study.py --dataset multi30k …"
         lines += [
             "## Again",
             "",
             "```bash",
             f"{command}",
+            *more,
             'python benchmarks/consistency_study.py --output_dir outputs/again --seeds 0 --only "1-to-K"   # one row',
             "```",
             "",
