@@ -197,7 +197,10 @@ def _text_prefix(names) -> str:
 
 
 def published_name(name: str, model: PreTrainedModel) -> str:
-    """The research code's name of one of our tensors; a query, key and value of Swin share one."""
+    """The research code's name of one of our tensors; a query, key and value of Swin share one. Of a Swin alone, the
+    name that it has as an image encoder."""
+    if isinstance(model, SwinModel):
+        name = f"ccrk.vision_model.{name}"
     if match := re.match(r"(ccrk\.fusion_encoder\.layers\.)(\d+)(.+)", name):  # they follow the text layers
         name = f"{match[1]}{int(match[2]) + model.config.text_config.num_hidden_layers}{match[3]}"
     for pattern, replacement in RENAMINGS:
@@ -207,7 +210,7 @@ def published_name(name: str, model: PreTrainedModel) -> str:
     return name
 
 
-def published_tensors(model: CCRKPairModel) -> Iterator[tuple[str, Tensor]]:
+def published_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a model as the research code stores them, the computed ones included."""
     state = model.state_dict()
     for name, tensor in state.items():
@@ -228,6 +231,8 @@ def published_tensors(model: CCRKPairModel) -> Iterator[tuple[str, Tensor]]:
             mask = module.get_attn_mask(*module.input_resolution, torch.float32, model.device)
             if mask is not None:
                 yield published_name(f"{name}.attn_mask", model), mask
+    if isinstance(model, SwinModel):
+        return
     positions = model.ccrk.text_model.embeddings.position_ids
     yield published_name("ccrk.text_model.embeddings.position_ids", model), positions
 
@@ -246,7 +251,25 @@ def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
     head = CCRKForPreTraining if _text_prefix(state) == "text_encoder.bert." else CCRKForImageTextRetrieval
     with torch.device("meta"):
         model = head(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in published_tensors(model)}
+    return _fill(model, state)
+
+
+def convert_swin(content: dict) -> SwinModel:
+    """An image encoder as the Swin authors store it, with the checks of `convert`; its classifier is left out."""
+    state = {f"vision_encoder.{name}": tensor for name, tensor in content["model"].items() if name not in CLASSIFIER}
+    try:
+        config = SwinConfig(**read_swin(state))
+    except KeyError as error:
+        raise ValueError(f"this is not a whole Swin: it lacks {error}; nothing was written") from error
+    with torch.device("meta"):
+        model = SwinModel(config, add_pooling_layer=False)
+    return _fill(model, state, add_pooling_layer=False)
+
+
+def _fill(empty: PreTrainedModel, state: dict[str, Tensor], **options) -> PreTrainedModel:
+    """The model on the meta device with the tensors of a file in it, every key accounted for."""
+    head = type(empty)
+    shapes = {name: tuple(tensor.shape) for name, tensor in published_tensors(empty)}
     missing = [name for name in shapes if name not in state and not any(part in name for part in COMPUTED)]
     unknown = [name for name in state if name not in shapes]
     if missing or unknown:
@@ -262,12 +285,14 @@ def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
             )
 
     converted = {}
-    for name in model.state_dict():
-        if name in model.all_tied_weights_keys:
+    for name in empty.state_dict():
+        if name in empty.all_tied_weights_keys:
             continue
-        tensor = _own_part(name, state[published_name(name, model)])
+        tensor = state[published_name(name, empty)]
+        if match := re.search(r"\.([qkv])_proj\.", name):
+            tensor = tensor.chunk(3)["qkv".index(match[1])].clone()
         converted[name] = tensor.view(1) if name == "ccrk.temperature" else tensor
-    model = head.from_pretrained(None, config=config, state_dict=converted)
+    model = head.from_pretrained(None, config=empty.config, state_dict=converted, **options)
     for name, tensor in published_tensors(model):
         if name in state and not torch.equal(tensor, state[name]):
             reason = next(
@@ -275,38 +300,6 @@ def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
             )
             raise ValueError(f"{name} is not what this model computes ({reason}); nothing was written")
     return model
-
-
-def _own_part(name: str, tensor: Tensor) -> Tensor:
-    """Of the tensor that a query, key and value of Swin share, the one that is named; any other whole."""
-    match = re.search(r"\.([qkv])_proj\.", name)
-    return tensor.chunk(3)["qkv".index(match[1])].clone() if match else tensor
-
-
-def convert_swin(content: dict) -> SwinModel:
-    """An image encoder as the Swin authors store it; their classifier, which a CCRK has no use for, is left out.
-
-    Raises:
-        ValueError: the first key that is missing, unknown or of another shape.
-    """
-    state = {f"vision_encoder.{name}": tensor for name, tensor in content["model"].items() if name not in CLASSIFIER}
-    try:
-        with torch.device("meta"):
-            model = SwinModel(SwinConfig(**read_swin(state)), add_pooling_layer=False)
-        wanted = {name: published_name(f"ccrk.vision_model.{name}", model) for name in model.state_dict()}
-        converted = {name: _own_part(name, state[published]) for name, published in wanted.items()}
-    except KeyError as error:
-        raise ValueError(f"this is not a whole Swin: it lacks {error}; nothing was written") from error
-    used = set(wanted.values())
-    if unknown := [name for name in state if name not in used and not any(part in name for part in COMPUTED)]:
-        raise ValueError(f"{len(unknown)} tensors are unknown {unknown[:2]}; nothing was written")
-    for name, tensor in model.state_dict().items():
-        if tensor.shape != converted[name].shape:
-            raise ValueError(
-                f"{wanted[name]} is of shape {tuple(state[wanted[name]].shape)}, which does not fit the file's other "
-                "tensors; nothing was written"
-            )
-    return SwinModel.from_pretrained(None, config=model.config, state_dict=converted, add_pooling_layer=False)
 
 
 def checksums(model: PreTrainedModel, description: str) -> dict[str, str]:
@@ -327,7 +320,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     if "patch_embed.proj.weight" in content["model"]:
         return swin_to_transformers(content, arguments)
     model = convert(content, overrides)
-    computed = [name for name in content["model"] if any(part in name for part in COMPUTED)]
+    names = list(content["model"])
     if tokenizer is not None and len(tokenizer) > model.config.text_config.vocab_size:
         vocab_size = model.config.text_config.vocab_size
         raise ValueError(
@@ -346,9 +339,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     loaded, info = head.from_pretrained(arguments.output, output_loading_info=True)
     if any(info.values()) or checksums(loaded, "checking") != written:
         raise ValueError(f"{arguments.output} does not open with the tensors of {arguments.checkpoint}; do not use it")
-    for part, reason in COMPUTED.items():
-        if number := sum(part in name for name in computed):
-            print(f"not needed: {number} of *{part}*, {reason}")
+    print_not_needed(names)
     if tokenizer is None:
         print("no tokenizer: AutoProcessor opens the folder once --tokenizer FacebookAI/xlm-roberta-large is given")
     with (arguments.output / "model.safetensors").open("rb") as file:
@@ -357,6 +348,15 @@ def to_transformers(arguments: argparse.Namespace) -> None:
         f"{head.__name__}, {image_size} px, {loaded.num_parameters():,} parameters, checked by loading; "
         f"SHA-256 of {arguments.output / 'model.safetensors'}: {digest}"
     )
+
+
+def print_not_needed(names: list[str]) -> None:
+    """Of a file's tensors those that no model has taken, and why."""
+    for part, reason in COMPUTED.items():
+        if number := sum(part in name for name in names):
+            print(f"not needed: {number} of *{part}*, {reason}")
+    if classifier := [name for name in names if name in CLASSIFIER]:
+        print(f"not needed: {' and '.join(classifier)}, the classifier of a Swin")
 
 
 def swin_to_transformers(content: dict, arguments: argparse.Namespace) -> None:
@@ -368,6 +368,7 @@ def swin_to_transformers(content: dict, arguments: argparse.Namespace) -> None:
     loaded = SwinModel.from_pretrained(arguments.output, add_pooling_layer=False)
     if checksums(loaded, "checking") != checksums(model, "adding up"):
         raise ValueError(f"{arguments.output} does not open with the tensors of {arguments.checkpoint}; do not use it")
+    print_not_needed(list(content["model"]))
     print(f"SwinModel, {model.config.image_size} px, {model.num_parameters():,} parameters, checked by loading")
 
 

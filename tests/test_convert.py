@@ -174,7 +174,10 @@ class TestSwin:
 
     def test_becomes_an_image_encoder_to_start_from(self, swin, reference_model, tmp_path, capsys):
         self.convert(swin, tmp_path)
-        assert "SwinModel, 64 px" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert (
+            "SwinModel, 64 px" in printed and "of *.attn_mask*" in printed and "head.weight and head.bias" in printed
+        )
         model = CCRKForPreTraining.from_vision_text_pretrained(
             str(tmp_path / "swin"), str(TINY_A / "xlm-roberta-large-tiny")
         )
@@ -188,11 +191,15 @@ class TestSwin:
         assert torch.equal(*states)
 
     def test_what_is_not_whole_is_refused_and_nothing_written(self, swin, tmp_path):
-        key, table = "layers.0.blocks.0.mlp.fc1.weight", "layers.1.blocks.0.attn.relative_position_bias_table"
+        key, mask = "layers.0.blocks.0.mlp.fc1.weight", "layers.0.blocks.1.attn_mask"
+        table = "layers.1.blocks.0.attn.relative_position_bias_table"
         cases = {
-            f"lacks 'vision_encoder.{key}'": {name: tensor for name, tensor in swin.items() if name != key},
-            "1 tensors are unknown": swin | {"surprise": torch.zeros(1)},
+            f"1 tensors are missing ['vision_encoder.{key}']": {
+                name: tensor for name, tensor in swin.items() if name != key
+            },
+            "1 are unknown ['vision_encoder.surprise']": swin | {"surprise": torch.zeros(1)},
             f"{key} is of shape": swin | {key: swin[key][:-1]},
+            f"{mask} is not what this model computes": swin | {mask: swin[mask] + 1},
             f"lacks 'vision_encoder.{table}'": {name: tensor for name, tensor in swin.items() if name != table},
         }
         for message, state in cases.items():
