@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One process with all cores; by itself accelerate gives a process one thread.
-CORES := $(shell getconf _NPROCESSORS_ONLN)
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--gpu_ids 0 --num_cpu_threads_per_process $(CORES)
 
@@ -23,9 +23,9 @@ demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages 
 	$(LAUNCH) train_retrieval.py configs/shapes_finetune.yaml
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
 
-study: install  ## Compare 1-to-K with other styles of training, three seeds of each, and write docs/consistency_study.md (half an hour)
+study: install  ## Compare 1-to-K with other styles of training, three seeds of each: outputs/study/consistency_study.md (an hour)
 	$(BIN)/python benchmarks/consistency_study.py --output_dir outputs/study
-	$(BIN)/python benchmarks/consistency_report.py outputs/study docs
+	$(BIN)/python benchmarks/consistency_report.py outputs/study outputs/study
 
 lint: install  ## Check style and format
 	$(BIN)/ruff check .

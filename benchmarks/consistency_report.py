@@ -2,14 +2,18 @@
 
     python benchmarks/consistency_report.py outputs/study docs
 
-writes docs/consistency_study.md with its figures, and the results beside it as CSV.
+writes docs/consistency_study.md, of a study of photographs docs/consistency_photographs.md, and beside it a folder of
+that name with the figures, and the results as CSV.
 
-Intervals are 95 % percentile bootstraps that draw seeds and test scenes anew, both with replacement, 1,000 times. A
-difference draws the same seeds and scenes for both of its sides.
+Intervals are 95 % basic bootstraps that draw seeds and test scenes anew, both with replacement, 1,000 times. A
+difference draws the same seeds and scenes for both of its sides. (Basic, not percentile: the spread over languages
+grows with every noise, that of drawing anew as well, and a basic interval takes that off again.)
 """
 
 import argparse
+import itertools
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,17 +30,24 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from benchmarks.consistency_study import PARTS, STYLES, TRANSLATION_NOISE, file_name
+from benchmarks.consistency_study import (
+    CONDITIONS,
+    LONGER,
+    NUM_VALIDATION,
+    PAIRS_FROM,
+    PARTS,
+    STYLES,
+    TRANSLATION_NOISE,
+    file_name,
+)
 from data_scripts.shapes import MISTRANSLATED
 from errors_ccrk import one_line_errors
-from uncertainty_ccrk import read_ranks
+from uncertainty_ccrk import CUTOFFS, RESAMPLES, read_ranks
 
-RESAMPLES = 1_000
-CUTOFFS = (1, 5, 10)
-MEASURES = ("recall", "spread", "mrv_std", "mrv_variance")
+DIGITS = (1, 2, 2, 1)  # of mean recall, its spread, and MRV as std and variance
 # The claim: these rank more consistently than those.
 PROPOSED = ("1-to-K", "1-to-K, symmetric")
-RIVALS = ("1-to-1", "1-to-1, equal compute", "pivot")
+RIVALS = ("1-to-1", "1-to-1, equal compute", LONGER, "pivot")
 
 
 def measures(ranks: np.ndarray) -> np.ndarray:
@@ -66,21 +77,23 @@ def draws(seeds: int, scenes: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @cache
-def resampled(study: Path, name: str, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def resampled(
+    study: Path, name: str, seeds: tuple[int, ...], languages: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(4,) measures and (RESAMPLES, 4) of the draws; the same draws for every condition of these seeds."""
-    ranks = load_ranks(study, name, seeds)
+    ranks = load_ranks(study, name, seeds, languages)
     return measures(ranks), np.stack(
         [measures(ranks[own][:, scenes]) for own, scenes in draws(len(seeds), ranks.shape[1])]
     )
 
 
-def load_ranks(study: Path, name: str, seeds: Sequence[int]) -> np.ndarray:
-    """(seeds, scenes, languages, 2); scenes in one order for all conditions."""
+def load_ranks(study: Path, name: str, seeds: Sequence[int], languages: Sequence[str] | None = None) -> np.ndarray:
+    """(seeds, scenes, languages, 2); scenes in one order for all conditions, by name if none are given."""
     tables = []
     for seed in seeds:
         ranks = read_ranks(study / "ranks" / f"{file_name(name)}-{seed}.parquet")
         columns = []
-        for language in sorted(ranks):
+        for language in languages or sorted(ranks):
             text_to_image = ranks[language]["IR"].copy()
             text_to_image.index = text_to_image.index.str.rsplit("#", n=1).str[0]
             both = pd.concat([text_to_image, ranks[language]["TR"]], axis=1, join="inner").sort_index()
@@ -89,16 +102,23 @@ def load_ranks(study: Path, name: str, seeds: Sequence[int]) -> np.ndarray:
     return np.stack(tables).astype(np.float32)
 
 
-def with_interval(value: float, draws: np.ndarray, digits: int, sign: str = "") -> str:
+def interval(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """Basic 95 % bootstrap interval."""
     low, high = np.percentile(draws, [2.5, 97.5])
+    return 2 * value - high, 2 * value - low
+
+
+def with_interval(value: float, draws: np.ndarray, digits: int, sign: str = "") -> str:
+    low, high = interval(value, draws)
     return f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
 
 
-def decided(draws: np.ndarray, lower_is_better: bool) -> str:
-    low, high = np.percentile(draws, [2.5, 97.5])
+def decided(value: float, draws: np.ndarray) -> str:
+    """Whether a difference of MRV says that the first ranks more consistently."""
+    low, high = interval(value, draws)
     if low <= 0 <= high:
         return "undecided"
-    return "yes" if (high < 0) == lower_is_better else "no"
+    return "yes" if high < 0 else "no"
 
 
 class Report:
@@ -108,11 +128,19 @@ class Report:
         self.study, self.output_dir = study, output_dir
         self.results = pd.read_csv(study / "results.csv")
         self.curves = pd.read_csv(study / "curves.csv")
-        self.settings = json.loads((study / "study.json").read_text())
+        self.settings = json.loads((study / "study.json").read_text())["settings"]
         self.is_shapes = self.settings["dataset"] == "shapes"
+        self.name = "consistency_study" if self.is_shapes else "consistency_photographs"
+        self.languages = [
+            column.removeprefix("recall_")
+            for column in self.results
+            if column.startswith("recall_") and column != "recall_spread"
+        ]
 
-    def seeds(self, name: str) -> tuple[int, ...]:
-        return tuple(sorted(self.results.loc[self.results["condition"] == name, "seed"].astype(int)))
+    def seeds(self, *names: str) -> tuple[int, ...]:
+        """Those that all of the conditions were run with."""
+        own = [set(self.results.loc[self.results["condition"] == name, "seed"].astype(int)) for name in names]
+        return tuple(sorted(set.intersection(*own)))
 
     def present(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if self.seeds(name)]
@@ -126,7 +154,7 @@ class Report:
         for name in self.present(names):
             own = self.results[self.results["condition"] == name]
             values, drawn = resampled(self.study, name, self.seeds(name))
-            figures = [with_interval(values[i], drawn[:, i], (1, 2, 2, 1)[i]) for i in range(len(MEASURES))]
+            figures = [with_interval(values[i], drawn[:, i], digits) for i, digits in enumerate(DIGITS)]
             lines.append(
                 f"| {name} | {len(own)} | {own['steps'].iloc[0]:,} | {' | '.join(figures)} "
                 f"| {own['images_per_second'].median():.0f} | {own['captions_per_step'].iloc[0]:,} "
@@ -134,29 +162,28 @@ class Report:
             )
         return lines
 
-    def differences(self, suffix: str) -> tuple[list[str], list[str]]:
-        """Lines of the table, and of what is decided."""
+    def differences(self, ours: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Lines of the table of each of ours minus each of the others, and what the differences of MRV decide."""
         lines = [
             "| | minus | mean recall | spread over languages | MRV std | ranks more consistently? |",
             "|---|---|---:|---:|---:|---|",
         ]
         verdicts = []
-        for ours in self.present([name + suffix for name in PROPOSED]):
-            for rival in self.present([name + suffix for name in RIVALS]):
-                seeds = tuple(sorted(set(self.seeds(ours)) & set(self.seeds(rival))))
-                (value, drawn), (other, other_drawn) = (resampled(self.study, n, seeds) for n in (ours, rival))
-                difference, spread = value - other, drawn - other_drawn
-                verdict = decided(spread[:, 2], lower_is_better=True)
-                figures = [with_interval(difference[i], spread[:, i], (1, 2, 2)[i], "+") for i in range(3)]
-                lines.append(f"| {ours} | {rival} | {' | '.join(figures)} | {verdict} |")
-                verdicts.append(verdict)
+        for own in self.present(ours):
+            for other in self.present(others):
+                if not (seeds := self.seeds(own, other)):
+                    continue
+                (value, drawn), (their_value, their_drawn) = (resampled(self.study, n, seeds) for n in (own, other))
+                difference, spread = value - their_value, drawn - their_drawn
+                figures = [with_interval(difference[i], spread[:, i], DIGITS[i], "+") for i in range(3)]
+                verdicts.append(decided(difference[2], spread[:, 2]))
+                lines.append(f"| {own} | {other} | {' | '.join(figures)} | {verdicts[-1]} |")
         return lines, verdicts
 
     def plot(self, name: str, figure: plt.Figure) -> str:
-        (self.output_dir / "consistency_study").mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.output_dir / "consistency_study" / f"{name}.png", dpi=110, bbox_inches="tight")
+        figure.savefig(self.output_dir / self.name / f"{name}.png", dpi=110, bbox_inches="tight")
         plt.close(figure)
-        return f"consistency_study/{name}.png"
+        return f"{self.name}/{name}.png"
 
     def plot_measures(self, names: Sequence[str]) -> str:
         names = self.present(names)
@@ -169,7 +196,7 @@ class Report:
         ):
             for row, name in enumerate(names):
                 value, drawn = resampled(self.study, name, self.seeds(name))
-                low, high = np.percentile(drawn[:, column], [2.5, 97.5])
+                low, high = interval(value[column], drawn[:, column])
                 colour = "tab:blue" if name.startswith(PROPOSED[0]) else "tab:orange"
                 axis.plot([low, high], [row, row], color=colour, linewidth=2)
                 axis.plot(value[column], row, "o", color=colour)
@@ -181,12 +208,12 @@ class Report:
 
     def plot_recall(self, names: Sequence[str]) -> str:
         names = self.present(names)
-        columns = [column for column in self.results if column.startswith("recall_") and column != "recall_spread"]
+        columns = [f"recall_{language}" for language in self.languages]
         figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
         for name in names:
             means = self.results.loc[self.results["condition"] == name, columns].mean()
             axis.plot(range(len(columns)), means, "o-", label=name, alpha=0.8)
-        axis.set_xticks(range(len(columns)), [column.removeprefix("recall_") for column in columns])
+        axis.set_xticks(range(len(columns)), self.languages)
         axis.set_ylabel("mean recall (%)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -216,17 +243,59 @@ class Report:
         return self.curves[self.curves["condition"] == name].groupby("step")[["recall", "mrv"]].mean()
 
     def at_equal_recall(self, suffix: str) -> list[str]:
-        """MRV of 1-to-K where its learning curve passes through the recall that each rival ends with."""
+        """MRV of 1-to-K where its learning curve passes through the recall that each rival ends with, by seed."""
         lines = [
-            "| | its recall at the end | its MRV | MRV of 1-to-K at that recall |",
-            "|---|---:|---:|---:|",
+            "| | its recall at the end | its MRV | MRV of 1-to-K at that recall | 1-to-K minus this, by seed |",
+            "|---|---:|---:|---:|---|",
         ]
-        ours = self.curve(PROPOSED[0] + suffix).sort_values("recall")
+        ours = PROPOSED[0] + suffix
         for rival in self.present([name + suffix for name in RIVALS]):
-            end = self.curve(rival).iloc[-1]
-            reached = ours["recall"].iloc[0] <= end["recall"] <= ours["recall"].iloc[-1]
-            mrv = f"{np.interp(end['recall'], ours['recall'], ours['mrv']):.2f}" if reached else "not on its curve"
-            lines.append(f"| {rival} | {end['recall']:.1f} | {end['mrv']:.2f} | {mrv} |")
+            ends, reached = [], []
+            for seed in self.seeds(ours, rival):
+                own, other = (
+                    self.curves[(self.curves["condition"] == name) & (self.curves["seed"] == seed)].sort_values("step")
+                    for name in (ours, rival)
+                )
+                ends.append(end := other.iloc[-1])
+                # The first stretch of the curve that the rival's recall lies in: a curve need not rise all the way.
+                for (_, before), (_, after) in itertools.pairwise(own.iterrows()):
+                    if before["recall"] <= end["recall"] <= after["recall"]:
+                        share = (end["recall"] - before["recall"]) / ((after["recall"] - before["recall"]) or 1)
+                        reached.append(before["mrv"] + share * (after["mrv"] - before["mrv"]))
+                        break
+                else:
+                    reached.append(np.nan)
+            recall, mrv = (np.mean([end[column] for end in ends]) for column in ("recall", "mrv"))
+            if np.isnan(reached).any():
+                figures = "not on its curve | "
+            else:
+                differences = [own - end["mrv"] for own, end in zip(reached, ends, strict=True)]
+                figures = f"{np.mean(reached):.2f} | {', '.join(f'{value:+.2f}' for value in differences)}"
+            lines.append(f"| {rival} | {recall:.1f} | {mrv:.2f} | {figures} |")
+        return lines
+
+    def language_table(self) -> list[str]:
+        """Recall of languages that a run has seen and of those that it has not; MRV where runs can be compared."""
+        conditions = {condition.name: condition.languages for condition in PARTS["languages"]}
+        fewest = min(conditions.values(), key=len)
+        lines = [
+            f"| condition | recall, {' and '.join(fewest)} | MRV std over {' and '.join(fewest)} "
+            "| recall, its languages | MRV std over its languages | recall, unseen languages |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for name in self.present([*conditions, PROPOSED[0]]):
+            seen = conditions.get(name) or tuple(self.languages)
+            unseen = tuple(language for language in self.languages if language not in seen)
+            figures = []
+            for languages in (fewest, seen):
+                values, drawn = resampled(self.study, name, self.seeds(name), languages)
+                figures += [with_interval(values[i], drawn[:, i], DIGITS[i]) for i in (0, 2)]
+            if unseen:
+                values, drawn = resampled(self.study, name, self.seeds(name), unseen)
+                figures.append(with_interval(values[0], drawn[:, 0], DIGITS[0]))
+            else:
+                figures.append("–")
+            lines.append(f"| {name}{'' if unseen else f' (K = {len(seen)})'} | {' | '.join(figures)} |")
         return lines
 
     def plot_ranks(self, names: Sequence[str]) -> str:
@@ -260,10 +329,15 @@ class Report:
         return self.plot("ranks", figure)
 
     def write(self) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        folder = self.output_dir / self.name
+        folder.mkdir(parents=True, exist_ok=True)
         for name in ("results", "curves"):
-            shutil.copy(self.study / f"{name}.csv", self.output_dir / f"consistency_{name}.csv")
-        (self.output_dir / "consistency_study.md").write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
+            shutil.copy(self.study / f"{name}.csv", folder)
+        self.path.write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
+
+    @property
+    def path(self) -> Path:
+        return self.output_dir / f"{self.name}.md"
 
     def lines(self) -> list[str]:
         plain = [condition.name for condition in STYLES]
@@ -275,23 +349,24 @@ class Report:
             .itertuples(index=False)
         )
         lines = [
-            "# Does 1-to-K rank more consistently?",
+            f"# Does 1-to-K rank more consistently?{'' if self.is_shapes else ' The photographs'}",
             "",
             "Written by `python benchmarks/consistency_report.py` from the results of the command at the end.",
             "",
             f"The same model, from scratch, on the same images, {self.settings['steps']:,} steps of 64 images, "
             f"seeds {', '.join(map(str, sorted(self.results['seed'].unique())))}; {self.settings['num_test']:,} "
             f"{'unseen scenes' if self.is_shapes else 'of the photographs'} ranked by cosine in "
-            f"{sum(c.startswith('recall_') for c in self.results) - 1} languages. {device}; "
+            f"{len(self.languages)} languages. {device}; "
             f"{len(self.results)} runs took {self.results['seconds'].sum() / 60:.0f} minutes of training in all.",
             "",
             "- **1-to-K**: an image against its captions in all languages at once; the published reduction of the "
             "loss, or the symmetric one.",
             "- **1-to-1** (cross-modal style): an image against one caption of a random language per step; for as "
-            "many steps, or for as many counted operations as 1-to-K.",
+            "many steps, for as many counted operations as 1-to-K, or for three times the steps.",
             "- **pivot** (cross-lingual style): an image against its English caption, and that against one in a "
             "random other language, which never meets the image.",
-            "- **+ pairs**: with matching and masked LM beside the contrastive loss.",
+            f"- **+ pairs**: with matching and masked LM beside the contrastive loss in the last {1 - PAIRS_FROM:.0%} "
+            "of the steps.",
             "",
         ]
         if self.is_shapes:
@@ -325,7 +400,7 @@ class Report:
         ]
         count = {"yes": 0, "no": 0, "undecided": 0}
         for suffix, title in (("", "Contrastive loss alone"), (" + pairs", "With matching and masked LM")):
-            table, verdicts = self.differences(suffix)
+            table, verdicts = self.differences([n + suffix for n in PROPOSED], [n + suffix for n in RIVALS])
             if verdicts:
                 lines += [f"{title}:", "", *table, ""]
             for verdict in verdicts:
@@ -342,10 +417,10 @@ class Report:
             "",
             "## Is it more than learning faster?",
             "",
-            "A model that finds more also ranks more alike: what is first in all languages cannot drift. So MRV is "
-            "held against what 1-to-K has while it learns, on 200 validation instances, at the same recall (its curve "
-            "interpolated, means over seeds, without intervals). Where the two are close, the difference above is one "
-            "of speed.",
+            "A model that finds more also ranks more alike: what is first in all languages cannot drift. So the MRV "
+            f"that a rival ends with, on {NUM_VALIDATION} validation instances, is held against that "
+            "of 1-to-K where it passed through the same recall (its curve interpolated, for each seed). Near 0, the "
+            "difference above is one of speed.",
             "",
             *speeds,
             f"![Learning curves]({self.plot_curves([*plain, *pairs])})",
@@ -360,33 +435,74 @@ class Report:
             "finetuning": "After fine-tuning on one language",
             "ablations": "Other settings of 1-to-K",
         }
-        for part, title in titles.items():
-            names = [condition.name for condition in PARTS[part]]
-            if self.present(names):
-                base = {"finetuning": ["1-to-K + pairs"]}.get(part, ["1-to-K"])
-                lines += [f"## {title}", "", *self.table([*base, *names]), ""]
-                if part == "languages":
-                    lines += ["All ten languages are tested, also those that a run has never seen.", ""]
-                if part == "ablations":
-                    lines += ["Batches of another size see another number of images in as many steps.", ""]
         parts = [part for part in titles if self.present([condition.name for condition in PARTS[part]])]
-        more = []
-        if parts:
-            more = [f"python benchmarks/consistency_study.py --output_dir outputs/study --parts {' '.join(parts)}"]
-        command = "make study" if self.is_shapes else "python benchmarks/consistency_study.py --dataset multi30k …"
+        for part in parts:
+            lines += [f"## {titles[part]}", "", *getattr(self, f"part_on_{part}")()]
+        run = "python benchmarks/consistency_study.py --output_dir outputs"
+        if self.is_shapes:
+            commands = ["make study"]
+            if parts:
+                commands += [f"{run}/study --parts {' '.join(parts)}"]
+            commands += [
+                "python benchmarks/consistency_report.py outputs/study docs   # writes this document",
+                f'{run}/again --seeds 0 --only "1-to-K"   # one row',
+            ]
+        else:
+            names = " ".join(shlex.quote(name) for name in CONDITIONS if self.seeds(name))
+            commands = [
+                f"{run}/photographs-study --dataset {self.settings['dataset']} \\",
+                "    --data_dir multi30k --image_dir flickr30k-images \\",
+                f"    --steps {self.settings['steps']} --only {names}",
+                "python benchmarks/consistency_report.py outputs/photographs-study docs   # writes this document",
+            ]
         lines += [
             "## Again",
             "",
             "```bash",
-            f"{command}",
-            *more,
-            'python benchmarks/consistency_study.py --output_dir outputs/again --seeds 0 --only "1-to-K"   # one row',
+            *commands,
             "```",
             "",
             "A row comes out the same on the same machine with as many threads. Results: "
-            "[consistency_results.csv](consistency_results.csv), [consistency_curves.csv](consistency_curves.csv).",
+            f"[results.csv]({self.name}/results.csv), [curves.csv]({self.name}/curves.csv).",
         ]
         return lines
+
+    def part_on_languages(self) -> list[str]:
+        return [
+            *self.language_table(),
+            "",
+            "All languages are tested, also those that a run has never seen: there it guesses.",
+            "",
+        ]
+
+    def part_on_finetuning(self) -> list[str]:
+        steps = [condition for condition in PARTS["finetuning"] if condition.start_from]
+        in_order = dict.fromkeys(name for condition in steps for name in (condition.start_from, condition.name))
+        return [
+            "English by the retrieval head, contrastive and matching loss, and from there 100 rows of German: each a "
+            "sixth of the steps, at the paper's ratios of learning rates (0.3 and 0.1 of pre-training's).",
+            "",
+            *self.table(list(in_order)),
+            "",
+            "What each changes:",
+            "",
+            *self.changes({condition.name: condition.start_from for condition in steps}),
+            "",
+        ]
+
+    def part_on_ablations(self) -> list[str]:
+        bases = {
+            condition.name: PROPOSED[0] if condition.pairs_from is None else f"{PROPOSED[0]} + pairs"
+            for condition in PARTS["ablations"]
+        }
+        in_order = [*dict.fromkeys(bases.values()), *bases]
+        return [*self.table(in_order), "", "What each changes:", "", *self.changes(bases), ""]
+
+    def changes(self, bases: dict[str, str]) -> list[str]:
+        """The table of differences of each condition from its own base."""
+        tables = [self.differences([name], [base])[0] for name, base in bases.items()]
+        head = 2
+        return tables[0][:head] + [row for table in tables for row in table[head:]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -397,8 +513,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         if not (arguments.study / "results.csv").exists():
             raise ValueError(f"{arguments.study} holds no results.csv; run benchmarks/consistency_study.py first")
-        Report(arguments.study, arguments.output_dir).write()
-    print(f"written to {arguments.output_dir / 'consistency_study.md'}")
+        report = Report(arguments.study, arguments.output_dir)
+        report.write()
+    print(f"written to {report.path}")
 
 
 if __name__ == "__main__":

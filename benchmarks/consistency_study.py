@@ -19,6 +19,7 @@ ranked among themselves before they are learnt by heart.
 import argparse
 import csv
 import functools
+import itertools
 import json
 import os
 import platform
@@ -52,7 +53,8 @@ from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, seede
 ROOT = Path(__file__).parent.parent
 RECIPES = {"shapes": "shapes_pretrain.yaml", "multi30k": "multi30k_photographs.yaml"}
 TRANSLATION_NOISE = 1.0
-POINTS_OF_A_CURVE = 4
+NUM_VALIDATION = 200  # rows that learning curves are drawn on
+POINTS_OF_A_CURVE = 8
 
 
 @dataclass(frozen=True)
@@ -66,65 +68,97 @@ class Condition:
             `"pivot"`, English with the image and one random other language with English, never with the image
             (cross-lingual style).
         reduction: of the contrastive loss.
-        pairs: with matching and masked LM beside it.
+        pairs_from: share of the steps after which matching and masked LM come in beside it; None: never.
+        length: its steps, as a multiple of the study's.
         equal_compute_to: a condition whose counted operations it may use up, instead of as many steps.
         languages: trained on; all of the data's by default. The first is the pivot's.
         missing: share of captions left out at random.
-        config: other fields of CCRKConfig; batch_size: images per step.
+        config: other fields of CCRKConfig; batch_size: images per step; learning_rate: as a multiple of the recipe's.
         start_from: a condition whose model is fine-tuned by the retrieval head; shots: on that many rows alone.
     """
 
     name: str
     style: str = "1-to-K"
     reduction: str = "published"
-    pairs: bool = False
+    pairs_from: float | None = None
+    length: float = 1.0
     equal_compute_to: str | None = None
     languages: tuple[str, ...] | None = None
     missing: float = 0.0
     config: dict = field(default_factory=dict)
     batch_size: int = 64
+    learning_rate: float = 1.0
     start_from: str | None = None
     shots: int | None = None
 
 
+# Share of the steps after which matching and masked LM come in. The paper's encoders are pre-trained; from scratch the
+# two would hold the contrastive loss for long where it tells landscapes apart ("pairs from the first step" shows it).
+PAIRS_FROM = 0.5
+LONGER = "1-to-1, three times the steps"
 STYLES = [
     Condition("1-to-K"),
     Condition("1-to-K, symmetric", reduction="symmetric"),
     Condition("1-to-1", style="1-to-1"),
     Condition("1-to-1, equal compute", style="1-to-1", equal_compute_to="1-to-K"),
+    Condition(LONGER, style="1-to-1", length=3.0),  # until it finds about as much as 1-to-K
     Condition("pivot", style="pivot"),
 ]
+
+
+def with_pairs(condition: Condition) -> Condition:
+    compute = condition.equal_compute_to
+    return replace(
+        condition,
+        name=f"{condition.name} + pairs",
+        pairs_from=PAIRS_FROM,
+        equal_compute_to=compute and f"{compute} + pairs",
+    )
+
+
+def fine_tuned(start: str) -> list[Condition]:
+    """As the paper goes on: English, and from there 100 rows of another language, at its ratios of learning rates."""
+    options = {"style": "1-to-1", "pairs_from": 0.0, "length": 1 / 6}
+    english = f"{start}, then English"
+    return [
+        Condition(english, languages=("en",), learning_rate=0.3, start_from=start, **options),
+        Condition(
+            f"{english}, then 100 German",
+            languages=("de",),
+            learning_rate=0.1,
+            start_from=english,
+            shots=100,
+            **options,
+        ),
+    ]
+
+
 PARTS: dict[str, list[Condition]] = {
-    "styles": STYLES
-    + [
-        replace(
-            c,
-            name=f"{c.name} + pairs",
-            pairs=True,
-            equal_compute_to=c.equal_compute_to and f"{c.equal_compute_to} + pairs",
-        )
-        for c in STYLES
-    ],
+    "styles": STYLES + [with_pairs(condition) for condition in STYLES if condition.name != LONGER],
     "languages": [
         Condition("K = 2", languages=("en", "de")),
         Condition("K = 4", languages=("en", "de", "fr", "cs")),
         Condition("K = 6", languages=("en", "de", "fr", "cs", "zh", "ja")),
     ],
     "finetuning": [
-        Condition(f"{start}, then {name}", style="1-to-1", languages=languages, start_from=start, shots=shots)
-        for start in ("1-to-K + pairs", "1-to-1 + pairs", "pivot + pairs")
-        for name, languages, shots in (("English", ("en",), None), ("100 German", ("de",), 100))
+        with_pairs(next(condition for condition in STYLES if condition.name == LONGER)),
+        *(
+            condition
+            for start in ("1-to-K + pairs", f"{LONGER} + pairs", "pivot + pairs")
+            for condition in fine_tuned(start)
+        ),
     ],
     "ablations": [
         Condition("temperature starts at 0.03", config={"temperature_init_value": 0.03}),
         Condition("temperature starts at 0.2", config={"temperature_init_value": 0.2}),
-        Condition("positives drawn evenly + pairs", pairs=True, config={"matching_positive_sampling": 0}),
-        Condition("positives drawn by logit + pairs", pairs=True, config={"matching_positive_sampling": 2}),
         Condition("30 % of captions missing", missing=0.3),
-        Condition("batch 32", batch_size=32),
-        Condition("batch 128", batch_size=128),
+        Condition("batch 32, twice the steps", batch_size=32, length=2.0),
+        Condition("batch 128, half the steps", batch_size=128, length=0.5),
         Condition("projection 32", config={"projection_dim": 32}),
         Condition("projection 256", config={"projection_dim": 256}),
+        Condition("pairs from the first step", pairs_from=0.0),
+        Condition("positives drawn evenly", pairs_from=PAIRS_FROM, config={"matching_positive_sampling": 0}),
+        Condition("positives drawn by logit", pairs_from=PAIRS_FROM, config={"matching_positive_sampling": 2}),
     ],
 }
 CONDITIONS = {condition.name: condition for part in PARTS.values() for condition in part}
@@ -157,6 +191,11 @@ class StudyTrainer(CCRKTrainer):
 
     condition: Condition
 
+    @property
+    def pairs_are_in(self) -> bool:
+        share = self.condition.pairs_from
+        return share is not None and self.state.global_step >= share * self.args.max_steps
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._count_images(inputs)
         self._image_ids.append(inputs["image_ids"])
@@ -164,7 +203,7 @@ class StudyTrainer(CCRKTrainer):
         is_pivot = self.condition.style == "pivot"
         if is_pivot:  # matching and masked LM must not see the other language beside the image
             inputs["caption_mask"] = present & (torch.arange(present.shape[1], device=present.device) == 0)
-        if self.condition.pairs:
+        if self.pairs_are_in:
             outputs = model(**inputs, sampling_keys=self.sampling_keys(inputs))
             parts = self.share_of_losses(outputs)
         else:
@@ -231,12 +270,12 @@ class Study:
     def splits(self) -> dict[str, datasets.Dataset]:
         """Rows to train on, to draw learning curves on, and to test on."""
         if self.dataset == "shapes":
-            options = {"num_train": self.num_train, "num_validation": 200, "num_test": self.num_test}
+            options = {"num_train": self.num_train, "num_validation": NUM_VALIDATION, "num_test": self.num_test}
             options["translation_noise"] = TRANSLATION_NOISE
             return {s: data_scripts.load("shapes", split=s, **options) for s in ("train", "validation", "test")}
         rows = data_scripts.load(self.dataset, split="train", data_dir=self.data_dir, image_dir=self.image_dir)
         test = rows.select(range(min(self.num_test, len(rows))))
-        return {"train": rows, "validation": test.select(range(min(200, len(test)))), "test": test}
+        return {"train": rows, "validation": test.select(range(min(NUM_VALIDATION, len(test)))), "test": test}
 
     @property
     def processor_dir(self) -> Path:
@@ -268,9 +307,7 @@ class Study:
         )
         transformers.set_seed(seed)
         recipe = self.recipe()
-        rate = recipe["learning_rate"]
         if condition.start_from is not None:
-            rate /= 100  # as in configs/shapes_finetune.yaml
             model = CCRKForImageTextRetrieval.from_pretrained(self.model_dir(condition.start_from, seed))
         else:
             config = recipe["config"] | condition.config
@@ -283,7 +320,7 @@ class Study:
                 output_dir=str(self.output_dir / "trainer"),
                 per_device_train_batch_size=min(condition.batch_size, len(rows)),
                 max_steps=steps,
-                learning_rate=rate,
+                learning_rate=condition.learning_rate * recipe["learning_rate"],
                 new_parameter_lr_scale=1.0,
                 warmup_steps=0.05,
                 logging_steps=steps,
@@ -310,11 +347,16 @@ class Study:
     def model_dir(self, name: str, seed: int) -> Path:
         return self.output_dir / "models" / f"{file_name(name)}-{seed}"
 
-    def operations(self, condition: Condition) -> tuple[float, int]:
-        """Floating-point operations and captions of one training step, counted over a first batch."""
-        trainer = self.build(condition, seed=0, steps=1)
+    def operations(self, condition: Condition, seed: int) -> tuple[float, int]:
+        """Floating-point operations of a training step, the mean of a run, and its captions; of a first batch."""
+        if condition.pairs_from:
+            before, captions = self.operations(replace(condition, pairs_from=None), seed)
+            after, _ = self.operations(replace(condition, pairs_from=0.0), seed)
+            return condition.pairs_from * before + (1 - condition.pairs_from) * after, captions
+        trainer = self.build(condition, seed, steps=1)
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         captions = int(batch["caption_mask"].sum())
+        trainer.model.set_attn_implementation("eager")  # SDPA on a CPU is not counted
         with FlopCounterMode(display=False) as counter:
             trainer.compute_loss(trainer.model.train(), batch).backward()
         return float(counter.get_total_flops()), captions
@@ -322,12 +364,12 @@ class Study:
     def run(self, condition: Condition, seed: int) -> tuple[dict, list[dict]]:
         """Trains and tests: a line of results.csv and the points of the run's curve. The ranks go to a file."""
         torch.set_num_threads(self.threads)
-        flop, captions = self.operations(condition)
-        steps = self.steps
-        if condition.start_from is not None:
-            steps = max(1, steps // 6)
+        # Of one seed, so that all have equally many steps; but fine-tuning may have just this one to start from.
+        counted = 0 if condition.start_from is None else seed
+        flop, captions = self.operations(condition, counted)
+        steps = max(1, round(condition.length * self.steps))
         if condition.equal_compute_to is not None:
-            steps = round(steps * self.operations(CONDITIONS[condition.equal_compute_to])[0] / flop)
+            steps = round(steps * self.operations(CONDITIONS[condition.equal_compute_to], counted)[0] / flop)
         trainer = self.build(condition, seed, steps)
         curve = CurveCallback(trainer.processing_class, self.splits["validation"], steps)
         trainer.add_callback(curve)
@@ -361,6 +403,12 @@ class Study:
             **{f"recall_{language}": round(value, 3) for language, value in sorted(recall.items())},
         }
         return line, [{"condition": condition.name, "seed": seed, **point} for point in curve.points]
+
+
+def ancestors(name: str) -> int:
+    """How many conditions must have run before this one."""
+    start = CONDITIONS[name].start_from
+    return 0 if start is None else 1 + ancestors(start)
 
 
 def file_name(name: str) -> str:
@@ -404,16 +452,18 @@ def finished(path: Path) -> set[tuple[str, int]]:
         return {(line["condition"], int(line["seed"])) for line in csv.DictReader(file)}
 
 
-def check_same_study(study: Study) -> None:
-    """Runs of another size must not stand in one table."""
+def check_same_study(study: Study, names: Sequence[str]) -> None:
+    """Runs of another size, or of a condition that has changed its meaning, must not stand in one table."""
     path = study.output_dir / "study.json"
-    settings = {name: value for name, value in asdict(study).items() if name in ("dataset", "steps")}
-    settings |= {"num_train": study.num_train, "num_test": study.num_test}
-    if path.exists() and (found := json.loads(path.read_text())) != settings:
-        raise ValueError(
-            f"{study.output_dir} holds a study of {found}, this one is of {settings}; name another folder"
-        )
-    path.write_text(json.dumps(settings) + "\n")
+    settings = {name: getattr(study, name) for name in ("dataset", "steps", "num_train", "num_test")}
+    found = json.loads(path.read_text()) if path.exists() else {"settings": settings, "conditions": {}}
+    # As JSON has them: tuples are lists.
+    conditions = json.loads(json.dumps({name: asdict(CONDITIONS[name]) for name in names}))
+    changed = [name for name in names if found["conditions"].get(name, conditions[name]) != conditions[name]]
+    if found["settings"] != settings or changed:
+        what = f"of other conditions called {', '.join(changed)}" if changed else f"of {found['settings']}"
+        raise ValueError(f"{study.output_dir} holds a study {what}; name another folder")
+    path.write_text(json.dumps({"settings": settings, "conditions": found["conditions"] | conditions}, indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -446,34 +496,45 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_test=arguments.num_test,
             threads=max(1, cores // jobs),
         )
+        names = arguments.only or [condition.name for part in arguments.parts for condition in PARTS[part]]
         study.output_dir.mkdir(parents=True, exist_ok=True)
-        check_same_study(study)
+        check_same_study(study, names)
         if not study.processor_dir.exists():
             study.prepare()
         results = study.output_dir / "results.csv"
-        names = arguments.only or [condition.name for part in arguments.parts for condition in PARTS[part]]
         wanted = [(name, seed) for seed in arguments.seeds for name in names]
         wanted = [run for run in wanted if run not in finished(results)]
         available = finished(results) | set(wanted)
         for name, seed in wanted:
-            start = CONDITIONS[name].start_from
-            if start is not None and (start, seed) not in available:
-                raise ValueError(f"{name!r} starts from {start!r} with seed {seed}; run that first, or with it")
+            condition = CONDITIONS[name]
+            if condition.start_from is not None and (condition.start_from, seed) not in available:
+                raise ValueError(
+                    f"{name!r} starts from {condition.start_from!r} with seed {seed}; run that first, or with it"
+                )
+            if missing := sorted(set(condition.languages or ()) - set(study.splits["train"].features["captions"])):
+                raise ValueError(f"{name!r} trains on {', '.join(missing)}, which {study.dataset} does not have")
 
     context = get_context("spawn")
     number = context.Value("i", 0)
+    failed = []
     with ProcessPoolExecutor(jobs, context, _start_worker, (study, devices, number)) as pool:
+        wanted.sort(key=lambda run: ancestors(run[0]))
         # Fine-tuning waits for the models that it starts from.
-        for waiting in (False, True):
-            runs = [run for run in wanted if (CONDITIONS[run[0]].start_from is not None) == waiting]
-            futures = [pool.submit(_run, *run) for run in runs]
-            for future in tqdm(as_completed(futures), total=len(futures), desc="runs", disable=None if runs else True):
+        for _, runs in itertools.groupby(wanted, key=lambda run: ancestors(run[0])):
+            futures = {pool.submit(_run, *run): run for run in runs}
+            for future in tqdm(as_completed(futures), total=len(futures), desc="runs", disable=None):
+                if error := future.exception():  # the others go on, and this one is tried again by the same command
+                    failed.append("{}, seed {}".format(*futures[future]))
+                    tqdm.write(f"{failed[-1]}: {type(error).__name__}: {error}")
+                    continue
                 line, points = future.result()
                 append(results, [line])
                 append(study.output_dir / "curves.csv", points)
                 tqdm.write(
                     f"{line['condition']}, seed {line['seed']}: recall {line['mean_recall']}, MRV {line['mrv_std']}"
                 )
+    if failed:
+        sys.exit(f"error: {len(failed)} runs failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ NAMES = ("1-to-K", "1-to-1", "pivot + pairs")
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     study = Study("shapes", None, None, tmp_path_factory.mktemp("study"), 3, 96, 24, torch.get_num_threads())
-    check_same_study(study)
+    check_same_study(study, NAMES)
     study.prepare()
     return study
 
@@ -113,9 +113,12 @@ def test_intervals_follow_the_ranks():
     recall, spread, mrv, variance = consistency_report.measures(ranks)
     assert recall == pytest.approx(200 / 3) and spread == pytest.approx(np.std([0, 100, 100]))
     assert mrv == pytest.approx(np.std([11, 1, 1])) and variance == pytest.approx(np.var([11, 1, 1]))
-    assert consistency_report.decided(np.array([-2.0, -1.0]), True) == "yes"
-    assert consistency_report.decided(np.array([1.0, 2.0]), True) == "no"
-    assert consistency_report.decided(np.array([-1.0, 1.0]), True) == "undecided"
+    assert consistency_report.decided(-1.5, np.array([-2.0, -1.0])) == "yes"
+    assert consistency_report.decided(1.5, np.array([1.0, 2.0])) == "no"
+    assert consistency_report.decided(0.1, np.array([-1.0, 1.0])) == "undecided"
+    # Drawing anew adds noise to a spread; the interval takes it off again.
+    low, high = consistency_report.interval(1.0, np.array([1.5, 1.75, 2.0]))
+    assert low == pytest.approx(0.0, abs=0.02) and high == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
