@@ -41,7 +41,7 @@ from retrieval_ccrk import (
     process_state,
     recall_table,
 )
-from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
+from uncertainty_ccrk import check_same_data, compare, mrv_intervals, read_ranks, recall_intervals
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
 K_TEST = {"shapes": 16, "multi30k": 128, "coco": 256, "xflickrco": 128, "wit": 128}
@@ -127,35 +127,35 @@ def evaluate(arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: i
     return result, re_scored
 
 
-def choose_mrv_languages(arguments: argparse.Namespace, result: RetrievalResult) -> tuple[list[str], str | None]:
+def choose_mrv_languages(arguments: argparse.Namespace, languages: Sequence[str]) -> tuple[list[str], str | None]:
     """The languages of MRV, or none and the reason why."""
-    languages = list(result.ranks)
     if arguments.task not in MRV_LANGUAGES:
         reason = f"the captions of {arguments.task} in one language are not those in another: no instances align"
         if arguments.mrv_languages:
             raise ValueError(f"{reason}; leave --mrv_languages out")
         return [], reason
-    if arguments.mrv_languages:
-        if missing := [language for language in arguments.mrv_languages if language not in languages]:
-            raise ValueError(f"--mrv_languages names {', '.join(missing)}, evaluated are {', '.join(languages)}")
-        chosen = arguments.mrv_languages
-    else:
+    chosen = arguments.mrv_languages
+    if not chosen:
         published = MRV_LANGUAGES[arguments.task]
         chosen = [language for language in published or languages if language in languages]
-    if len(chosen) < 2:
-        return [], "it compares two languages or more"
-    if mrv_table(result.ranks, chosen) is None:
-        return [], f"no instance has a caption in all of {', '.join(chosen)}"
-    return chosen, None
+    if missing := [language for language in chosen if language not in languages]:
+        raise ValueError(f"--mrv_languages names {', '.join(missing)}, evaluated are {', '.join(languages)}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"--mrv_languages names a language twice: {' '.join(chosen)}; name each once")
+    return (chosen, None) if len(chosen) > 1 else ([], "it compares two languages or more")
 
 
 def results_dictionary(
-    result: RetrievalResult, arguments: argparse.Namespace, k_test: int, other_ranks: dict | None
+    result: RetrievalResult,
+    arguments: argparse.Namespace,
+    k_test: int,
+    mrv_languages: Sequence[str],
+    no_mrv: str | None,
 ) -> dict:
     """The content of results.json: recall in percent, ranks counted from 1, intervals as [low, high]."""
-    mrv_languages, no_mrv = choose_mrv_languages(arguments, result)
+    mrv = mrv_table(result.ranks, mrv_languages) if mrv_languages else None
     intervals = {"recall": recall_intervals(result.ranks)}
-    if mrv_languages:
+    if mrv is not None:
         intervals["mrv"] = mrv_intervals(result.ranks, mrv_languages)
     results = {
         "task": arguments.task,
@@ -164,7 +164,7 @@ def results_dictionary(
         "k_test": k_test,
         "languages": list(result.ranks),
         "recall": recall_table(result.ranks),
-        "mrv": mrv_table(result.ranks, mrv_languages) if mrv_languages else None,
+        "mrv": mrv,
         "counts": {
             "images": len(set().union(*(ranks["TR"].index for ranks in result.ranks.values()))),
             "captions": {language: len(ranks["IR"]) for language, ranks in result.ranks.items()},
@@ -172,15 +172,17 @@ def results_dictionary(
         },
         "intervals": intervals,
     }
-    if no_mrv:
-        results["no_mrv_because"] = no_mrv
+    if mrv is None:
+        results["no_mrv_because"] = no_mrv or f"no instance has a caption in all of {', '.join(mrv_languages)}"
     if arguments.model_for:
         results["model_for"] = arguments.model_for
     if result.fold_ranks:
         results["recall_in_folds"] = recall_table(result.fold_ranks)
-    if other_ranks is not None:
-        results["comparison"] = {"other": str(arguments.compare)} | compare(result.ranks, other_ranks, mrv_languages)
     return results
+
+
+def write_results(results: dict, output_dir: Path) -> None:
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def format_table(results: dict) -> str:
@@ -213,6 +215,8 @@ def format_table(results: dict) -> str:
             lines.append(
                 f"  {name:<5}{row['difference']:+8.2f}  ({row['low']:+.2f} to {row['high']:+.2f})  p {row['p']:.4f}"
             )
+        if "no_mrv_because" in comparison:
+            lines.append(f"  no MRV: {comparison['no_mrv_because']}")
     return "\n".join(lines)
 
 
@@ -235,14 +239,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
         if not len(dataset):
             raise ValueError(f"{arguments.task} has no rows in its {arguments.split} split; choose another --split")
+        # Scoring may take hours: what would spoil its result is looked for before.
+        mrv_languages, no_mrv = choose_mrv_languages(arguments, list(dataset.features["captions"]))
+        if other_ranks is not None:
+            check_same_data(dataset, other_ranks)
         result, k_test = evaluate(arguments, dataset, k_test)
-        results = results_dictionary(result, arguments, k_test, other_ranks)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    (arguments.output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     result.rank_table().to_parquet(arguments.output_dir / "ranks.parquet")
+    results = results_dictionary(result, arguments, k_test, mrv_languages, no_mrv)
+    write_results(results, arguments.output_dir)
+    if other_ranks is not None:
+        with one_line_errors():
+            comparison = compare(result.ranks, other_ranks, results["mrv"]["languages"] if results["mrv"] else [])
+        results["comparison"] = {"other": str(arguments.compare)} | comparison
+        write_results(results, arguments.output_dir)
     shutil.rmtree(arguments.output_dir / "encoded", ignore_errors=True)  # it has served
     if importlib.util.find_spec("matplotlib"):
         from report_ccrk import write_report

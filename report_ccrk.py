@@ -318,10 +318,12 @@ def _comparison(comparison: dict) -> str:
         f"<td>{row['p']:.4f}</td></tr>"
         for name, row in (comparison["recall"] | ({"MRV": comparison["mrv"]} if comparison["mrv"] else {})).items()
     ]
+    reason = comparison.get("no_mrv_because")
     return (
         f"<h2>Against another run</h2><p>This run minus {escape(comparison['other'])}, on the same instances: mean "
         "recall in points, MRV in ranks. p is that of a sign-flip test over images.</p>"
         + _table(["", "difference", "95 % interval", "p"], rows)
+        + (f"<p>No MRV: {escape(reason)}.</p>" if reason else "")
     )
 
 

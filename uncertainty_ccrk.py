@@ -6,10 +6,12 @@ Images are what is drawn at random, each with all of its captions: captions of o
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 
-from retrieval_ccrk import Ranks, shared_ranks
+from data_scripts.shards import caption_problem
+from retrieval_ccrk import Ranks, row_names, shared_ranks
 
 RESAMPLES = 1_000
 SIGN_FLIPS = 10_000
@@ -43,22 +45,17 @@ def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int 
     """This run minus the other, over the same instances.
 
     Returns: `recall`: for each language the `difference` of mean recall in percent, its 95 % interval `low` to `high`,
-    and `p`, two-sided, of a sign-flip test over images; `mrv`: the same of mean MRV (std), or None.
+    and `p`, two-sided, of a sign-flip test over images; `mrv`: the same of mean MRV (std), or None, and where the
+    other run lacks a language of it `no_mrv_because`.
 
     Raises:
         ValueError: no language, or not the same instances, in both.
     """
-    languages = [language for language in ranks if language in other]
-    if not languages:
-        raise ValueError(f"the other run ranks {', '.join(other)}, this one {', '.join(ranks)}: no language in common")
+    languages = _languages_in_both(list(ranks), other)
     for language in languages:
         for direction in ("IR", "TR"):
             ours, theirs = ranks[language][direction].index, other[language][direction].index
-            if len(both := ours.intersection(theirs)) < max(len(ours), len(theirs)):
-                raise ValueError(
-                    f"{language} {direction}: {len(ours)} instances here, {len(theirs)} in the other run, {len(both)} "
-                    "in both; compare runs on the same task, split and rows"
-                )
+            _check_instances(f"{language} {direction}", ours, theirs)
     tables = {
         language: [
             _hits(ranks[language][direction], direction) - _hits(other[language][direction], direction)
@@ -67,13 +64,49 @@ def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int 
         for language in languages
     }
     result = {"recall": {language: _paired(difference, seed) for language, difference in tables.items()}, "mrv": None}
-    if len(mrv_languages) > 1 and set(mrv_languages) <= set(languages):
+    if missing := [language for language in mrv_languages if language not in other]:
+        result["no_mrv_because"] = f"the other run does not rank {', '.join(missing)}"
+    elif len(mrv_languages) > 1:
         spread = [
             _spreads(ranks, mrv_languages, direction)[["std"]] - _spreads(other, mrv_languages, direction)[["std"]]
             for direction in ("IR", "TR")
         ]
         result["mrv"] = _paired(spread, seed)
     return result
+
+
+def check_same_data(dataset: datasets.Dataset, other: Ranks) -> None:
+    """Raises what `compare` would raise after all is scored, as far as the rows show it.
+
+    Whether a caption of punctuation alone is ranked depends on the model: it may be in the other run, or not.
+    """
+    names, captions = row_names(dataset), dataset["captions"][:]
+    for language in _languages_in_both(list(dataset.features["captions"]), other):
+        theirs = other[language]["IR"].index
+        ours = [
+            f"{name}#{index}"
+            for name, of_row in zip(names, captions, strict=True)
+            for index, caption in enumerate(of_row[language])
+            if caption_problem(caption) is None or f"{name}#{index}" in theirs
+        ]
+        _check_instances(f"{language} IR", pd.Index(ours), theirs)
+
+
+def _languages_in_both(languages: Sequence[str], other: Ranks) -> list[str]:
+    common = [language for language in languages if language in other]
+    if not common:
+        raise ValueError(
+            f"the other run ranks {', '.join(other)}, this one {', '.join(languages)}: no language in common"
+        )
+    return common
+
+
+def _check_instances(name: str, ours: pd.Index, theirs: pd.Index) -> None:
+    if len(both := ours.intersection(theirs)) < max(len(ours), len(theirs)):
+        raise ValueError(
+            f"{name}: {len(ours)} instances here, {len(theirs)} in the other run, {len(both)} in both; compare runs "
+            "on the same task, split and rows"
+        )
 
 
 def read_ranks(path: Path) -> Ranks:

@@ -206,6 +206,31 @@ class TestUncertainty:
         assert "minus" in capsys.readouterr().out
         assert "Against another run" in (tmp_path / "second" / "report.html").read_text()
 
+    def test_mrv_needs_every_language_of_the_other_run(self, rows, tmp_path, capsys):
+        model = arrays_file(tmp_path / "a.npz", rows)
+        run(tmp_path / "first", "--model", model, "--task", "shapes")
+        table = pd.read_parquet(tmp_path / "first" / "ranks.parquet")
+        table[table["language"] == "en"].to_parquet(tmp_path / "en.parquet")
+        arguments = ("--model", model, "--task", "shapes", "--compare", tmp_path / "en.parquet")
+        comparison = run(tmp_path / "second", *arguments)["comparison"]
+        assert comparison["mrv"] is None and set(comparison["recall"]) == {"en"}
+        assert comparison["no_mrv_because"] == "the other run does not rank de"
+        for text in (capsys.readouterr().out, (tmp_path / "second" / "report.html").read_text()):
+            assert "o MRV: the other run does not rank de" in text
+
+    def test_a_comparison_that_fails_late_leaves_the_results(self, rows, model_dir, monkeypatch, tmp_path):
+        """CCRK's normalisation leaves nothing of this caption, which no look at the rows can know of the other run."""
+        rows = [dict(row) for row in rows]
+        rows[1]["captions"] = rows[1]["captions"] | {"en": ["!"]}
+        rows = data_scripts.datasets.Dataset.from_list(rows, features=make_rows([[1]], LANGUAGES).features)
+        monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
+        run(tmp_path / "first", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "shapes")
+        other = tmp_path / "first" / "ranks.parquet"
+        with pytest.raises(SystemExit, match="en IR: 5 instances here, 6 in the other run"):
+            run(tmp_path / "out", "--model", model_dir, "--task", "shapes", "--compare", other)
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["counts"]["captions"] == {"en": 5, "de": 6}
+        assert len(read_ranks(tmp_path / "out" / "ranks.parquet")["en"]["IR"]) == 5
+
 
 def without_a_row(table):
     return table[1:]
@@ -224,25 +249,38 @@ def of_other_languages(table):
         (lambda table: table.assign(rank=0), r"other\.parquet holds ranks below 1"),
     ],
 )
-def test_ranks_of_another_run(change, message, rows, tmp_path):
+def test_ranks_of_another_run(change, message, rows, monkeypatch, tmp_path):
     model = arrays_file(tmp_path / "a.npz", rows)
     run(tmp_path / "out", "--model", model, "--task", "shapes")
     table = pd.read_parquet(tmp_path / "out" / "ranks.parquet")
     if change is of_other_languages:
         table = table[table["language"] == "en"]
     change(table).to_parquet(tmp_path / "other.parquet")
+    monkeypatch.setattr(eval_mrv, "evaluate", lambda *_: pytest.fail("scored before it was checked"))
     with pytest.raises(SystemExit, match=message) as raised:
         run(tmp_path / "out", "--model", model, "--task", "shapes", "--compare", tmp_path / "other.parquet")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mrv_languages", "en", "fr"], "error: --mrv_languages names fr, evaluated are en, de"),
+        (["--mrv_languages", "en", "en"], "error: --mrv_languages names a language twice: en en; name each once"),
+        (["--task", "wit", "--mrv_languages", "en", "de"], "no instances align; leave --mrv_languages out"),
+    ],
+)
+def test_languages_of_mrv_are_checked_before_scoring(arguments, message, rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(eval_mrv, "evaluate", lambda *_: pytest.fail("scored before it was checked"))
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path / "out", "--model", "unused", "--task", "shapes", *arguments)
+
+
+@pytest.mark.parametrize(
     ("arguments", "arrays", "message"),
     [
-        (["--mrv_languages", "en", "fr"], {}, "--mrv_languages names fr, evaluated are en, de"),
         (["--model_for", "fr=x"], {}, "--model_for names fr, but the languages are en, de"),
         (["--compare", "nowhere.parquet"], {}, r"nowhere\.parquet"),
-        (["--task", "wit", "--mrv_languages", "en", "de"], {}, "no instances align; leave --mrv_languages out"),
         ([], {"captions_de": None}, "has no array 'captions_de', only images, captions_en; see --help"),
         ([], {"captions_de": np.zeros((5, 5))}, r"captions_de has shape \(5, 5\), but the data asks for \(6, None\)"),
         ([], {"scores_en": np.full((6, 6), np.nan)}, "scores_en holds NaN in row 0"),
