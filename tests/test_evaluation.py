@@ -23,8 +23,6 @@ LANGUAGES = ("en", "de")
 def rows(monkeypatch):
     rows = make_rows([[4], [3], [5], [2], [6], [3]], languages=LANGUAGES)
     monkeypatch.setattr(data_scripts, "load", lambda task, languages=None, **_: rows)
-    for task in ("coco", "wit"):
-        monkeypatch.setitem(data_scripts.BUILDERS, task, "unused")
     return rows
 
 
@@ -110,7 +108,6 @@ class TestTasks:
             row["captions"] = row["captions"] | {language: []}
         rows = data_scripts.datasets.Dataset.from_list(rows, features=make_rows([[1]], LANGUAGES).features)
         monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
-        monkeypatch.setitem(data_scripts.BUILDERS, "wit", "unused")
         generator = np.random.default_rng(0)
         np.savez(
             tmp_path / "a.npz",
@@ -292,6 +289,18 @@ def test_mistakes_end_in_one_line(arguments, arrays, message, rows, tmp_path):
     with pytest.raises(SystemExit, match=message) as raised:
         run(tmp_path / "out", "--model", model, "--task", "shapes", *arguments)
     assert str(raised.value).startswith("error: ") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "pretraining"], "--task: invalid choice: 'pretraining'"),
+    ],
+)
+def test_arguments_are_checked_first(arguments, message, rows, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out", "--model", "unused", "--task", "shapes", *arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_an_empty_split(rows, monkeypatch, tmp_path):
