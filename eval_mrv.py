@@ -74,6 +74,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--k_test is the number of candidates per query: 0 or more")
     if arguments.max_rows is not None and arguments.max_rows < 1:
         parser.error("--max_rows must be at least 1")
+    if arguments.batch_size < 1:
+        parser.error("--batch_size must be at least 1")
     if wrong := [entry for entry in arguments.model_for if not all(entry.partition("="))]:
         parser.error(f"--model_for takes LANGUAGE=MODEL such as de=outputs/de, not {wrong[0]}")
     arguments.model_for = dict(entry.split("=", 1) for entry in arguments.model_for)

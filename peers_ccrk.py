@@ -1,6 +1,9 @@
 """Other models in the same evaluation: dual encoders of transformers, and embeddings or scores from anywhere."""
 
-from collections.abc import Sequence
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -68,10 +71,10 @@ def evaluate_arrays(
     each language `scores_LANGUAGE` (rows, N), higher is better. N counts the captions that are not empty.
 
     Raises:
-        ValueError: a missing array, one of another shape, or one with NaN.
+        ValueError: a damaged file; a missing array, one of another shape, or one with NaN.
     """
     result = RetrievalResult()
-    with np.load(path, allow_pickle=False) as arrays:
+    with _arrays_of(path) as arrays:
         for language in languages:
             captions = usable_captions(_NonEmpty, dataset, language)
             rows, number = len(dataset), len(captions.texts)
@@ -93,6 +96,16 @@ class _NonEmpty:
     @staticmethod
     def is_usable(caption: str | None) -> bool:
         return bool(caption and caption.strip())
+
+
+@contextlib.contextmanager
+def _arrays_of(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An open .npz file, whose arrays are read when they are asked for."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again with numpy.savez") from error
 
 
 def _array(path: Path, arrays, name: str, shape: tuple[int, int | None]) -> Tensor:

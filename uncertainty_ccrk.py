@@ -116,13 +116,19 @@ def read_ranks(path: Path) -> Ranks:
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}; give a ranks.parquet of eval_mrv.py")
     if table["rank"].isna().any() or (table["rank"] < 1).any():
         raise ValueError(f"{path} holds ranks below 1 or none at all; write it again with eval_mrv.py")
-    return {
+    ranks = {
         str(language): {
             direction: of_direction.set_index("instance")["rank"]
             for direction, of_direction in of_language.groupby("direction")
         }
         for language, of_language in table.groupby("language", sort=False)
     }
+    for language, directions in ranks.items():
+        if missing := {"IR", "TR"} - set(directions):
+            raise ValueError(
+                f"{path} has no {' or '.join(sorted(missing))} ranks of {language}; write it again with eval_mrv.py"
+            )
+    return ranks
 
 
 def _hits(ranks: pd.Series, direction: str) -> pd.DataFrame:

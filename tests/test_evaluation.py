@@ -243,6 +243,7 @@ def of_other_languages(table):
         (without_a_row, "en IR: 6 instances here, 5 in the other run, 5 in both; compare runs on the same"),
         (of_other_languages, "the other run ranks fr, this one en, de: no language in common"),
         (lambda table: table.drop(columns="rank"), r"other\.parquet lacks the columns rank; give a ranks\.parquet"),
+        (lambda table: table[table["direction"] == "IR"], r"other\.parquet has no TR ranks of en; write it again"),
         (lambda table: table.assign(rank=0), r"other\.parquet holds ranks below 1"),
     ],
 )
@@ -292,9 +293,22 @@ def test_mistakes_end_in_one_line(arguments, arrays, message, rows, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [lambda contents: contents[:-40], lambda contents: b"", lambda contents: contents.replace(b"NUMPY", b"numpy")],
+)
+def test_a_damaged_npz(damage, rows, tmp_path):
+    path = arrays_file(tmp_path / "a.npz", rows)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(SystemExit, match=r"error: .*a\.npz is damaged \(.*\); write it again with numpy\.savez"):
+        run(tmp_path / "out", "--model", path, "--task", "shapes")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--task", "pretraining"], "--task: invalid choice: 'pretraining'"),
+        (["--max_rows", 0], "--max_rows must be at least 1"),
+        (["--batch_size", 0], "--batch_size must be at least 1"),
     ],
 )
 def test_arguments_are_checked_first(arguments, message, rows, tmp_path, capsys):

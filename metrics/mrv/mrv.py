@@ -47,7 +47,7 @@ def mean_rank_variance(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
         `variance`: the population variance over K, averaged over N; how the paper defines MRV. Both are 0 at K = 1.
 
     Raises:
-        ValueError: no instances, no languages, rows of unequal length, or a rank that is fractional or below 1.
+        ValueError: no instances, no languages, rows of unequal length, or a rank that is no whole number from 1 on.
     """
     try:
         table = np.asarray(ranks)
@@ -64,9 +64,9 @@ def mean_rank_variance(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
             "ranks needs one instance or more, each a row of K whole numbers, one per language; "
             f"got shape {table.shape}, type {table.dtype}"
         )
-    fractional = (table != np.floor(table)).any(axis=1)
-    if fractional.any():
-        row = int(np.argmax(fractional))
+    not_whole = ~(np.isfinite(table) & (table == np.floor(table))).all(axis=1)
+    if not_whole.any():
+        row = int(np.argmax(not_whole))
         raise ValueError(f"row {row}: {table[row].tolist()} are not all whole numbers; give ranks as they come")
     if table.min() < 1:
         row = int(np.argmax((table < 1).any(axis=1)))
