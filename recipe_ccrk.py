@@ -367,6 +367,12 @@ def build_trainer(
         eval_dataset=eval_rows,
         processing_class=processor,
     )
+    if eval_rows is not None:
+        evaluated = trainer.languages_to_evaluate(eval_rows)
+        if left_out := [language for language in languages if language not in evaluated]:
+            logger.warning(
+                "no validation captions in %s: evaluation is in %s alone", " ".join(left_out), " ".join(evaluated)
+            )
     if data.max_bad_fraction is not None:
         trainer.problems.max_bad_fraction = data.max_bad_fraction
     return trainer

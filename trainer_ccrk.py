@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
@@ -635,6 +636,28 @@ class CCRKTrainer(Trainer):
             values[f"best_{self.args.metric_for_best_model.removeprefix('eval_')}"] = self.state.best_metric
         return values
 
+    def languages_to_evaluate(self, dataset: datasets.Dataset) -> list[str]:
+        """The languages of training that `dataset` has captions in; of its own where it knows none of those.
+
+        Raises:
+            ValueError: there is no usable caption.
+        """
+        in_dataset = list(dataset.features["captions"])
+        # A few-shot run in German is validated in English.
+        languages = [language for language in self.data_collator.languages if language in in_dataset] or in_dataset
+        rows = dataset["captions"][:]
+        found = [
+            language
+            for language in languages
+            if any(is_usable(caption, self.processing_class) for row in rows for caption in row[language])
+        ]
+        if not found:
+            raise ValueError(
+                f"the rows to evaluate on have no usable caption in {', '.join(languages)}; set eval_strategy to no "
+                "or choose other languages"
+            )
+        return found
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
         Retrieval on `eval_dataset`: `{prefix}_recall_LANGUAGE` (mean of IR and TR at 1, 5 and 10, percent),
@@ -643,15 +666,12 @@ class CCRKTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
         model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
-        languages, in_dataset = self.data_collator.languages, list(dataset.features["captions"])
-        if not set(languages) & set(in_dataset):  # a few-shot run in German is validated in English
-            languages = in_dataset
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
         spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         result = evaluate_retrieval(
             CCRKRetriever(model, self.processing_class, self.args.eval_k_test),
             dataset,
-            languages,
+            self.languages_to_evaluate(dataset),
             batch_size=self.args.per_device_eval_batch_size,
             share=Share() if spread else Share.of_this_process(),
         )

@@ -159,6 +159,11 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         annotations, in_files = self.read_annotations()
+        if not any(any(annotation.captions.values()) for annotation in annotations):
+            raise ValueError(
+                f"{self.config.source}: there are no captions in {', '.join(self.config.languages)} in this split; "
+                "choose another split or other languages"
+            )
         in_images = Problems(f"{self.config.source} images", self.config.max_bad_fraction, rows=len(annotations))
         # A stream would wait for it at every start, and decodes its images where it can leave the bad ones out.
         decode = not dl_manager.is_streaming
@@ -171,8 +176,8 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
         if not rows:
             raise FileNotFoundError(
                 f"{self.config.source}: none of {len(annotations):,} photographs can be read in "
-                f"{self.config.image_dir}, such as {annotations[0].image if annotations else 'any'}; set image_dir to "
-                f"the folder of {self.config.photographs}"
+                f"{self.config.image_dir}, such as {annotations[0].image}; set image_dir to the folder of "
+                f"{self.config.photographs}"
             )
         # The description is kept beside the rows in the cache: a later load repeats what was left out.
         self.info.description = "\n".join(filter(None, (in_files.table(), in_images.table())))

@@ -74,6 +74,20 @@ def test_fine_tuning_keeps_the_best_checkpoint(data, data_dir, image_dir, checkp
     )
 
 
+def test_a_language_without_validation_captions_is_not_evaluated(coco_files, checkpoint, monkeypatch, caplog):  # noqa: F811
+    recipe = [ROOT / "configs" / "finetune_coco.yaml", "--model_name_or_path", checkpoint]
+    recipe += small(coco_files, coco_files / "annotations", coco_files / "images")
+    call(train_retrieval, *recipe, "--languages", "en", "zh", "ja", monkeypatch=monkeypatch)
+    state = json.loads((coco_files / "out" / "trainer_state.json").read_text())
+    log = next(log for log in state["log_history"] if "eval_mean_recall" in log)
+    assert {name for name in log if "_recall_" in name} == {"eval_recall_en", "eval_recall_zh"}
+    assert caplog.text.count("no validation captions in ja: evaluation is in en zh alone") == 1
+    with pytest.raises(SystemExit, match="error: coco validation: there are no captions in ja in this split"):
+        call(train_retrieval, *recipe, "--languages", "ja", monkeypatch=monkeypatch)
+    unevaluated = ("--eval_strategy", "no", "--load_best_model_at_end", "false")
+    call(train_retrieval, *recipe, "--languages", "ja", *unevaluated, monkeypatch=monkeypatch)
+
+
 def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch):  # noqa: F811
     folders = xflickrco_files, xflickrco_files / "iglue", xflickrco_files / "images"
     english = ROOT / "configs" / "finetune_xflickrco.yaml"

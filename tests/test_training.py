@@ -176,6 +176,15 @@ def test_evaluation_during_training(tiny_model, processor, shapes, tmp_path):
     assert metrics["eval_mrv"] >= 0
 
 
+def test_languages_to_evaluate(tiny_model, processor, tmp_path):
+    rows = make_rows([[3], [2]], ("en", "de"))
+    trainer = make_trainer(tiny_model, processor, rows, tmp_path, languages=("de", "fr"))
+    assert trainer.languages_to_evaluate(rows) == ["de"]
+    assert trainer.languages_to_evaluate(make_rows([[3], [2]], ("en",))) == ["en"]
+    with pytest.raises(ValueError, match="no usable caption in de; set eval_strategy to no"):
+        trainer.languages_to_evaluate(make_rows([[], []], ("en", "de")))
+
+
 def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2, max_steps=2)
     trainer.train()
