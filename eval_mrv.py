@@ -59,7 +59,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--task", required=True, choices=sorted(K_TEST), help="data set to evaluate on")
     parser.add_argument("--data_dir", help="folder of the data set's annotations")
     parser.add_argument("--image_dir", help="folder of its photographs")
-    parser.add_argument("--languages", nargs="+", help="such as: en de; all that the data set has by default")
+    parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
     parser.add_argument("--mrv_languages", nargs="+", help="MRV over these; the paper's by default")
     parser.add_argument("--split", default="test", help="train, validation, test (default); xflickrco, wit: test_gmt")
     parser.add_argument("--max_rows", type=int, help="evaluate on the first N images only")

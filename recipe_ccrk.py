@@ -68,7 +68,7 @@ class DataArguments:
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set's annotations."})
     image_dir: str | None = field(default=None, metadata={"help": "Folder of its photographs."})
     languages: list[str] | None = field(
-        default=None, metadata={"help": "Caption languages, such as: en de fr. All that the data set has by default."}
+        default=None, metadata={"help": "Caption languages, such as: en de fr. All by default, of coco en alone."}
     )
     dataset_config: dict | None = field(
         default=None, metadata={"help": "Further options of the data set (a mapping in the YAML file)."}

@@ -36,7 +36,7 @@ def load(
     Args:
         name: a key of `BUILDERS`.
         split: a split of that data set, such as "train", "validation" or "test".
-        languages: the caption languages wanted, in this order; all that the data set has by default.
+        languages: the caption languages wanted, in this order; all by default, of coco en alone.
         data_dir: the folder that the data set's annotations were downloaded to.
         image_dir: the folder of its photographs.
         streaming: read rows as they are asked for instead of writing an Arrow cache first. Pre-training shards then

@@ -30,6 +30,9 @@ from data_scripts.problems import Problems
 THUMBNAIL = 320
 LINE = 44
 
+# Data sets of annotation files and photographs; pre-training shards are counted at every load.
+NAMES = sorted(data_scripts.BUILDERS.keys() - {"shapes", "pretraining"})
+
 
 @dataclass
 class Report:
@@ -156,15 +159,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m data_scripts.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=sorted(data_scripts.BUILDERS), help="data set")
+    parser.add_argument("name", choices=NAMES, help="data set")
     parser.add_argument("--data_dir", help="folder of its annotations")
     parser.add_argument("--image_dir", help="folder of its images")
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
-    parser.add_argument("--languages", nargs="+", help="such as: en de; all that the data set has by default")
+    parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
     parser.add_argument("--few_shot", help="LANGUAGE,SHOTS such as de,100: the train split of xflickrco")
     parser.add_argument("--task", type=int, help="of multi30k: 1 (default) or 2")
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true", help="differences are no failure")
-    parser.add_argument("--thumbnails", type=int, metavar="N", help="draw N rows of the first split with captions")
+    parser.add_argument("--thumbnails", type=int, metavar="N", help="draw N rows of the first split with any")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="where to draw them")
     return parser.parse_args(argv)
 
@@ -175,7 +178,7 @@ def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages
     options = {name: value for name, value in options.items() if value is not None}
 
     def make(languages: Sequence[str] | None) -> AnnotatedImages:
-        builder = data_scripts.make_builder(
+        return data_scripts.make_builder(
             arguments.name,
             split=split,
             languages=languages,
@@ -184,9 +187,6 @@ def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages
             max_bad_fraction=1.0,  # all of it is to be seen
             **options,
         )
-        if not isinstance(builder, AnnotatedImages):
-            raise ValueError(f"{arguments.name} has no annotation files to check")
-        return builder
 
     builder = make(arguments.languages)
     if not builder.config.languages_apart:
@@ -205,12 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report, found = check(builder)
                 print(report, end="\n\n", flush=True)
                 complete &= report.is_complete
-                if sheet is None:
+                if sheet is None and found:
                     sheet = (builder, found)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.thumbnails:
+    if arguments.thumbnails and sheet is None:
+        print("no row has an image to draw")
+    elif arguments.thumbnails:
         builder, found = sheet
         chosen = found[:: max(1, len(found) // arguments.thumbnails)][: arguments.thumbnails]
         draw_contact_sheet(

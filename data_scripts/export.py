@@ -55,7 +55,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="folder of its annotations")
     parser.add_argument("--image_dir", help="folder of its images")
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
-    parser.add_argument("--languages", nargs="+", help="such as: en de; all that the data set has by default")
+    parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
     parser.add_argument(
         "--config",
         nargs="+",

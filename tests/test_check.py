@@ -81,11 +81,24 @@ def test_contact_sheet(arguments, tmp_path, capsys):
     assert (pixels.max(axis=1) < 60).sum() > 200, "dark pixels: the captions"
 
 
+def test_nothing_to_draw(arguments, tmp_path, capsys):
+    for number in range(4):
+        (tmp_path / f"images/flickr30k-images/{number}.jpg").unlink()
+    path = tmp_path / "sheet.png"
+    assert check.main([*arguments, "--thumbnails", "3", "--output", str(path)]) == 1
+    assert "no row has an image to draw" in capsys.readouterr().out and not path.exists()
+
+
 def test_errors_are_one_line(arguments, capsys):
     assert check.main([*arguments[:3], *arguments[5:]]) == 2
     assert capsys.readouterr().err == "error: xflickrco needs image_dir: the folder of flickr30k-images and val2014\n"
-    assert check.main(["shapes"]) == 2
-    assert "shapes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["shapes", "pretraining"])
+def test_data_without_annotation_files_is_not_offered(name, capsys):
+    with pytest.raises(SystemExit):
+        check.main([name])
+    assert f"invalid choice: '{name}'" in capsys.readouterr().err
 
 
 def test_few_shot_sizes_are_expected_from_the_name(tmp_path):
