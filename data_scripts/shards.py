@@ -187,7 +187,11 @@ class ShardRows(torch.utils.data.Dataset):
         image_dir: str,
         max_bad_fraction: float,
     ) -> "ShardRows":
-        """Rows by an index that is on disk, or else written there first; says in either case what it leaves out."""
+        """Rows by an index that is on disk, or else written there first; says in either case what it leaves out.
+
+        Args:
+            index_file: in a folder of its own, which also holds an Arrow cache made of these rows.
+        """
         index_file = Path(index_file)
         report_file = index_file.with_suffix(".txt")
         if not index_file.is_file():
@@ -198,7 +202,7 @@ class ShardRows(torch.utils.data.Dataset):
                 np.save(unfinished, index)
             os.replace(unfinished.name, index_file)  # last: where it is, it is whole
         if report := report_file.read_text(encoding="utf-8"):
-            logger.warning("%s\nThis was counted once; delete %s to look again", report, index_file)
+            logger.warning("%s\nThis was counted once; delete %s to look again", report, index_file.parent)
         return cls(shards, np.load(index_file, mmap_mode="r"), languages, image_dir)
 
     def captions(self) -> Iterator[dict[str, list[str]]]:

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import random
+import re
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -211,7 +213,7 @@ class TestBadInput:
         rows = load(bad_folder, max_bad_fraction=0.9)
         assert len(rows) == 3 + 10 + 9 + 4
         table = caplog.messages[-1]
-        assert "pretraining: 50 rows, of which" in table and "index.npy to look again" in table
+        assert "pretraining: 50 rows, of which" in table and f"delete {bad_folder.parent}/cache/" in table
         expected = Counter(reason for _, reason in BAD_LINES + MENDED_LINES)
         counted = {
             reason: int(n)
@@ -243,6 +245,15 @@ class TestBadInput:
         caplog.clear()
         load(bad_folder, streaming=False, max_bad_fraction=0.9)
         assert images.DAMAGED in caplog.text and shards.NOT_UTF8 in caplog.text
+
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_an_image_that_comes_later_is_found_as_the_table_says(self, folder, streaming, caplog):
+        (folder / "0.jpg").unlink()
+        assert len(load(folder, streaming=streaming)) == 56
+        (folder / "0.jpg").write_bytes(jpeg())
+        assert len(load(folder, streaming=streaming)) == 56
+        shutil.rmtree(re.search("delete (.+) to look again", caplog.text)[1])
+        assert len(load(folder, streaming=streaming)) == 60
 
     def test_too_many_bad_rows_stop_with_the_table(self, bad_folder):
         with pytest.raises(ValueError, match=r"more than max_bad_fraction 0\.05; (.|\n)*caption is empty, first: /"):
