@@ -48,16 +48,20 @@ class DualEncoder:
     @torch.no_grad()
     def encode_images(self, images: list) -> dict[str, Tensor]:
         """`embeds` (B, dimension), L2-normalised."""
-        pixel_values = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        pixel_values = pixel_values["pixel_values"].to(self.model.device, self.model.dtype)
-        return {"embeds": F.normalize(self.model.get_image_features(pixel_values).pooler_output.float(), dim=-1)}
+        # With SigLIP 2 at native resolution, masks and shapes come beside the pixels.
+        inputs = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        features = self.model.get_image_features(**inputs.to(self.model.device, self.model.dtype))
+        return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
         """`embeds` (N, dimension), L2-normalised."""
-        # SigLIP was trained on captions padded to their full length, and has no attention mask.
-        padding = "max_length" if self.model.config.model_type.startswith("siglip") else True
-        inputs = self.processor(text=captions, padding=padding, truncation=True, return_tensors="pt")
+        options = {"padding": True}
+        if self.model.config.model_type.startswith("siglip"):
+            # It was trained on captions padded to its full length, without attention mask.
+            length = self.model.config.text_config.max_position_embeddings
+            options = {"padding": "max_length", "max_length": length, "return_attention_mask": False}
+        inputs = self.processor(text=captions, truncation=True, return_tensors="pt", **options)
         features = self.model.get_text_features(**inputs.to(self.model.device))
         return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
 

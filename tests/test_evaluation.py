@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
+import transformers
+from PIL import Image
 from test_retrieval import make_rows, make_spread_model
 
 import data_scripts
 import eval_mrv
 import uncertainty_ccrk
 from metrics.recall_at_k.recall_at_k import best_ranks
+from peers_ccrk import DualEncoder
 from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
 
 LANGUAGES = ("en", "de")
@@ -80,6 +83,41 @@ class TestOtherModels:
         assert results["k_test"] == 0 and results["mrv"]["languages"] == ["en", "de"]
         again = run(tmp_path / "again", "--model", tmp_path / "clip", "--task", "shapes", "--batch_size", 2)
         assert again["recall"] == results["recall"]
+
+    @pytest.mark.parametrize(
+        ("family", "of_vision", "of_images"),
+        [
+            ("Siglip", {"image_size": 64}, {"size": {"height": 64, "width": 64}}),
+            ("Siglip2", {"num_patches": 16}, {"patch_size": 16, "max_num_patches": 16}),
+        ],
+        ids=["fixed resolution", "native resolution"],
+    )
+    def test_siglip(self, family, of_vision, of_images, rows, processor, tmp_path):
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        text = sizes | {"vocab_size": len(processor.tokenizer), "max_position_embeddings": 24, "projection_size": 16}
+        made = {
+            name: getattr(transformers, family + name) for name in ("Config", "Model", "ImageProcessor", "Processor")
+        }
+        torch.manual_seed(0)
+        config = made["Config"](text_config=text, vision_config=sizes | {"patch_size": 16} | of_vision)
+        made["Model"](config).save_pretrained(tmp_path / "siglip")
+        made["Processor"](made["ImageProcessor"](**of_images), processor.tokenizer).save_pretrained(
+            tmp_path / "siglip"
+        )
+        results = run(tmp_path / "out", "--model", tmp_path / "siglip", "--task", "shapes")
+        again = run(tmp_path / "again", "--model", tmp_path / "siglip", "--task", "shapes", "--batch_size", 2)
+        assert again["recall"] == results["recall"]
+
+        encoder = DualEncoder(tmp_path / "siglip")
+        captions = ["a red star", "star " * 40]  # one is padded to the length that the model has, the other cut
+        padded = encoder.processor.tokenizer(captions, padding="max_length", max_length=24, truncation=True)
+        with torch.no_grad():
+            expected = encoder.model.get_text_features(torch.tensor(padded["input_ids"])).pooler_output
+        found = encoder.encode_captions(captions)["embeds"]
+        torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1))
+        wide, high = Image.effect_noise((90, 40), 60), Image.effect_noise((40, 90), 60)
+        one_by_one = torch.cat([encoder.encode_images([image])["embeds"] for image in (wide, high)])
+        torch.testing.assert_close(encoder.encode_images([wide, high])["embeds"], one_by_one)
 
     def test_one_model_per_language(self, rows, model_dir, tmp_path):
         path = arrays_file(tmp_path / "a.npz", rows)
