@@ -180,6 +180,7 @@ def results_dictionary(
         results["model_for"] = arguments.model_for
     if result.fold_ranks:
         results["recall_in_folds"] = recall_table(result.fold_ranks)
+        results["fold_size"] = FOLD_SIZE[arguments.task]
     return results
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data_scripts.images import read_image
 from retrieval_ccrk import Ranks, row_names, shared_ranks
 
 GALLERY_SIZE = 12
@@ -137,7 +138,8 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         _recall_table(results["recall"], results["intervals"]["recall"]),
     ]
     if "recall_in_folds" in results:
-        parts += ["<h2>Recall in folds of 1,000 images</h2>", _recall_table(results["recall_in_folds"], {})]
+        parts += [f"<h2>Recall in folds of at most {results['fold_size']:,} images</h2>"]
+        parts += [_recall_table(results["recall_in_folds"], {})]
     parts.append("<h2>Consistency</h2>")
     if mrv_languages:
         parts += [
@@ -297,6 +299,7 @@ def _recall_table(recall: dict, intervals: dict) -> str:
 def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) -> str:
     table = shared_ranks(ranks, languages, "IR")
     spread = table.std(axis=1, ddof=0)
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
     row_of = {name: row for row, name in enumerate(row_names(dataset))}
     items = []
     for instance in spread[spread > 0].sort_values(ascending=False, kind="stable").index[:GALLERY_SIZE]:
@@ -307,7 +310,7 @@ def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) 
             f"<b>{rank:,}</b></li>"
             for language, rank in table.loc[instance].items()
         )
-        picture = _data_uri("image/jpeg", _thumbnail(row["image"]))
+        picture = _data_uri("image/jpeg", _thumbnail(read_image(row["image"])))
         items.append(f'<div class="item"><img src="{picture}" alt="{escape(name)}"><ul>{lines}</ul></div>')
     return f'<div class="gallery">{"".join(items)}</div>' if items else "<p>None does: all ranks are equal.</p>"
 
@@ -358,7 +361,6 @@ def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    image = image.convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80)

@@ -1,5 +1,7 @@
 """eval_mrv.py from end to end on a few pictures: other models, several models, folds, comparison, report, mistakes."""
 
+import base64
+import io
 import json
 import re
 
@@ -138,7 +140,8 @@ class TestTasks:
         results = run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "coco")
         assert results["recall_in_folds"]["en"]["IR@5"] == 100 > results["recall"]["en"]["IR@5"]
         assert results["mrv"] is None and "no instances align" in results["no_mrv_because"]
-        assert "No mean rank variance" in (tmp_path / "out" / "report.html").read_text()
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "No mean rank variance" in page and "Recall in folds of at most 2 images" in page
 
     def test_languages_with_pictures_of_their_own(self, monkeypatch, tmp_path):
         rows = [dict(row) for row in make_rows([[4], [3], [5], [2], [6], [3]], languages=LANGUAGES)]
@@ -173,6 +176,17 @@ def test_the_report_is_one_file_and_escapes_what_it_shows(rows, monkeypatch, tmp
     assert "CCR10-E (quoted)" in page and page.count('class="item"') > 1
     for name in ("recall", "rank_difference", "rank_spread"):
         assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_report_shows_transparent_pictures_on_white(rows, monkeypatch, tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(buffer, "PNG")
+    rows = [dict(row, image={"bytes": buffer.getvalue(), "path": None}) for row in rows]
+    rows = data_scripts.datasets.Dataset.from_list(rows, features=make_rows([[1]], LANGUAGES).features)
+    monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
+    run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "shapes")
+    picture = re.search('data:image/jpeg;base64,([^"]+)', (tmp_path / "out" / "report.html").read_text())[1]
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).getpixel((0, 0)) == (255, 255, 255)
 
 
 def make_ranks(hits: np.ndarray, captions_per_image: int = 1) -> dict:
