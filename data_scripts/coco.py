@@ -13,8 +13,8 @@ YJ Captions come without a split: they follow Karpathy's, which puts photographs
 split behind the published Japanese figures is not public; with its JSON files they can be reproduced, with YJ
 Captions alone they cannot.
 
-The languages have test photographs of their own: evaluate one language at a time. One language's test photographs may
-be among another's training photographs, as in the published work.
+The languages have test photographs of their own: each is searched in its own, and there is no MRV. One language's test
+photographs may be among another's training photographs, as in the published work.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +38,7 @@ from data_scripts.problems import Problems
 from data_scripts.rows import is_text
 
 HOMEPAGE = "https://cocodataset.org"
+COCO_CN_HOMEPAGE = "https://github.com/li-xirong/coco-cn"
 KARPATHY = "dataset_coco.json"
 YJ_CAPTIONS = "yjcaptions26k_clean.json"
 COCO_CN = "imageid.human-written-caption.txt"
@@ -161,7 +162,7 @@ class COCOConfig(AnnotationConfig):
                 yield images[image_id], "ja", [caption], f"{path} annotation {number}"
 
     def _read_coco_cn(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
-        path, cure = self.files["zh", "captions"], f"download it again from {HOMEPAGE}"
+        path, cure = self.files["zh", "captions"], f"download it again from {COCO_CN_HOMEPAGE}"
         captions: dict[str, list[str]] = {}
         for number, line in enumerate(read_lines(path, cure), start=1):
             key, tab, caption = line.partition("\t")  # COCO_train2014_000000000009#0, a caption

@@ -58,7 +58,7 @@ _ENTRY = np.dtype([("url", "<u8"), ("offset", "<i8")])
 class WITConfig(AnnotationConfig):
     """What to read, see `AnnotationConfig`. Captions with the same image URL are of one row.
 
-    The languages have photographs of their own: evaluate one at a time, as the published work does.
+    The languages have photographs of their own: each is searched in its own, as in the published work.
     """
 
     dataset = "wit"

@@ -142,6 +142,12 @@ def test_a_file_that_is_something_else(coco, contents):
         load(coco, "test")
 
 
+def test_a_damaged_file_of_coco_cn_names_its_publisher(coco):
+    (coco / "annotations/coco-cn-version1805v1.1/coco-cn_test.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"coco-cn_test\.txt is damaged .*again from https://github.com/li-xirong"):
+        load(coco, "test", languages=["zh"])
+
+
 def test_a_path_out_of_the_folder_is_refused(coco, caplog):
     entry = {"image": "../../secret.jpg", "caption": ["a"], "image_id": 1}
     write(coco / "secret.jpg", jpeg())
