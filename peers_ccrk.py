@@ -39,7 +39,8 @@ class DualEncoder:
     def fingerprint(self) -> str:
         return weights_fingerprint(self.model, str(self.processor))
 
-    def is_usable(self, caption: str | None) -> bool:
+    @staticmethod
+    def is_usable(caption: str | None) -> bool:
         return bool(caption and caption.strip())
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
@@ -80,7 +81,7 @@ def evaluate_arrays(
     result = RetrievalResult()
     with _arrays_of(path) as arrays:
         for language in languages:
-            captions = usable_captions(_NonEmpty, dataset, language)
+            captions = usable_captions(DualEncoder, dataset, language)
             rows, number = len(dataset), len(captions.texts)
             if f"scores_{language}" in arrays:
                 scores = _array(path, arrays, f"scores_{language}", (rows, number))
@@ -94,12 +95,6 @@ def evaluate_arrays(
             if fold_size:
                 result.fold_ranks[language] = folds
     return result
-
-
-class _NonEmpty:
-    @staticmethod
-    def is_usable(caption: str | None) -> bool:
-        return bool(caption and caption.strip())
 
 
 @contextlib.contextmanager

@@ -156,12 +156,6 @@ def chinese(figure: Item, relation: str, ground: Item, setting: Setting, pick: C
 # The indefinite article of "orange" is "an".
 
 EN_COLOURS = {colour: (colour,) for colour in COLOURS} | {"purple": ("purple", "violet")}
-EN_PATTERNS = {
-    "plain": ("on plain {}",),
-    "stripes": ("on {} stripes",),
-    "dots": ("on {} dots",),
-    "checks": ("on {} checks",),
-}
 EN_SITES = {
     "beach": "on the beach",
     "meadow": "in the meadow",
