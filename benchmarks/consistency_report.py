@@ -266,12 +266,10 @@ class Report:
                 else:
                     reached.append(np.nan)
             recall, mrv = (np.mean([end[column] for end in ends]) for column in ("recall", "mrv"))
-            if np.isnan(reached).any():
-                figures = "not on its curve | "
-            else:
-                differences = [own - end["mrv"] for own, end in zip(reached, ends, strict=True)]
-                figures = f"{np.mean(reached):.2f} | {', '.join(f'{value:+.2f}' for value in differences)}"
-            lines.append(f"| {rival} | {recall:.1f} | {mrv:.2f} | {figures} |")
+            at_recall = "not on its curve" if np.isnan(reached).all() else f"{np.nanmean(reached):.2f}"
+            differences = [own - end["mrv"] for own, end in zip(reached, ends, strict=True)]
+            by_seed = ", ".join("–" if np.isnan(value) else f"{value:+.2f}" for value in differences)
+            lines.append(f"| {rival} | {recall:.1f} | {mrv:.2f} | {at_recall} | {by_seed} |")
         return lines
 
     def language_table(self) -> list[str]:
@@ -365,12 +363,12 @@ class Report:
             "many steps, for as many counted operations as 1-to-K, or for three times the steps.",
             "- **pivot** (cross-lingual style): an image against its English caption, and that against one in a "
             "random other language, which never meets the image.",
-            f"- **+ pairs**: with matching and masked LM beside the contrastive loss in the last {1 - PAIRS_FROM:.0%} "
-            "of the steps.",
+            "- **+ pairs**: with matching and masked LM beside the contrastive loss, in the last "
+            f"{100 * (1 - PAIRS_FROM):.0f} % of the steps.",
             "",
         ]
         if self.is_shapes:
-            rates = ", ".join(f"{language} {TRANSLATION_NOISE * rate:.0%}" for language, rate in MISTRANSLATED.items())
+            rates = ", ".join(f"{k} {100 * TRANSLATION_NOISE * rate:.0f} %" for k, rate in MISTRANSLATED.items())
             lines += [
                 f"Captions are trained on as a translation system might have left them: wrong in one colour, shape, "
                 f"relation or landscape, or cut short after three fifths, {rates}; wording and synonyms vary freely. "
@@ -419,8 +417,8 @@ class Report:
             "",
             "A model that finds more also ranks more alike: what is first in all languages cannot drift. So the MRV "
             f"that a rival ends with, on {NUM_VALIDATION} validation instances, is held against that "
-            "of 1-to-K where it passed through the same recall (its curve interpolated, for each seed). Near 0, the "
-            "difference above is one of speed.",
+            "of 1-to-K where it passed through the same recall (its curve interpolated, for each seed; – where it did "
+            "not come so far). Near 0, the difference above is one of speed.",
             "",
             *speeds,
             f"![Learning curves]({self.plot_curves([*plain, *pairs])})",
@@ -476,7 +474,7 @@ class Report:
         ]
 
     def part_on_finetuning(self) -> list[str]:
-        steps = [condition for condition in PARTS["finetuning"] if condition.start_from]
+        steps = [c for c in PARTS["finetuning"] if c.start_from and self.seeds(c.name)]
         in_order = dict.fromkeys(name for condition in steps for name in (condition.start_from, condition.name))
         return [
             "English by the retrieval head, contrastive and matching loss, and from there 100 rows of German: each a "

@@ -174,15 +174,16 @@ class StudyCollator(CCRKCollator):
         return super().__call__([{**row, "captions": self._captions(row)} for row in rows])
 
     def _captions(self, row: dict) -> dict[str, list[str]]:
-        captions = row["captions"]
-        with seeded(f"study {self.seed} {int(self.epoch)} {row['image_id']}"):
-            if self.condition.style == "pivot":
-                pivot, *others = captions
+        captions, image_id = row["captions"], row["image_id"]
+        if self.condition.style == "pivot":
+            pivot, *others = captions
+            with seeded(f"study {self.seed} {int(self.epoch)} {image_id}"):
                 return {"pivot": captions[pivot], "other": captions[random.choice(others)]}
-            if self.condition.missing:
+        if self.condition.missing:
+            with seeded(f"missing {self.seed} {image_id}"):  # in every epoch the same ones
                 present = [language for language in captions if random.random() >= self.condition.missing]
                 present = present or [random.choice(list(captions))]
-                return {language: captions[language] if language in present else [] for language in captions}
+            return {language: captions[language] if language in present else [] for language in captions}
         return captions
 
 
@@ -534,7 +535,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{line['condition']}, seed {line['seed']}: recall {line['mean_recall']}, MRV {line['mrv_std']}"
                 )
     if failed:
-        sys.exit(f"error: {len(failed)} runs failed: {'; '.join(failed)}")
+        sys.exit(f"error: {len(failed)} run{'s' * (len(failed) > 1)} failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,55 @@
 """The consistency study, small: what each style trains on, that a run repeats itself, and the document."""
 
 import csv
+import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import consistency_report
-from benchmarks.consistency_study import CONDITIONS, PARTS, Study, StudyCollator, append, check_same_study, main
+from benchmarks.consistency_study import (
+    CONDITIONS,
+    PARTS,
+    Study,
+    StudyCollator,
+    append,
+    check_same_study,
+    finished,
+    main,
+)
 from data_scripts.shapes import MISTRANSLATED, Shapes
 from objectives_ccrk import contrastive_loss
 
-NAMES = ("1-to-K", "1-to-1", "pivot + pairs")
+NAMES = ("1-to-K", "1-to-1", "pivot + pairs")  # with two seeds
+ONCE = (
+    "1-to-K + pairs",
+    "1-to-K + pairs, then English",
+    "1-to-K + pairs, then English, then 100 German",
+    "K = 2",
+    "positives drawn evenly",
+)
+SIZE = ["--steps", "3", "--num_train", "100", "--num_test", "24"]
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    study = Study("shapes", None, None, tmp_path_factory.mktemp("study"), 3, 96, 24, torch.get_num_threads())
-    check_same_study(study, NAMES)
+    study = Study("shapes", None, None, tmp_path_factory.mktemp("study"), 3, 100, 24, torch.get_num_threads())
+    check_same_study(study, [*NAMES, *ONCE])
     study.prepare()
     return study
 
 
 @pytest.fixture(scope="module")
 def results(study):
-    for name in NAMES:
-        for seed in (0, 1):
-            line, points = study.run(CONDITIONS[name], seed)
-            append(study.output_dir / "results.csv", [line])
-            append(study.output_dir / "curves.csv", points)
+    for name, seed in [*itertools.product(NAMES, (0, 1)), *itertools.product(ONCE, (0,))]:
+        line, points = study.run(CONDITIONS[name], seed)
+        append(study.output_dir / "results.csv", [line])
+        append(study.output_dir / "curves.csv", points)
     with (study.output_dir / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -46,9 +65,36 @@ def test_a_run_repeats_itself_to_the_last_digit(study, results):
 
 def test_styles_differ_in_captions_and_cost(results):
     per_step = {line["condition"]: int(line["captions_per_step"]) for line in results}
-    assert per_step == {"1-to-K": 640, "1-to-1": 64, "pivot + pairs": 128}
+    expected = {"1-to-K": 640, "1-to-1": 64, "pivot + pairs": 128, "K = 2": 128, "1-to-K + pairs, then English": 64}
+    assert per_step | expected == per_step
     cost = {line["condition"]: float(line["gflop_per_step"]) for line in results}
-    assert cost["1-to-1"] < cost["1-to-K"]
+    assert cost["1-to-1"] < cost["K = 2"] < cost["1-to-K"] < cost["1-to-K + pairs"]
+
+
+def test_pairs_come_in_after_their_share_of_the_steps(study):
+    trainer = study.build(CONDITIONS["1-to-K + pairs"], 0, 4)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    seen = []
+    for step in range(4):
+        trainer.state.global_step = step
+        trainer._parts = {}
+        trainer.compute_loss(trainer.model, dict(batch))
+        seen.append("matching_loss" in trainer._parts and "mlm_loss" in trainer._parts)
+    assert seen == [False, False, True, True]
+
+
+def test_operations_are_those_of_all_attention(study):
+    """Twice the captions are twice the operations of the text encoder, self-attention included."""
+    (one, captions), (two, twice) = (
+        study.operations(replace(CONDITIONS["K = 2"], languages=languages), 0)
+        for languages in (("en", "de"), ("en", "de", "fr", "cs"))
+    )
+    assert twice == 2 * captions
+    trainer = study.build(CONDITIONS["K = 2"], 0, 1)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    with FlopCounterMode(display=False) as counter:  # by SDPA
+        trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert counter.get_total_flops() < one < two
 
 
 def test_the_pivot_never_shows_the_image_another_language(study):
@@ -76,6 +122,8 @@ def test_captions_are_left_out_at_the_stated_share(study):
     collator = StudyCollator(processor, languages, condition=condition)
     present = collator(rows)["caption_mask"].float()
     assert abs(present.mean() - 0.7) < 0.05 and present.sum(dim=1).min() >= 1
+    collator.epoch.fill_(1)  # what is missing is missing for good
+    assert torch.equal(collator(rows)["caption_mask"].float(), present)
     everything = StudyCollator(processor, languages, condition=replace(condition, missing=0.0))
     assert everything(rows)["caption_mask"].all()
 
@@ -96,10 +144,15 @@ def test_translation_errors_come_at_their_rates(tmp_path):
 def test_document(study, results, tmp_path):
     consistency_report.main([str(study.output_dir), str(tmp_path)])
     text = (tmp_path / "consistency_study.md").read_text()
-    assert text.count("| 1-to-K | 2 | 3 |") == 1 and "| 1-to-K | 1-to-1 |" in text
+    assert "| 1-to-K | 2 | 3 |" in text and "| 1-to-K | 1-to-1 |" in text
     assert "| its recall at the end |" in text and text.count("| pivot + pairs | 2 |") == 1
     for figure in ("measures", "recall", "curves", "ranks"):
         assert (tmp_path / "consistency_study" / f"{figure}.png").stat().st_size > 5000
+    for part in ("Fewer languages in training", "After fine-tuning on one language", "Other settings of 1-to-K"):
+        assert f"## {part}" in text
+    assert "| 1-to-K + pairs, then English | 1-to-K + pairs |" in text
+    assert "| positives drawn evenly | 1-to-K + pairs |" in text
+    assert text.count("| K = 2 | ") == 1 and "| 1-to-K (K = 10) | " in text
     # The table's figures are those of the runs.
     line = [float(row["mrv_std"]) for row in results if row["condition"] == "1-to-K"]
     row = next(row for row in text.splitlines() if row.startswith("| 1-to-K | 2 |"))
@@ -126,12 +179,30 @@ def test_intervals_follow_the_ranks():
     [
         (["--only", "2-to-K"], "unknown condition 2-to-K"),
         (["--steps", "7"], "name another folder"),
-        (["--parts", "finetuning", "--steps", "3", "--num_train", "96", "--num_test", "24"], "run that first"),
+        (
+            [*SIZE, "--only", "pivot + pairs, then English"],
+            r"starts from 'pivot \+ pairs' with seed 2; run that first",
+        ),
     ],
 )
 def test_mistakes_are_named(study, arguments, message):
     with pytest.raises(SystemExit, match=message):
-        main(["--output_dir", str(study.output_dir), *arguments])
+        main(["--output_dir", str(study.output_dir), "--seeds", "2", *arguments])
+
+
+def test_a_condition_that_changed_its_meaning_is_refused(study, monkeypatch):
+    monkeypatch.setitem(CONDITIONS, "1-to-1", replace(CONDITIONS["1-to-1"], length=2.0))
+    with pytest.raises(SystemExit, match="other conditions called 1-to-1; name another folder"):
+        main(["--output_dir", str(study.output_dir), *SIZE, "--only", "1-to-1"])
+
+
+def test_a_run_that_fails_does_not_take_the_others_along(study, results, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study.output_dir, folder, ignore=shutil.ignore_patterns("models"))  # that fine-tuning starts from
+    only = ["--only", "pivot + pairs, then English", "pivot"]
+    with pytest.raises(SystemExit, match=r"1 run failed: pivot \+ pairs, then English, seed 0"):
+        main(["--output_dir", str(folder), *SIZE, "--jobs", "1", "--seeds", "0", *only])
+    assert finished(folder / "results.csv") == finished(study.output_dir / "results.csv") | {("pivot", 0)}
 
 
 def test_every_condition_has_a_name_of_its_own_and_starts_from_one():
