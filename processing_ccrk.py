@@ -1,16 +1,22 @@
 """Processor of CCRK: pictures for the image encoder, normalised captions of any language for the text encoder."""
 
+import contextlib
+import io
 import os
 import re
 
+import numpy as np
 import torch
 from huggingface_hub.utils import httpx
-from PIL.Image import DecompressionBombError
+from PIL import Image, ImageOps
 from transformers import BatchFeature, CLIPImageProcessor
-from transformers.image_utils import is_valid_image, load_image
+from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessorMixin
 
 URL_TIMEOUT = 30  # seconds that a picture's server may keep silent
+
+# What Pillow raises on damaged files.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 
 # The published pre-processing: these become a space each, as do hyphens and slashes.
 _PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
@@ -149,17 +155,52 @@ class CCRKProcessor(ProcessorMixin):
 
 
 def _open_image(image):
-    """A path or URL opened as an RGB picture; other pictures as they are; anything else refused."""
+    """A path, URL or PIL image as an RGB picture, by the rules of training; arrays as they are; all else refused."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
     if isinstance(image, str | os.PathLike):
-        try:  # what Pillow raises is not of one kind
-            return load_image(os.fspath(image), timeout=URL_TIMEOUT)
-        except (OSError, ValueError, SyntaxError, DecompressionBombError, httpx.HTTPError) as error:
+        source = os.fspath(image)
+        try:
+            if source.startswith(("http://", "https://")):
+                answer = httpx.get(source, timeout=URL_TIMEOUT, follow_redirects=True)
+                source = io.BytesIO(answer.raise_for_status().content)
+            with Image.open(source) as opened:
+                opened.load()
+                make_upright(opened)
+                return to_rgb(opened)
+        except (*DECODING_ERRORS, Image.DecompressionBombError, httpx.HTTPError) as error:
             raise ValueError(f"{image} cannot be read as a picture; is the path right and the file whole?") from error
     if not is_valid_image(image):
         raise ValueError(
             f"a {type(image).__name__} is no picture; give a path, a URL, a PIL image, an array or a tensor"
         )
     return image
+
+
+def make_upright(image: Image.Image) -> None:
+    """Turns an opened file as its EXIF orientation says, in place."""
+    # If the pixels are whole and the camera's notes are not, the picture is taken as it lies.
+    with contextlib.suppress(*DECODING_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """
+    A picture of any mode as RGB.
+
+    Transparent parts become white, where the published code's `convert("RGB")` shows the colour stored below them,
+    mostly black. 16-bit values keep their eight high bits.
+    """
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+        values = np.asarray(image, dtype=np.float32)
+        highest = values.max()
+        is_16_bit = image.mode.startswith("I;16") or highest > 255
+        scale = 1 / 257 if is_16_bit else 255 if image.mode == "F" and highest <= 1 else 1
+        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 CCRKProcessor.register_for_auto_class()

@@ -2,13 +2,13 @@
 
 import base64
 import binascii
-import contextlib
 import io
 import os
 from pathlib import PurePosixPath, PureWindowsPath
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from processing_ccrk import DECODING_ERRORS, make_upright, to_rgb
 
 # What is read: the formats of photographs on the web. Others of Pillow's stay closed: EPS, for one, runs Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
@@ -27,8 +27,6 @@ TOO_SMALL = f"image smaller than {MIN_SIDE} pixels"
 
 # The first bytes of the formats above: a file that has them and is not understood is damaged, others are no images.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
-# What Pillow raises on damaged files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 
 
 class BadImage(ValueError):
@@ -46,11 +44,9 @@ class BadImage(ValueError):
 def read_image(
     source: str | os.PathLike | bytes | dict | Image.Image, target_size: int | None = None, where: str | None = None
 ) -> Image.Image:
-    """Opens an image as RGB.
+    """Opens an image as RGB, as `processing_ccrk.to_rgb` makes it.
 
-    Transparent parts become white, where the published code's `convert("RGB")` shows the colour stored below them,
-    mostly black. 16-bit values keep their eight high bits, EXIF orientation is applied, an animation gives its first
-    frame.
+    EXIF orientation is applied; an animation gives its first frame.
 
     Args:
         source: a path, the encoded bytes, either as `datasets.Image(decode=False)` gives them, or a decoded picture.
@@ -62,7 +58,7 @@ def read_image(
         BadImage: for each reason among this module's constants but `OUTSIDE` and `NOT_BASE64`.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        return to_rgb(source)
     if isinstance(source, dict):
         source = source["bytes"] if source["bytes"] is not None else source["path"]
     if isinstance(source, bytes):
@@ -85,8 +81,8 @@ def read_image(
             if target_size is not None:
                 image.draft(None, (target_size, target_size))
             image.load()
-            _make_upright(image)
-            return _to_rgb(image)
+            make_upright(image)
+            return to_rgb(image)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -94,7 +90,7 @@ def read_image(
     except Image.UnidentifiedImageError as error:
         known = contents.startswith(_MAGIC) or contents[4:12] == b"ftypavif"
         raise BadImage(DAMAGED if known else NOT_AN_IMAGE, where) from error
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise BadImage(DAMAGED, where) from error
 
 
@@ -136,22 +132,3 @@ def locate(folder: str | os.PathLike, name: str) -> str:
         if os.path.exists(path):
             return path
     raise BadImage(MISSING, f"{name} in {os.path.abspath(folder)}")
-
-
-def _make_upright(image: Image.Image) -> None:
-    # If the pixels are whole and the camera's notes are not, the picture is taken as it lies.
-    with contextlib.suppress(*_DECODING_ERRORS):
-        ImageOps.exif_transpose(image, in_place=True)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-        values = np.asarray(image, dtype=np.float32)
-        highest = values.max()
-        is_16_bit = image.mode.startswith("I;16") or highest > 255
-        scale = 1 / 257 if is_16_bit else 255 if image.mode == "F" and highest <= 1 else 1
-        image = Image.fromarray((values * scale).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -224,6 +224,20 @@ def test_transparent_parts_are_white(mode):
     assert picture.getpixel((2, 8)) == (0, 0, 0) and picture.getpixel((12, 8)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("kind", ["transparent", "16 bits", "broken EXIF"])
+def test_the_processor_sees_a_file_as_training_does(kind, processor, tmp_path):
+    if kind == "transparent":
+        contents = encode(Image.new("RGBA", (16, 16), (200, 0, 0, 60)), "PNG")
+    elif kind == "16 bits":
+        contents = encode(Image.fromarray(np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)), "PNG")
+    else:
+        contents = encode(photograph(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    (tmp_path / "a").write_bytes(contents)
+    trained_on = processor(images=read_image(contents))["pixel_values"]
+    for source in (tmp_path / "a", str(tmp_path / "a"), Image.open(tmp_path / "a")):
+        assert torch.equal(processor(images=source)["pixel_values"], trained_on)
+
+
 @pytest.mark.parametrize("target_size", [None, 8])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation, target_size):
