@@ -692,10 +692,11 @@ class CCRKPairModel(CCRKPreTrainedModel):
             raise ValueError(
                 f"the text model has {len(source.encoder.layer)} layers; at least 4 are needed to take every second"
             )
-        text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers}
+        # Without dtype: encoders saved in 16 bits would stay so, amid new parameters in 32.
+        text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers, "dtype": None}
         kwargs.setdefault("position_ids_start", source.config.pad_token_id + 1)
         config = CCRKConfig(
-            vision_config=vision_model.config.to_dict(),
+            vision_config=vision_model.config.to_dict() | {"dtype": None},
             text_config=text_config,
             num_fusion_layers=len(taken) - num_text_layers,
             **kwargs,

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 import yaml
 from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
@@ -268,7 +269,8 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     """The model with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
     if model.model_name_or_path is not None:
-        loaded = head.from_pretrained(model.model_name_or_path, **config)
+        # Whatever the file's precision, AdamW needs fp32 parameters: most of its steps are too small for 16 bits.
+        loaded = head.from_pretrained(model.model_name_or_path, dtype=torch.float32, **config)
         if model.image_size is not None:
             resize_image_encoder(loaded, model.image_size)
         return add_adapters(loaded, model.lora_r) if model.use_peft else loaded

@@ -153,6 +153,13 @@ def test_training_goes_on_with_larger_images(tiny_model, processor, tmp_path):
     assert torch.equal(model.ccrk.vision_model.layernorm.weight, same)
 
 
+def test_training_goes_on_in_fp32_whatever_the_files_hold(tiny_model, processor, tmp_path):
+    tiny_model.bfloat16().save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path))
+    model = build_model(arguments, processor, CCRKForImageTextRetrieval)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_resizing_to_the_same_size_changes_nothing(reference_model):
     vision = reference_model.ccrk.vision_model
     resize_image_encoder(reference_model, 64)

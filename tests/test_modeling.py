@@ -341,6 +341,15 @@ class TestFromVisionTextPretrained:
         with pytest.raises(ValueError, match="text_config cannot be given: the two models decide it"):
             CCRKModel.from_vision_text_pretrained(str(tmp_path / "swin"), text, text_config={})
 
+    def test_encoders_in_16_bits_start_in_fp32(self):
+        """As the parameters that are new do."""
+        config = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+        swin = SwinModel(config).half()
+        text = AutoModelForMaskedLM.from_pretrained(TINY_A / "xlm-roberta-large-tiny", dtype=torch.bfloat16)
+        model = CCRKForPreTraining.from_vision_text_pretrained(swin, text)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert_close(model.ccrk.vision_model.layernorm.weight, swin.layernorm.weight.float())
+
     def test_from_timm(self, tmp_path):
         """As with "timm/swin_base_patch4_window7_224.ms_in22k": transformers opens timm's checkpoints by a wrapper."""
         sizes = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
