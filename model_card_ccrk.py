@@ -72,7 +72,8 @@ from.
 
 def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     """
-    Writes the card from what the trainer holds: data sets with counts, languages, arguments, and the last evaluation.
+    Writes the card from what the trainer holds: data sets with counts, languages, arguments, and the evaluation
+    of the weights that are saved: the last one, or the best.
 
     Args:
         trainer: a [`CCRKTrainer`] after training.
@@ -82,7 +83,15 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     arguments, processor = trainer.args, trainer.processing_class
     name = hub_id.split("/")[-1]
     languages = list(trainer.data_collator.languages)
-    evaluation = next((logs for logs in reversed(trainer.state.log_history) if "eval_mean_recall" in logs), {})
+    best = trainer.state.best_global_step if arguments.load_best_model_at_end else None  # whose weights are saved
+    evaluation = next(
+        (
+            logs
+            for logs in reversed(trainer.state.log_history)
+            if "eval_mean_recall" in logs and best in (None, logs["step"])
+        ),
+        {},
+    )
     started_from = trainer.model.name_or_path
     data = {
         "language": languages,
@@ -93,11 +102,12 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         "model_name": name,
         "eval_results": _eval_results(trainer, evaluation) or None,
     }
+    kept = f", of which step {best:,}, the best in evaluation, is kept" if best is not None else ""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     training = [
         f"- Data: {_describe(trainer.train_dataset)}; languages {' '.join(languages)}",
         f"- Started from: {Path(started_from).name if started_from else 'no CCRK checkpoint'}",
-        f"- {trainer.state.global_step:,} steps of {batch} pictures, learning rate {arguments.learning_rate:g}, "
+        f"- {trainer.state.global_step:,} steps of {batch} pictures{kept}, learning rate {arguments.learning_rate:g}, "
         f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",
         f"- transformers {transformers.__version__}, torch {transformers.utils.get_torch_version()}",
     ]

@@ -203,6 +203,21 @@ def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     assert "- Data: unnamed; languages" in model_card(trainer, "tiny").text
 
 
+def test_model_card_reports_the_weights_that_are_saved(tiny_model, processor, shapes, tmp_path):
+    steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_recall", "save_total_limit": 1}
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, **steps, **best)
+
+    def evaluate(*args, **kwargs):
+        trainer.log(metrics := {"eval_mean_recall": {1: 70.0, 2: 60.0}[trainer.state.global_step]})
+        return metrics
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    card = model_card(trainer, "tiny").text
+    assert "| mean | 70.00 |" in card and "2 steps of 8 pictures, of which step 1, the best in evaluation" in card
+
+
 def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
     """Model with the image encoder's weights, optimizer, schedule, random state and data position."""
 
