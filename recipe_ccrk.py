@@ -280,9 +280,17 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
     if model.vision_model is not None:
-        return head.from_vision_text_pretrained(model.vision_model, model.text_model, **config)
+        started = head.from_vision_text_pretrained(model.vision_model, model.text_model, **config)
+        resize_image_encoder(started, model.image_size)
+        return started
     config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
-    config["vision_config"] = {"image_size": model.image_size} | config.get("vision_config", {})
+    vision_config = {"image_size": model.image_size} | config.get("vision_config", {})
+    if vision_config["image_size"] != model.image_size:
+        raise ValueError(
+            f"image_size is {model.image_size}, but config.vision_config.image_size {vision_config['image_size']}; "
+            "leave out the latter"
+        )
+    config["vision_config"] = vision_config
     return head(CCRKConfig(**config))
 
 

@@ -490,6 +490,7 @@ RECIPE = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+CONTRADICTED = RECIPE["config"] | {"vision_config": RECIPE["config"]["vision_config"] | {"image_size": 64}}
 
 
 @pytest.fixture
@@ -576,12 +577,14 @@ def test_starting_from_encoders(script, swin_folder, processor, recipe, tmp_path
                 "vision_model": str(swin_folder),
                 "text_model": str(tmp_path / "xlmr"),
                 "config": {"projection_dim": 8},
+                "image_size": 32,  # the image encoder's is 64
             }
         )
     )
     call(script, recipe, monkeypatch=monkeypatch)
     model = CCRKModel.from_pretrained(tmp_path / "out")
     assert (model.config.num_fusion_layers, model.config.position_ids_start) == (1, 2)
+    assert (model.config.vision_config.image_size, model.config.vision_config.window_size) == (32, 2)
     head = "CCRKForPreTraining" if script is train_pretrain else "CCRKForImageTextRetrieval"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [head]
 
@@ -607,6 +610,7 @@ def test_help_is_short_and_complete(monkeypatch, capsys):
         ({"config": {}}, "there is nothing to start from"),
         ({"config": {"text_config": {"vocab_size": 400, "hidden_size": 30}}}, "is not a multiple"),
         ({"image_size": None}, "image_size is missing"),
+        ({"image_size": 32, "config": CONTRADICTED}, r"image_size is 32, but config\.vision_config\.image_size 64"),
         ({"vision_model": "swin"}, "give both, or neither"),
         ({"dataset": "multi30k", "dataset_config": None, "languages": ["en"]}, "data_dir"),
         ({"model_name_or_path": "no/such/folder/here"}, "no/such/folder/here"),
