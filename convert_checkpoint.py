@@ -1,9 +1,13 @@
 """Converts a published CCRK checkpoint into a transformers checkpoint folder, and back.
 
     python convert_checkpoint.py ccrk_3m_10lan_epoch_29.th ccrk-3m --tokenizer FacebookAI/xlm-roberta-large
-    python convert_checkpoint.py checkpoint_best.pth ccrk-multi30k --tokenizer FacebookAI/xlm-roberta-large
+    python convert_checkpoint.py checkpoint_best.pth ccrk-xflickrco --tokenizer FacebookAI/xlm-roberta-large \\
+        --max_words 80 --max_length 80
     python convert_checkpoint.py ccrk-3m ccrk_3m.th --to_original
     python convert_checkpoint.py swin_base_patch4_window7_224_22k.pth swin-base     the Swin authors' own format
+
+No file says where its captions were cut: after 40 words and 40 tokens in pre-training, as here unless told otherwise;
+after 30 words in fine-tuning on Multi30K and COCO, after 80 words and 80 tokens on xFlickr&CO and WIT.
 
 Files of pre-training (.th) become a CCRKForPreTraining, those of fine-tuning (.pth) a CCRKForImageTextRetrieval, and a
 Swin the image encoder to start from (train_pretrain.py --vision_model).
@@ -66,6 +70,7 @@ COMPUTED = {
     ".position_ids": "counts from 0",
     ".predictions.decoder.": "tied to the word embeddings and the LM head's bias",
 }
+OPTIONS = ("config", "tokenizer", "image_size", "max_words", "max_length")  # of the way to a CCRK folder
 CLASSIFIER = ("head.weight", "head.bias")  # of a Swin's file
 # The random state of NumPy that the files hold, under the module names of NumPy 1 and 2.
 NUMPY_RANDOM_STATE = [
@@ -333,7 +338,9 @@ def to_transformers(arguments: argparse.Namespace) -> None:
     written = checksums(model, "adding up")
     model.save_pretrained(arguments.output)
     if tokenizer is not None:
-        CCRKProcessor(published_image_processor(image_size), tokenizer).save_pretrained(arguments.output)
+        max_words, max_length = arguments.max_words or 40, arguments.max_length or 40
+        processor = CCRKProcessor(published_image_processor(image_size), tokenizer, max_words, max_length)
+        processor.save_pretrained(arguments.output)
     del content, model  # so that the check needs no second copy in memory
 
     loaded, info = head.from_pretrained(arguments.output, output_loading_info=True)
@@ -361,7 +368,7 @@ def print_not_needed(names: list[str]) -> None:
 
 def swin_to_transformers(content: dict, arguments: argparse.Namespace) -> None:
     """From a Swin's file to a folder, which is then opened and compared."""
-    if arguments.config or arguments.tokenizer or arguments.image_size:
+    if any(getattr(arguments, name) for name in OPTIONS):
         raise ValueError(f"{arguments.checkpoint} is an image encoder alone and takes no option")
     model = convert_swin(content)
     model.save_pretrained(arguments.output)
@@ -403,12 +410,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, help="JSON of CCRKConfig fields that the tensors do not show")
     parser.add_argument("--tokenizer", help="folder or Hub id of XLM-R's tokenizer, saved with the model")
     parser.add_argument("--image_size", type=int, help="resize the image encoder to pictures of this side, in pixels")
+    parser.add_argument("--max_words", type=int, help="words that a caption keeps, 40 unless given")
+    parser.add_argument("--max_length", type=int, help="tokens that a caption keeps, 40 unless given")
     parser.add_argument(
         "--to_original", action="store_true", help="from a folder (first) to a published file (second)"
     )
     arguments = parser.parse_args(argv)
-    if arguments.to_original and (arguments.config or arguments.tokenizer or arguments.image_size):
+    if arguments.to_original and any(getattr(arguments, name) for name in OPTIONS):
         parser.error("--to_original takes no other option")
+    if (arguments.max_words or arguments.max_length) and not arguments.tokenizer:
+        parser.error("--max_words and --max_length are saved beside a tokenizer; give --tokenizer too")
     with one_line_errors():
         (to_original if arguments.to_original else to_transformers)(arguments)
 

@@ -15,8 +15,9 @@ from test_modeling import _isolated
 from torch.testing import assert_close
 
 import convert_checkpoint
-from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining
+from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
 from convert_checkpoint import COMPUTED, convert, load_published, published_tensors
+from data_scripts.tokenizer import train_tokenizer
 from recipe_ccrk import ModelArguments, build_model, build_processor
 from resize_ccrk import resize_image_encoder, resize_position_bias
 
@@ -112,6 +113,18 @@ def test_a_tokenizer_of_a_larger_vocabulary(published, processor, tmp_path):
     with pytest.raises(SystemExit, match=f"has {len(processor.tokenizer)} tokens, the checkpoint {vocabulary}"):
         run(PRETRAINED, tmp_path / "out", "--tokenizer", tmp_path / "tokenizer", tmp_path=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_captions_are_cut_where_the_checkpoint_was_fine_tuned(finetuned, tmp_path, capsys):
+    train_tokenizer(["a small red star"], 60).save_pretrained(tmp_path / "tokenizer")
+    tokenizer = ("--tokenizer", tmp_path / "tokenizer")
+    for options, expected in (((), (40, 40)), (("--max_words", 80, "--max_length", 60), (80, 60))):
+        run(finetuned, tmp_path / "out", *tokenizer, *options, tmp_path=tmp_path)
+        processor = CCRKProcessor.from_pretrained(tmp_path / "out")
+        assert (processor.max_words, processor.max_length) == expected
+    with pytest.raises(SystemExit):
+        run(finetuned, tmp_path / "none", "--max_words", 80, tmp_path=tmp_path)
+    assert "give --tokenizer too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sizes", ["7_to_12", "7_to_15", "12_to_7", "3_to_6", "7_to_7"])
