@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from PIL import Image
 from safetensors import SafetensorError
 from timm.data.auto_augment import RandAugment, rand_augment_ops
@@ -88,6 +88,10 @@ class CCRKTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # FSDP has a layer's parameters whole in its forward alone, but keys and values of images are made before that;
+        # and word embeddings and LM head share theirs.
+        if self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise ValueError("FSDP is not supported; --deepspeed configs/deepspeed/zero3.json spreads parameters too")
         super().__post_init__()
         if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
             raise ValueError(f"contrastive_chunk_size is {self.contrastive_chunk_size}; it must be at least 1")
@@ -319,8 +323,8 @@ class CCRKTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
-        if self.args.contrastive_chunk_size is not None and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError("contrastive_chunk_size works in one process and with DDP, not with DeepSpeed or FSDP")
+        if self.args.contrastive_chunk_size is not None and self.is_deepspeed_enabled:
+            raise ValueError("contrastive_chunk_size works in one process and with DDP, not with DeepSpeed")
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if isinstance(self.data_collator, CCRKCollator):
             self.add_callback(EpochCallback(self.data_collator))
@@ -526,7 +530,7 @@ class CCRKTrainer(Trainer):
             message = str(error)
         # Here, and not above, where the error still holds on to the step's activations.
         model.zero_grad(set_to_none=True)
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # whose parameters are not all here to try it
+        if not self.is_deepspeed_enabled:  # whose parameters are not all here to try it
             advice = memory_advice(self.accelerator.unwrap_model(model), self._prepare_inputs(inputs))
             message = f"{advice} ({message})"
         raise torch.OutOfMemoryError(message)
@@ -667,7 +671,7 @@ class CCRKTrainer(Trainer):
         started = time.perf_counter()
         model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
-        spread = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        spread = is_deepspeed_zero3_enabled()
         result = evaluate_retrieval(
             CCRKRetriever(model, self.processing_class, self.args.eval_k_test),
             dataset,

@@ -18,6 +18,8 @@ from distributed_worker import contrastive_gradients
 from safetensors.torch import load_file
 from test_training import RECIPE
 
+from trainer_ccrk import CCRKTrainingArguments
+
 
 def run(*command, tmp_path: Path) -> subprocess.CompletedProcess:
     # One thread per process: two processes whose threads wait for each other's cores are many times slower.
@@ -103,10 +105,19 @@ def test_zero_trains_as_ddp_does(tmp_path, monkeypatch):
                 torch.testing.assert_close(parameters[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_fsdp_is_refused(tmp_path, monkeypatch):
+    message = r"FSDP is not supported; --deepspeed .*zero3\.json"
+    with pytest.raises(ValueError, match=message):
+        CCRKTrainingArguments(output_dir=str(tmp_path), fsdp=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch sets it
+    with pytest.raises(ValueError, match=message):
+        CCRKTrainingArguments(output_dir=str(tmp_path))
+
+
 def test_launch_files_are_read_by_accelerate():
     files = {path.stem: load_config_from_file(str(path)) for path in (ROOT / "configs" / "accelerate").glob("*.yaml")}
     processes = {name: (config.num_machines, config.num_processes) for name, config in files.items()}
-    assert processes == {"cpu": (1, 1), "2xA100": (1, 2), "fsdp": (1, 2), "4xV100": (1, 4), "nodes": (2, 16)}
+    assert processes == {"cpu": (1, 1), "2xA100": (1, 2), "4xV100": (1, 4), "nodes": (2, 16)}
     assert (files["4xV100"].mixed_precision, files["2xA100"].mixed_precision) == ("fp16", "bf16")
 
 
