@@ -143,7 +143,7 @@ def parse_recipe(
         defaults: of this script, where they differ from the dataclasses'.
 
     Raises:
-        ValueError: an unknown argument in the recipe.
+        ValueError: an unknown argument in the recipe, or a value that is none of an argument's choices.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(
@@ -172,6 +172,10 @@ def parse_recipe(
     known = {action.dest for action in parser._actions}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}; --help_all lists those that exist")
+    for action in parser._actions:  # argparse checks the choices of what it reads itself alone
+        value = values.get(action.dest, action.default)
+        if action.choices and value not in (*action.choices, action.default):
+            raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(action.choices)}")
     parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
