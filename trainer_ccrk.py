@@ -561,7 +561,8 @@ class CCRKTrainer(Trainer):
         image_embeds, text_embeds = [], []
         for chunk, seed in zip(chunks, seeds, strict=True):
             torch.manual_seed(seed)
-            with torch.no_grad(), self.compute_loss_context_manager():
+            # accelerate casts in the wrapped model's forward alone, and this is not it.
+            with torch.no_grad(), self.accelerator.autocast():
                 outputs = base(chunk["input_ids"], chunk["pixel_values"], chunk["attention_mask"])
             image_embeds.append(outputs.image_embeds)
             text_embeds.append(outputs.text_embeds)

@@ -264,7 +264,8 @@ def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
             assert (chunked[name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
 
 
-def test_both_passes_over_a_chunk_meet_the_same_dropout(processor, shapes, tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_both_passes_over_a_chunk_meet_the_same_dropout_and_precision(bf16, processor, shapes, tmp_path):
     torch.manual_seed(0)
     config = tiny_config(len(processor.tokenizer))
     config.text_config.hidden_dropout_prob = 0.3
@@ -280,7 +281,7 @@ def test_both_passes_over_a_chunk_meet_the_same_dropout(processor, shapes, tmp_p
             return super().share_of_losses(outputs)
 
     model = CCRKForPreTraining(config)
-    trainer = make_trainer(model, processor, shapes, tmp_path, max_steps=1, contrastive_chunk_size=3)
+    trainer = make_trainer(model, processor, shapes, tmp_path, max_steps=1, contrastive_chunk_size=3, bf16=bf16)
     trainer.__class__ = Listening
     trainer.train()
     assert len(second) == 3 and torch.equal(first[0], torch.cat(second))
