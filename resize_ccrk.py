@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -38,13 +39,13 @@ def resize_position_bias(table: Tensor, window_size: int) -> Tensor:
     distances = np.cumsum(ratio ** np.arange(old))
     known = np.concatenate([-distances[::-1], [0], distances])
     wanted = np.arange(-new, new + 1)
-    biases = table.detach().double().numpy().reshape(side, side, -1)
+    biases = table.detach().double().cpu().numpy().reshape(side, side, -1)
     degree = min(3, side - 1)  # a window of 2 has too few offsets for a cubic
     heads = [
         RectBivariateSpline(known, known, bias, kx=degree, ky=degree)(wanted, wanted).ravel()
         for bias in np.moveaxis(biases, -1, 0)
     ]
-    return torch.from_numpy(np.stack(heads, axis=1)).to(table.dtype)
+    return torch.from_numpy(np.stack(heads, axis=1)).to(table)
 
 
 def resize_image_encoder(model: PreTrainedModel, image_size: int) -> None:
@@ -52,6 +53,7 @@ def resize_image_encoder(model: PreTrainedModel, image_size: int) -> None:
     Makes a CCRK model take pictures of `image_size` pixels, in place; its config follows.
 
     The attention windows grow with the picture (7 tokens at 224 px, 12 at 384 px), so there are as many as before.
+    Absolute positions, where there are any, are interpolated.
 
     Raises:
         ValueError: the image encoder is not transformers' Swin, or its windows would not be of whole tokens.
@@ -70,11 +72,15 @@ def resize_image_encoder(model: PreTrainedModel, image_size: int) -> None:
             f"whole ones; take a multiple of {config.image_size // math.gcd(config.image_size, config.window_size)}"
         )
     base = model.base_model
+    old = base.vision_model
     state = {
         name: resize_position_bias(tensor, window_size) if name.endswith("relative_position_bias_table") else tensor
-        for name, tensor in base.vision_model.state_dict().items()
+        for name, tensor in old.state_dict().items()
     }
+    if (positions := state.get("embeddings.position_embeddings")) is not None:
+        grid = [image_size // config.patch_size] * 2
+        state["embeddings.position_embeddings"] = resample_abs_pos_embed(positions, grid, num_prefix_tokens=0)
     config.image_size, config.window_size = image_size, window_size
-    resized = type(base.vision_model)(config, add_pooling_layer=False)
+    resized = type(old)(config, add_pooling_layer=False).to(old.device, old.dtype).train(old.training)
     resized.load_state_dict(state)
     base.vision_model = resized

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_A, TINY_A_CONFIG
+from conftest import TINY_A, TINY_A_CONFIG, tiny_config
 from safetensors.torch import load_file
 from test_modeling import _isolated
 from torch.testing import assert_close
 
 import convert_checkpoint
-from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
 from convert_checkpoint import COMPUTED, convert, load_published, published_tensors
 from data_scripts.tokenizer import train_tokenizer
 from recipe_ccrk import ModelArguments, build_model, build_processor
@@ -171,6 +171,22 @@ def test_training_goes_on_in_fp32_whatever_the_files_hold(tiny_model, processor,
     arguments = ModelArguments(model_name_or_path=str(tmp_path))
     model = build_model(arguments, processor, CCRKForImageTextRetrieval)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_resizing_keeps_precision_mode_and_absolute_positions():
+    config = tiny_config()
+    config.vision_config.use_absolute_embeddings = True
+    model = CCRKModel(config).bfloat16().eval()
+    across = torch.arange(16.0).repeat(16)  # the column of each of 16 x 16 patches
+    model.vision_model.embeddings.position_embeddings.data[:] = across[:, None]
+    resize_image_encoder(model, 128)
+    vision = model.vision_model
+    assert vision.dtype == torch.bfloat16 and not vision.training
+    positions = vision.embeddings.position_embeddings.float().view(32, 32, 8)
+    expected = (torch.arange(32.0) - 0.5) / 2  # in columns of before
+    assert_close(positions[5, 4:-4, 3], expected[4:-4], atol=0.1, rtol=0)
+    pixels = torch.rand(1, 3, 128, 128, dtype=torch.bfloat16)
+    assert torch.isfinite(model.get_image_features(pixels).pooler_output).all()
 
 
 def test_resizing_to_the_same_size_changes_nothing(reference_model):
