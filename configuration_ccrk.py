@@ -83,9 +83,9 @@ class CCRKConfig(PreTrainedConfig):
     position_ids_start: int = 0
     contrastive_reduction: str = "published"
     matching_positive_sampling: int = 1
-    mlm_probability: float = 0.4
+    mlm_probability: float | int = 0.4
     mlm_max_tokens: int = 12
-    mlm_ngram_probability: float = 0.2
+    mlm_ngram_probability: float | int = 0.2
     mlm_max_ngram: int = 3
     mask_token_id: int | None = None
     tie_word_embeddings: bool = True
@@ -120,7 +120,15 @@ class CCRKConfig(PreTrainedConfig):
         for name in ("num_fusion_layers", "projection_dim", "mlm_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.mlm_max_ngram < 2:
+        for name in ("mlm_probability", "mlm_ngram_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        if not 0.001 <= self.temperature_init_value <= 0.5:
+            raise ValueError(
+                f"temperature_init_value is {self.temperature_init_value}; it must be within [0.001, 0.5], where the "
+                "learnt temperature stays"
+            )
+        if self.mlm_ngram_probability and self.mlm_max_ngram < 2:
             raise ValueError(
                 f"mlm_max_ngram is {self.mlm_max_ngram}; it must be at least 2 "
                 "(for no n-grams set mlm_ngram_probability=0)"

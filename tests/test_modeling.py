@@ -407,11 +407,17 @@ class TestConfiguration:
             ({"contrastive_reduction": "mean"}, "use 'published' or 'symmetric'"),
             ({"matching_positive_sampling": 5}, "use 0, 1 or 2"),
             ({"mlm_max_ngram": 1}, "must be at least 2"),
+            ({"mlm_probability": 40}, "mlm_probability is 40; it must be between 0 and 1"),
+            ({"temperature_init_value": 0.0}, r"temperature_init_value is 0\.0; it must be within \[0\.001, 0\.5\]"),
         ],
     )
     def test_sizes_that_do_not_fit(self, fields, message):
         with pytest.raises(StrictDataclassError, match=message):
             CCRKConfig(**fields)
+
+    def test_no_ngrams_as_the_message_says(self):
+        model = CCRKForPreTraining(tiny_config(mlm_max_ngram=1, mlm_ngram_probability=0))
+        assert torch.isfinite(model(**batch()).mlm_loss)
 
     def test_captions_longer_than_the_positions(self):
         model = CCRKModel(tiny_config(position_ids_start=60))
