@@ -99,6 +99,9 @@ class CCRKProcessor(ProcessorMixin):
             text_kwargs, images_kwargs, common_kwargs: the same by group, as [`ProcessorMixin`] takes them.
             kwargs: for the image processor.
 
+        Raises:
+            TypeError: an argument that nothing takes. Other options of tokenizers are refused: the model reads `<s>`.
+
         Returns: `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (N, L), or (B, K, L) with `caption_mask`
         (B, K) for nested captions. L is that of the longest caption, rounded up to a multiple of 8.
         """
@@ -107,6 +110,14 @@ class CCRKProcessor(ProcessorMixin):
         # Callers that know no single processor group their arguments, and name every group.
         for unused in ("audio_kwargs", "videos_kwargs"):
             kwargs.pop(unused, None)
+        unknown = set(text_kwargs or ()) - {"padding", "truncation", "max_length"}
+        unknown |= set(common_kwargs or ()) - {"return_tensors"}
+        if images is None:
+            unknown |= set(kwargs)
+        if unknown:
+            raise TypeError(
+                f"unexpected argument {', '.join(sorted(unknown))}; captions take padding, truncation and max_length"
+            )
         return_tensors = (common_kwargs or {}).get("return_tensors", return_tensors)
         features = {}
         if text is not None:

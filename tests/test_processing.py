@@ -109,3 +109,17 @@ def test_arguments_by_group(processor):
         assert isinstance(grouped[name], np.ndarray) and np.array_equal(grouped[name], array)
     unscaled = processor(images=[image], images_kwargs={"do_normalize": False, "do_rescale": False})
     assert unscaled["pixel_values"].max() == 255
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("max_lenght", {"max_lenght": 20}),
+        ("do_normalize", {"do_normalize": False}),  # there is no picture
+        ("add_special_tokens", {"text_kwargs": {"add_special_tokens": False}}),
+        ("device", {"common_kwargs": {"device": "cuda"}}),
+    ],
+)
+def test_arguments_that_nothing_takes_are_refused(processor, name, arguments):
+    with pytest.raises(TypeError, match=f"unexpected argument {name}; captions take padding"):
+        processor(text=["a red star"], **arguments)
