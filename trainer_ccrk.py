@@ -666,9 +666,15 @@ class CCRKTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
         Retrieval on `eval_dataset`: `{prefix}_recall_LANGUAGE` (mean of IR and TR at 1, 5 and 10, percent),
-        `{prefix}_mean_recall` over languages, and `{prefix}_mrv` (standard deviation, in ranks).
+        `{prefix}_mean_recall` over languages, and `{prefix}_mrv` (standard deviation, in ranks). Of a dict of
+        data sets each in turn, with `{prefix}_NAME` as prefix.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, rows in dataset.items():
+                metrics |= self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
         started = time.perf_counter()
         model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.

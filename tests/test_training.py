@@ -165,6 +165,14 @@ def test_gradient_accumulation_averages(tiny_model, processor, shapes, tmp_path)
     assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=0.1)
 
 
+def test_evaluation_on_several_data_sets(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=1, max_steps=1)
+    trainer.eval_dataset = {"near": shapes.select(range(4)), "far": shapes.select(range(4, 8))}
+    trainer.train()
+    logged = {name for log in trainer.state.log_history for name in log}
+    assert {"eval_near_recall_zh", "eval_near_mean_recall", "eval_far_recall_zh", "eval_far_mrv"} <= logged
+
+
 def test_evaluation_during_training(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(
         tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2, eval_k_test=2, max_steps=2
