@@ -23,6 +23,7 @@ from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
+from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from data_scripts.images import BadImage, read_image
@@ -433,7 +434,12 @@ class CCRKTrainer(Trainer):
         return [names[number] for number in ids]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Four groups: with and without weight decay, pre-trained and new parameters."""
+        """
+        Four groups: with and without weight decay, pre-trained and new parameters.
+
+        Raises:
+            ValueError: the optimizer makes groups of its own.
+        """
         if self.optimizer is None:
             model = self.model if model is None else model
             decayed = set(self.get_decay_parameter_names(model))
@@ -442,13 +448,22 @@ class CCRKTrainer(Trainer):
                 if parameter.requires_grad:
                     key = (name in decayed and "temperature" not in name, any(new in name for new in NEW_PARAMETERS))
                     groups.setdefault(key, []).append(parameter)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, model
+            )
+            # What transformers fills in for optimizers that group parameters (GaLore, LOMO), or wrap others.
+            if {"params", "model", "optimizer_dict"} & options.keys() or is_optimizer_factory(optimizer_class):
+                raise ValueError(
+                    f"{getattr(optimizer_class, '__name__', optimizer_class)} groups the parameters itself, and would "
+                    "train the new ones at the rate of the others; choose another --optim, such as adamw_torch"
+                )
+            learning_rate = options.get("lr", self.args.learning_rate)
             self.optimizer = optimizer_class(
                 [
                     {
                         "params": parameters,
                         "weight_decay": self.args.weight_decay if has_decay else 0.0,
-                        "lr": self.args.learning_rate * (self.args.new_parameter_lr_scale if is_new else 1.0),
+                        "lr": learning_rate * (self.args.new_parameter_lr_scale if is_new else 1.0),
                     }
                     for (has_decay, is_new), parameters in groups.items()
                 ],

@@ -134,6 +134,18 @@ def test_parameter_groups(tiny_model, processor, shapes, tmp_path):
     assert groups[0]["betas"] == (0.9, 0.98) and groups[0]["eps"] == 1e-8
 
 
+def test_an_optimizer_of_ones_own(tiny_model, processor, shapes, tmp_path):
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path)
+    trainer.optimizer_cls_and_kwargs = torch.optim.SGD, {"lr": 0.1, "momentum": 0.5}
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0.5
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1, 0.2}
+    trainer.optimizer = None
+    trainer.optimizer_cls_and_kwargs = torch.optim.SGD, {"params": []}  # as transformers sets GaLore up
+    with pytest.raises(ValueError, match=r"SGD groups the parameters itself, .*; choose another"):
+        trainer.create_optimizer()
+
+
 def test_logs_hold_every_part(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=2)
     trainer.train()
