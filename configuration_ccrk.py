@@ -34,7 +34,8 @@ class CCRKConfig(PreTrainedConfig):
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any vision model that `AutoConfig` knows; Swin-B without it. `{"model_type": "timm_wrapper", …}` for timm.
+            A vision transformer that `AutoConfig` knows, whose tokens are `hidden_size` wide (Swin, ViT, DINOv2,
+            CLIP's or SigLIP's vision model); Swin-B without it. `{"model_type": "timm_wrapper", …}` for timm's.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             An XLM-R config; its `num_hidden_layers` are the text encoder's layers, its sizes the fusion layers' too.
         num_fusion_layers (`int`, defaults to 6):
@@ -117,6 +118,11 @@ class CCRKConfig(PreTrainedConfig):
                         f"vision_config: stage {stage} is {vision.embed_dim * 2**stage} wide, which its {heads} heads "
                         "do not divide; change embed_dim or num_heads"
                     )
+        elif vision.model_type != "timm_wrapper" and getattr(vision, "hidden_size", None) is None:
+            raise ValueError(
+                f"vision_config is of type {vision.model_type!r}, which has no hidden_size; take a transformer: "
+                "'swin', 'vit', 'dinov2', 'clip_vision_model', 'siglip_vision_model' or, for timm's, 'timm_wrapper'"
+            )
         for name in ("num_fusion_layers", "projection_dim", "mlm_max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -484,6 +484,11 @@ class CCRKModel(CCRKPreTrainedModel):
         """
         tokens = self.vision_model(pixel_values=pixel_values).last_hidden_state
         if tokens.dim() == 4:  # timm's Swin answers (B, height, width, channels)
+            if tokens.shape[-1] != self.vision_projection.in_features:
+                raise ValueError(
+                    f"the image encoder answers maps of shape {tuple(tokens.shape)}, channels first, as convolutional "
+                    "networks do; take a vision transformer"
+                )
             tokens = tokens.flatten(1, 2)
         states = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.vision_projection(states[:, 0]))

@@ -319,6 +319,12 @@ class TestImageEncoders:
         states = model.ccrk.get_image_features(torch.randn(2, 3, 64, 64)).last_hidden_state
         assert states.shape == (2, 1 + 1 + 4 * 4, 24)  # the mean, timm's class token, patches
 
+    def test_timm_without_tokens(self):
+        vision = {"model_type": "timm_wrapper", "architecture": "resnet10t"}
+        model = CCRKModel(tiny_config(vision_config=vision)).eval()
+        with pytest.raises(ValueError, match=r"maps of shape \(2, 512, 2, 2\), channels first, .* take a vision"):
+            model.get_image_features(torch.randn(2, 3, 64, 64))
+
 
 class TestFromVisionTextPretrained:
     def test_from_folders_and_with_the_published_positions(self, tmp_path):
@@ -402,6 +408,7 @@ class TestConfiguration:
             ({"text_config": {"model_type": "bert"}}, "must be 'xlm-roberta'"),
             ({"vision_config": {"depths": [1, 1], "num_heads": [1]}}, "one entry per stage"),
             ({"vision_config": {"embed_dim": 10, "depths": [1], "num_heads": [3]}}, "its 3 heads do not divide"),
+            ({"vision_config": {"model_type": "convnext"}}, "of type 'convnext', which has no hidden_size"),
             ({"position_ids_start": 514}, "outside of the 514 positions"),
             ({"mask_token_id": 250002}, "outside of the vocabulary"),
             ({"contrastive_reduction": "mean"}, "use 'published' or 'symmetric'"),
