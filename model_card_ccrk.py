@@ -92,13 +92,17 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         ),
         {},
     )
-    started_from = trainer.model.name_or_path
+    model = trainer.model
+    sources = [model.name_or_path]
+    if not model.name_or_path:  # from encoders, or from scratch
+        sources = [model.config.vision_config.name_or_path, model.config.text_config.name_or_path]
+    sources = [source for source in sources if source]
     data = {
         "language": languages,
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
         "tags": ["ccrk", "image-text-retrieval", "multilingual"],
-        "base_model": started_from if started_from and not Path(started_from).exists() else None,
+        "base_model": [source for source in sources if not Path(source).exists()] or None,
         "model_name": name,
         "eval_results": _eval_results(trainer, evaluation) or None,
     }
@@ -106,7 +110,7 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     training = [
         f"- Data: {_describe(trainer.train_dataset)}; languages {' '.join(languages)}",
-        f"- Started from: {Path(started_from).name if started_from else 'no CCRK checkpoint'}",
+        f"- Started from: {' and '.join(Path(source).name for source in sources) or 'no checkpoint'}",
         f"- {trainer.state.global_step:,} steps of {batch} pictures{kept}, learning rate {arguments.learning_rate:g}, "
         f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",
         f"- transformers {transformers.__version__}, torch {transformers.utils.get_torch_version()}",

@@ -219,6 +219,13 @@ def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     assert "shapes, split train, 48 pictures; languages en de zh" in card.text
     assert f"| mean | {logged['eval_mean_recall']:.2f} |" in card.text
     assert "2 steps of 8 pictures" in card.text
+    assert "- Started from: no checkpoint" in card.text
+    tiny_model.config.vision_config.name_or_path, tiny_model.config.text_config.name_or_path = "lab/swin", "lab/xlm-r"
+    card = model_card(trainer, "tiny")
+    assert card.data.base_model == ["lab/swin", "lab/xlm-r"] and "- Started from: swin and xlm-r" in card.text
+    tiny_model.name_or_path = "lab/ccrk"
+    card = model_card(trainer, "tiny")
+    assert card.data.base_model == ["lab/ccrk"] and "- Started from: ccrk" in card.text
     trainer.train_dataset = shapes.to_iterable_dataset()  # a stream has no length
     assert "- Data: unnamed; languages" in model_card(trainer, "tiny").text
 
@@ -606,6 +613,7 @@ def test_starting_from_encoders(script, swin_folder, processor, recipe, tmp_path
     model = CCRKModel.from_pretrained(tmp_path / "out")
     assert (model.config.num_fusion_layers, model.config.position_ids_start) == (1, 2)
     assert (model.config.vision_config.image_size, model.config.vision_config.window_size) == (32, 2)
+    assert "Started from: swin and xlmr" in (tmp_path / "out" / "README.md").read_text()
     head = "CCRKForPreTraining" if script is train_pretrain else "CCRKForImageTextRetrieval"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [head]
 
