@@ -235,6 +235,8 @@ class Report:
             axis.set_title(title, fontsize=10)
             axis.set_xlabel(label)
             axis.grid(alpha=0.3)
+        for axis in axes[1:]:
+            axis.set_yscale("log")
         axes[2].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         return self.plot("curves", figure)
 
@@ -347,7 +349,7 @@ class Report:
             .itertuples(index=False)
         )
         lines = [
-            f"# Does 1-to-K rank more consistently?{'' if self.is_shapes else ' The photographs'}",
+            f"# Does 1-to-K rank {'' if self.is_shapes else 'photographs '}more consistently?",
             "",
             "Written by `python benchmarks/consistency_report.py` from the results of the command at the end.",
             "",
@@ -411,7 +413,7 @@ class Report:
             f"Of {sum(count.values())} comparisons, the interval of the difference in MRV speaks for the claim in "
             f"{count['yes']}, against it in {count['no']}, and holds 0 in {count['undecided']}.",
             "",
-            f"![Recall of each language]({self.plot_recall([*plain, *pairs])})",
+            f"![Recall of each language]({self.plot_recall(plain)})",
             "",
             "## Is it more than learning faster?",
             "",
@@ -421,7 +423,7 @@ class Report:
             "not come so far). Near 0, the difference above is one of speed.",
             "",
             *speeds,
-            f"![Learning curves]({self.plot_curves([*plain, *pairs])})",
+            f"![Learning curves]({self.plot_curves(plain)})",
             "",
             f"Each point a test instance, seed {self.results['seed'].min()}; on the diagonal it ranks as in English:",
             "",

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import shutil
 from dataclasses import replace
 
@@ -157,6 +158,21 @@ def test_document(study, results, tmp_path):
     line = [float(row["mrv_std"]) for row in results if row["condition"] == "1-to-K"]
     row = next(row for row in text.splitlines() if row.startswith("| 1-to-K | 2 |"))
     assert f" {np.mean(line):.2f} (" in row
+
+
+def test_document_of_photographs_has_a_place_and_a_command_of_its_own(study, results, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study.output_dir, folder)
+    settings = json.loads((folder / "study.json").read_text())
+    settings["settings"]["dataset"] = "multi30k"
+    (folder / "study.json").write_text(json.dumps(settings))
+    lines = [line for line in (folder / "results.csv").read_text().splitlines() if "pairs" not in line]
+    (folder / "results.csv").write_text("\n".join(lines))
+    consistency_report.main([str(folder), str(tmp_path)])
+    text = (tmp_path / "consistency_photographs.md").read_text()
+    assert "The photographs that are ranked were trained on" in text and "make study" not in text
+    assert "--dataset multi30k" in text and "--only 1-to-K 1-to-1 'K = 2'" in text
+    assert (tmp_path / "consistency_photographs" / "results.csv").is_file()
 
 
 def test_intervals_follow_the_ranks():
