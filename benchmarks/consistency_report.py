@@ -110,6 +110,8 @@ def interval(value: float, draws: np.ndarray) -> tuple[float, float]:
 
 def with_interval(value: float, draws: np.ndarray, digits: int, sign: str = "") -> str:
     low, high = interval(value, draws)
+    if not sign:  # a measure: none can be below 0, though a basic interval of a small one may reach there
+        low = max(low, 0.0)
     return f"{value:{sign}.{digits}f} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
 
 
