@@ -498,7 +498,14 @@ class Report:
             for condition in PARTS["ablations"]
         }
         in_order = [*dict.fromkeys(bases.values()), *bases]
-        return [*self.table(in_order), "", "What each changes:", "", *self.changes(bases), ""]
+        return [
+            *self.table(in_order),
+            "",
+            "What each changes, over the seeds that both have; of a single one the interval is over scenes alone:",
+            "",
+            *self.changes(bases),
+            "",
+        ]
 
     def changes(self, bases: dict[str, str]) -> list[str]:
         """The table of differences of each condition from its own base."""
