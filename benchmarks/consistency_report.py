@@ -200,7 +200,7 @@ class Report:
                 value, drawn = resampled(self.study, name, self.seeds(name))
                 low, high = interval(value[column], drawn[:, column])
                 colour = "tab:blue" if name.startswith(PROPOSED[0]) else "tab:orange"
-                axis.plot([low, high], [row, row], color=colour, linewidth=2)
+                axis.plot([max(low, 0.0), high], [row, row], color=colour, linewidth=2)
                 axis.plot(value[column], row, "o", color=colour)
             axis.set_title(title, fontsize=10)
             axis.grid(axis="x", alpha=0.3)
@@ -443,8 +443,9 @@ class Report:
         run = "python benchmarks/consistency_study.py --output_dir outputs"
         if self.is_shapes:
             commands = ["make study"]
-            if parts:
-                commands += [f"{run}/study --parts {' '.join(parts)}"]
+            for part in parts:
+                seeds = {seed for condition in PARTS[part] for seed in self.seeds(condition.name)}
+                commands += [f"{run}/study --parts {part} --seeds {' '.join(map(str, sorted(seeds)))}"]
             commands += [
                 "python benchmarks/consistency_report.py outputs/study docs   # writes this document",
                 f'{run}/again --seeds 0 --only "1-to-K"   # one row',
