@@ -4,7 +4,13 @@ Importing this module also makes the Auto classes open CCRK checkpoints with the
 whether to trust the copy that travels with each checkpoint.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 
 from configuration_ccrk import CCRKConfig
 from modeling_ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
@@ -13,6 +19,7 @@ from processing_ccrk import CCRKProcessor, normalize_caption
 AutoConfig.register(CCRKConfig.model_type, CCRKConfig, exist_ok=True)
 AutoModel.register(CCRKConfig, CCRKModel, exist_ok=True)
 AutoModelForPreTraining.register(CCRKConfig, CCRKForPreTraining, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(CCRKConfig, CCRKModel, exist_ok=True)
 AutoProcessor.register(CCRKConfig, CCRKProcessor, exist_ok=True)
 
 __all__ = [

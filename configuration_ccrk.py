@@ -11,6 +11,7 @@ AUTO_MAP = {
     "AutoProcessor": "processing_ccrk.CCRKProcessor",
     "AutoModel": "modeling_ccrk.CCRKModel",
     "AutoModelForPreTraining": "modeling_ccrk.CCRKForPreTraining",
+    "AutoModelForZeroShotImageClassification": "modeling_ccrk.CCRKModel",  # what the pipeline of that name opens
 }
 
 # Swin-B at 224 px, and the first half of the twelve layers that CCRK takes from XLM-R-large.

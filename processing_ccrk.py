@@ -4,14 +4,16 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Iterable, Sequence
+from typing import TypedDict, Unpack
 
 import numpy as np
-import torch
 from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
-from transformers import BatchFeature, CLIPImageProcessor
-from transformers.image_utils import is_valid_image
-from transformers.processing_utils import ProcessorMixin
+from tokenizers import Regex, normalizers
+from transformers import BatchFeature, CLIPImageProcessor, TokenizersBackend
+from transformers.image_utils import ImageInput, is_valid_image
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 URL_TIMEOUT = 30  # seconds that a picture's server may keep silent
 
@@ -19,7 +21,11 @@ URL_TIMEOUT = 30  # seconds that a picture's server may keep silent
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 
 # The published pre-processing: these become a space each, as do hyphens and slashes.
-_PUNCTUATION = str.maketrans(dict.fromkeys(",.'!?\"()*#:;~-/", " "))
+_PUNCTUATION = ",.'!?\"()*#:;~-/"
+_TO_SPACES = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
+
+# Half of a character, as broken JSON has it; no tokenizer takes it.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def normalize_caption(text: str, max_words: int) -> str:
@@ -31,7 +37,7 @@ def normalize_caption(text: str, max_words: int) -> str:
     Raises:
         ValueError: nothing is left.
     """
-    caption = text.lower().translate(_PUNCTUATION).replace("<person>", "person")
+    caption = text.lower().translate(_TO_SPACES).replace("<person>", "person")
     caption = re.sub(r"\s{2,}", " ", caption).rstrip("\n").strip(" ")
     caption = " ".join(caption.split(" ")[:max_words])
     if not caption:
@@ -45,6 +51,68 @@ def published_image_processor(image_size: int) -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"height": image_size, "width": image_size}, do_center_crop=False)
 
 
+# `normalize_caption` as a tokenizer's normaliser, word limit aside, for callers that know the tokenizer alone.
+_CASED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
+_WHITE_SPACE = r"[\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+CAPTION_NORMALIZER = (
+    # A capital sigma that ends a word has a small letter of its own, of which `Lowercase` knows nothing.
+    normalizers.Replace(Regex(rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})"), "ς"),
+    normalizers.Lowercase(),
+    normalizers.Replace(Regex(f"[{re.escape(_PUNCTUATION)}]"), " "),
+    normalizers.Replace("<person>", "person"),
+    normalizers.Replace(Regex(_WHITE_SPACE + "{2,}"), " "),
+    normalizers.Replace(Regex(r"\A |[ \n]\z"), ""),
+)
+
+
+def caption_tokenizer(tokenizer: TokenizersBackend, normalize: bool = True) -> TokenizersBackend:
+    """
+    A tokenizer that does to every text what [`normalize_caption`] does, word limit aside, before its own steps.
+
+    A pipeline, which never sees the processor, then reads captions as the model was trained on them. Normalising twice
+    changes nothing, but for `<<person>>`, which loses both pairs of brackets.
+
+    Args:
+        tokenizer: XLM-R's, or one in its format; stays as it is.
+        normalize: False takes these steps away again.
+
+    Returns: the tokenizer itself if it does so already.
+    """
+    steps = tokenizer.backend_tokenizer.normalizer
+    steps = [] if steps is None else list(steps) if isinstance(steps, normalizers.Sequence) else [steps]
+    states = [step.__getstate__() for step in CAPTION_NORMALIZER]
+    normalizes = [step.__getstate__() for step in steps[: len(states)]] == states
+    if normalizes == normalize:
+        return tokenizer
+    # Of this class, whose files are read as they are: XLMRobertaTokenizer would make up its normaliser anew.
+    kept = ("model_input_names", "model_max_length", "padding_side", "truncation_side", "split_special_tokens")
+    copied = TokenizersBackend(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        **tokenizer.special_tokens_map,
+        extra_special_tokens=tokenizer.extra_special_tokens,
+        **{name: getattr(tokenizer, name) for name in kept},
+    )
+    steps = [*CAPTION_NORMALIZER, *steps] if normalize else steps[len(states) :]
+    copied.backend_tokenizer.normalizer = normalizers.Sequence(steps) if steps else None
+    return copied
+
+
+class CCRKTextKwargs(TypedDict, total=False):
+    """The options of captions. Tokenizers have others, but the model reads `<s> … </s>`, padded on the right."""
+
+    padding: bool | str
+    truncation: bool | str
+    max_length: int | None
+    pad_to_multiple_of: int | None
+    return_tensors: str | None
+
+
+class CCRKProcessorKwargs(ProcessingKwargs, total=False):
+    """What a call of [`CCRKProcessor`] takes besides pictures and captions."""
+
+    text_kwargs: CCRKTextKwargs
+
+
 class CCRKProcessor(ProcessorMixin):
     r"""
     Pairs an image processor with XLM-R's tokenizer.
@@ -53,7 +121,8 @@ class CCRKProcessor(ProcessorMixin):
         image_processor (`BaseImageProcessor`):
             See [`published_image_processor`] for the published settings.
         tokenizer (`PreTrainedTokenizerBase`):
-            XLM-R's, or one in its format.
+            XLM-R's, or one in its format. The processor keeps a copy that normalises captions by itself, see
+            [`caption_tokenizer`].
         max_words (`int`, defaults to 40):
             Captions keep this many words: 30 for Multi30K and COCO, 40 in pre-training, 80 for xFlickr&CO and WIT.
         max_length (`int`, defaults to 40):
@@ -61,6 +130,11 @@ class CCRKProcessor(ProcessorMixin):
         normalize_captions (`bool`, defaults to `True`):
             Apply [`normalize_caption`]. Switch it off only for a model trained without.
     """
+
+    valid_processor_kwargs = CCRKProcessorKwargs
+    # Multiples of 8 suit tensor cores.
+    text_kwargs = {"padding": "longest", "truncation": True, "pad_to_multiple_of": 8, "return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
 
     def __init__(
         self,
@@ -74,65 +148,82 @@ class CCRKProcessor(ProcessorMixin):
         self.max_words = max_words
         self.max_length = max_length
         self.normalize_captions = normalize_captions
+        if isinstance(tokenizer, TokenizersBackend):
+            tokenizer = caption_tokenizer(tokenizer, normalize_captions)
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
         self,
-        images=None,
-        text=None,
-        return_tensors: str | None = "pt",
-        padding: bool | str = "longest",
-        truncation: bool = True,
-        max_length: int | None = None,
-        text_kwargs: dict | None = None,
-        images_kwargs: dict | None = None,
-        common_kwargs: dict | None = None,
-        **kwargs,
+        images: ImageInput | str | os.PathLike | Sequence | None = None,
+        text: str | Sequence[str] | Sequence[Sequence[str | None]] | None = None,
+        **kwargs: Unpack[CCRKProcessorKwargs],
     ) -> BatchFeature:
         """
         Prepares images, captions or both.
 
         Args:
-            images: a picture or a list of them (path, URL, PIL image, array or tensor).
+            images: a picture or a list of them (path, URL, PIL image, array or tensor), or a list of such lists, which
+                is taken as one.
             text: a caption; a list of N; or B lists of K captions each, `None` where one is missing.
-            padding, truncation, max_length: as tokenizers have them; `max_length` is the processor's own unless given.
-            text_kwargs, images_kwargs, common_kwargs: the same by group, as [`ProcessorMixin`] takes them.
-            kwargs: for the image processor.
+            kwargs: `padding` ("longest" unless given), `truncation` (True), `max_length` (the processor's own) and
+                `pad_to_multiple_of` (8) of captions, as tokenizers have them; the options of the image processor;
+                `return_tensors` ("pt"). Each alone, or by group: `text_kwargs`, `images_kwargs` and, for
+                `return_tensors`, `common_kwargs`. What is given here goes before what was saved with the processor.
 
         Raises:
             TypeError: an argument that nothing takes. Other options of tokenizers are refused: the model reads `<s>`.
+            ValueError: an option given twice, alone and in a group.
 
         Returns: `pixel_values` (B, 3, H, W); `input_ids` and `attention_mask` (N, L), or (B, K, L) with `caption_mask`
-        (B, K) for nested captions. L is that of the longest caption, rounded up to a multiple of 8.
+        (B, K) for nested captions. L is that of the longest caption, rounded up to a multiple of 8 as far as
+        `max_length` allows.
         """
         if images is None and text is None:
             raise ValueError("nothing to process: give images, text or both")
+        options = self._options(with_images=images is not None, **kwargs)
+        features = {}
+        if text is not None:
+            features.update(self._process_captions(text, **options["text_kwargs"]))
+        if images is not None:
+            rows = images if isinstance(images, list | tuple) else [images]
+            flat = [image for row in rows for image in (row if isinstance(row, list | tuple) else [row])]
+            if not flat:
+                raise ValueError("no pictures: the list of images is empty")
+            images = [_open_image(image) for image in flat]
+            features.update(self.image_processor(images, **options["images_kwargs"]))
+        return BatchFeature(features, tensor_type=options["text_kwargs"]["return_tensors"])
+
+    def _options(self, with_images: bool, **kwargs) -> dict[str, dict]:
+        """The options of a call and the defaults, by group; what nothing takes or is given twice is refused."""
         # Callers that know no single processor group their arguments, and name every group.
         for unused in ("audio_kwargs", "videos_kwargs"):
             kwargs.pop(unused, None)
-        unknown = set(text_kwargs or ()) - {"padding", "truncation", "max_length"}
-        unknown |= set(common_kwargs or ()) - {"return_tensors"}
-        if images is None:
-            unknown |= set(kwargs)
+        takes = {
+            "text_kwargs": set(CCRKTextKwargs.__annotations__) - {"return_tensors"},
+            "images_kwargs": set(self.image_processor.valid_kwargs.__annotations__) - {"return_tensors"},
+            "common_kwargs": {"return_tensors"},
+        }
+        groups = {name: kwargs.pop(name, None) or {} for name in takes}
+        flat = takes["text_kwargs"] | takes["common_kwargs"] | (takes["images_kwargs"] if with_images else set())
+        unknown = set(kwargs) - flat
+        for name, options in groups.items():
+            unknown |= set(options) - takes[name]
         if unknown:
             raise TypeError(
-                f"unexpected argument {', '.join(sorted(unknown))}; captions take padding, truncation and max_length"
+                f"unexpected argument {', '.join(sorted(unknown))}; captions take padding, truncation, max_length "
+                f"and pad_to_multiple_of, pictures what {type(self.image_processor).__name__} takes"
             )
-        return_tensors = (common_kwargs or {}).get("return_tensors", return_tensors)
-        features = {}
-        if text is not None:
-            options = {"padding": padding, "truncation": truncation, "max_length": max_length} | (text_kwargs or {})
-            options["max_length"] = options["max_length"] or self.max_length
-            features.update(self._process_captions(text, **options))
-        if images is not None:
-            images = images if isinstance(images, list | tuple) else [images]
-            images = [_open_image(image) for image in images]
-            options = (images_kwargs or {}) | kwargs | {"return_tensors": "pt"}
-            features.update(self.image_processor(images, **options))
-        return BatchFeature(features, tensor_type=return_tensors)
+        for name, options in groups.items():
+            # Where a caller names the output twice and alike, transformers has nothing against it.
+            alike = {option for option in takes["common_kwargs"] if kwargs.get(option) == options.get(option)}
+            if twice := set(kwargs) & set(options) - alike:
+                raise ValueError(f"{', '.join(sorted(twice))} is given twice, alone and in {name}; give it once")
+        return self._merge_kwargs(**kwargs, **groups)
 
-    def _process_captions(self, text, padding, truncation, max_length) -> dict[str, torch.Tensor]:
-        if isinstance(text, str):
+    def _process_captions(
+        self, text, padding, truncation, pad_to_multiple_of, max_length=None, return_tensors=None
+    ) -> dict:
+        if isinstance(text, str | bytes | dict) or not isinstance(text, Iterable):
             text = [text]
         nested = any(isinstance(row, list | tuple) for row in text)
         if nested and not all(isinstance(row, list | tuple) for row in text):
@@ -144,25 +235,46 @@ class CCRKProcessor(ProcessorMixin):
             raise ValueError("nested captions must have the same number per image; put None where one is missing")
         if not nested and None in flat:
             raise ValueError("a caption is None; only nested captions (a list per image) may have missing ones")
+        if other := next((caption for caption in flat if not isinstance(caption, str | None)), None):
+            raise ValueError(f"a {type(other).__name__} is no caption; give text")
 
         present = [caption is not None for caption in flat]
         if self.normalize_captions:
             flat = [None if caption is None else normalize_caption(caption, self.max_words) for caption in flat]
         # A missing caption is "<s></s>": attention over nothing at all would be undefined.
-        tokens = self.tokenizer(
-            [caption or "" for caption in flat],
-            padding=padding,
-            pad_to_multiple_of=8,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors="pt",
-        )
+        flat = [LONE_SURROGATE.sub("\ufffd", caption or "") for caption in flat]
+        tokens = self._tokenize(flat, padding, truncation, pad_to_multiple_of, max_length)
         features = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
         if nested:
-            shape = (len(text), len(text[0]))
-            features = {name: tensor.unflatten(0, shape) for name, tensor in features.items()}
-            features["caption_mask"] = torch.tensor(present).view(shape)
+            per_image = len(text[0])
+            starts = range(0, len(flat), per_image)
+            features["caption_mask"] = present
+            features = {name: [rows[start : start + per_image] for start in starts] for name, rows in features.items()}
         return features
+
+    def _tokenize(self, captions: list[str], padding, truncation, pad_to_multiple_of, max_length: int | None):
+        """Token ids and attention mask of each caption, as lists."""
+        max_length = self.max_length if max_length is None else max_length
+        least = self.tokenizer.num_special_tokens_to_add()
+        if not isinstance(max_length, int | np.integer) or max_length < least:
+            raise ValueError(
+                f"max_length is {max_length!r}; give a whole number, {least} at least: <s> and </s> count"
+            )
+        tokens = self.tokenizer(captions, truncation=truncation, max_length=max_length)
+        if padding in (True, "longest"):
+            # By ourselves: tokenizers refuse a multiple of 8 beside a max_length that is none.
+            longest = max(len(ids) for ids in tokens["input_ids"])
+            multiple = pad_to_multiple_of or 1
+            rounded = -(-longest // multiple) * multiple
+            padding, max_length = "max_length", min(rounded, max_length) if longest <= max_length else rounded
+        return self.tokenizer.pad(tokens, padding=padding, max_length=max_length)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Saves processor, tokenizer and code; see [`ProcessorMixin.save_pretrained`]."""
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # Written to the file, it would stay on the object, which then differs from the one that is opened again.
+        vars(self).pop("auto_map", None)
+        return files
 
 
 def _open_image(image):
@@ -216,4 +328,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 CCRKProcessor.register_for_auto_class()
 
-__all__ = ["CCRKProcessor", "normalize_caption", "published_image_processor"]
+__all__ = ["CCRKProcessor", "caption_tokenizer", "normalize_caption", "published_image_processor"]
