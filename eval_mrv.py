@@ -12,7 +12,7 @@ Writes results.json, ranks.parquet (instance, language, direction, rank) and, wi
 with its plots as PNG. An interrupted run goes on from what it had encoded when it is started again.
 
 An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, compared by cosine, or `scores_de`
-(rows, N): pictures and captions in the order of the data, empty captions left out.
+(rows, N): pictures and captions in the order of the data, without those captions that are empty or punctuation alone.
 """
 
 import argparse

@@ -39,10 +39,6 @@ class DualEncoder:
     def fingerprint(self) -> str:
         return weights_fingerprint(self.model, str(self.processor))
 
-    @staticmethod
-    def is_usable(caption: str | None) -> bool:
-        return bool(caption and caption.strip())
-
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
 
@@ -73,7 +69,8 @@ def evaluate_arrays(
     """Ranks from an .npz file, in the order of the data set's rows and of the captions in them.
 
     The file holds `images` (rows, D) and for each language `captions_LANGUAGE` (N, D), compared by cosine; or for
-    each language `scores_LANGUAGE` (rows, N), higher is better. N counts the captions that are not empty.
+    each language `scores_LANGUAGE` (rows, N), higher is better. N counts the usable captions, see
+    `data_scripts.captions`.
 
     Raises:
         ValueError: a damaged file; a missing array, one of another shape, or one with NaN.
@@ -81,7 +78,7 @@ def evaluate_arrays(
     result = RetrievalResult()
     with _arrays_of(path) as arrays:
         for language in languages:
-            captions = usable_captions(DualEncoder, dataset, language)
+            captions = usable_captions(dataset, language)
             rows, number = len(dataset), len(captions.texts)
             if f"scores_{language}" in arrays:
                 scores = _array(path, arrays, f"scores_{language}", (rows, number))
@@ -114,7 +111,7 @@ def _array(path: Path, arrays, name: str, shape: tuple[int, int | None]) -> Tens
     if array.ndim != 2 or any(size not in (None, found) for size, found in zip(shape, array.shape, strict=True)):
         raise ValueError(
             f"{path}: {name} has shape {array.shape}, but the data asks for {shape}; give its pictures and captions "
-            "in their order, empty captions left out"
+            "in their order, without those captions that are empty or punctuation alone"
         )
     if np.isnan(array).any():
         raise ValueError(f"{path}: {name} holds NaN in row {int(np.isnan(array).any(axis=1).argmax())}")

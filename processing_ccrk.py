@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import dropwhile
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -27,6 +29,23 @@ _TO_SPACES = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
 # Half of a character, as broken JSON has it; no tokenizer takes it.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
+# Letters and symbols that are drawn as nothing: Hangul's fillers, Braille's empty cell, a musical null note, and the
+# place of an object that text cannot hold.
+_DRAWN_AS_NOTHING = frozenset("\u115f\u1160\u3164\uffa0\u2800\U0001d159\ufffc")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: separators, controls, format characters and marks without a letter to stand on.
+
+    Private and unassigned characters do show: the latter are those that came after this Python's edition of Unicode.
+    """
+    return all(
+        unicodedata.category(character) in ("Cc", "Cf", "Cs")
+        or unicodedata.category(character)[0] in "ZM"
+        or character in _DRAWN_AS_NOTHING
+        for character in text
+    )
+
 
 def normalize_caption(text: str, max_words: int) -> str:
     """A caption as the published checkpoints were trained on it.
@@ -35,11 +54,14 @@ def normalize_caption(text: str, max_words: int) -> str:
     `max_words` space-separated words (a language written without spaces is one word).
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left that shows (`is_blank`), whatever `max_words` is.
     """
     caption = text.lower().translate(_TO_SPACES).replace("<person>", "person")
     caption = re.sub(r"\s{2,}", " ", caption).rstrip("\n").strip(" ")
-    caption = " ".join(caption.split(" ")[:max_words])
+    words = caption.split(" ")
+    if is_blank("".join(words[:max_words])):  # start with the first word that shows, if there is one
+        words = list(dropwhile(is_blank, words))
+    caption = " ".join(words[:max_words])
     if not caption:
         raise ValueError(f"the caption {text!r} is empty after normalisation; leave it out of the data")
     return caption
@@ -235,8 +257,8 @@ class CCRKProcessor(ProcessorMixin):
             raise ValueError("nested captions must have the same number per image; put None where one is missing")
         if not nested and None in flat:
             raise ValueError("a caption is None; only nested captions (a list per image) may have missing ones")
-        if other := next((caption for caption in flat if not isinstance(caption, str | None)), None):
-            raise ValueError(f"a {type(other).__name__} is no caption; give text")
+        if others := [caption for caption in flat if not isinstance(caption, str | None)]:
+            raise ValueError(f"a {type(others[0]).__name__} is no caption; give text")
 
         present = [caption is not None for caption in flat]
         if self.normalize_captions:

@@ -19,13 +19,14 @@ from transformers.utils import is_peft_available
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
+from data_scripts.captions import is_usable
 from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.shards import ShardRows
+from data_scripts.text import read_text
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
 from resize_ccrk import resize_image_encoder
-from retrieval_ccrk import is_usable
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def parse_recipe(
 def read_yaml(path: Path) -> dict:
     """A YAML file's mapping; anything else is a ValueError that names the file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_text(path, "is it a recipe?")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -215,12 +216,12 @@ def load_rows(
     )
 
 
-def keep_usable_rows(dataset: datasets.Dataset, processor: CCRKProcessor) -> datasets.Dataset:
+def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
     """Leaves out the rows without a single usable caption, and reports how many."""
     kept = [
         row
         for row, captions in enumerate(dataset["captions"])
-        if any(is_usable(caption, processor) for texts in captions.values() for caption in texts)
+        if any(is_usable(caption) for texts in captions.values() for caption in texts)
     ]
     if not kept:
         raise ValueError("no row has a usable caption; are these the languages of the data?")
@@ -264,7 +265,7 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | 
     captions = []
     for row in dataset.captions() if isinstance(dataset, ShardRows) else dataset["captions"]:
         for caption in (caption for texts in row.values() for caption in texts):
-            with contextlib.suppress(ValueError):  # empty captions are counted where rows are chosen
+            if is_usable(caption):  # the others are counted where rows are chosen
                 captions.append(normalize_caption(caption, model.max_words or 40))
     return train_tokenizer(captions, vocab_size, model.max_length or 40)
 
@@ -351,7 +352,7 @@ def build_trainer(
     if isinstance(train_rows, ShardRows):  # their index holds usable rows only
         train_rows = replace(train_rows, decode=False)
     else:
-        train_rows = keep_usable_rows(train_rows, processor)
+        train_rows = keep_usable_rows(train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(train_rows) < batch:

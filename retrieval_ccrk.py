@@ -25,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
 from metrics.mrv.mrv import mean_rank_variance
 from metrics.recall_at_k.recall_at_k import recall_at_k
 from modeling_ccrk import CCRKPairModel
-from processing_ccrk import CCRKProcessor, normalize_caption
+from processing_ccrk import CCRKProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,6 @@ class CCRKRetriever:
     def fingerprint(self) -> str:
         """Changes with the weights, their dtype, the processor, or whether there is anything to re-score."""
         return weights_fingerprint(self.model, self.processor.to_json_string(), str(self.k_test > 0))
-
-    def is_usable(self, caption: str | None) -> bool:
-        return is_usable(caption, self.processor)
 
     @torch.no_grad()
     def encode_images(self, images: list) -> dict[str, Tensor]:
@@ -232,7 +230,7 @@ def evaluate_retrieval(
         share: of the work; every process that takes part must call.
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
     """
-    texts = {language: usable_captions(retriever, dataset, language) for language in languages}
+    texts = {language: usable_captions(dataset, language) for language in languages}
     images = encode_images(retriever, dataset, batch_size, share, cache_dir)
     result = RetrievalResult()
     for language, found in texts.items():
@@ -271,17 +269,17 @@ def row_names(dataset: datasets.Dataset) -> list[str]:
     return names
 
 
-def usable_captions(retriever, dataset: datasets.Dataset, language: str) -> UsableCaptions:
-    """The captions of a language that are not empty. A caption is named by its row and place: `1000092795#0`."""
+def usable_captions(dataset: datasets.Dataset, language: str) -> UsableCaptions:
+    """The captions of a language that are usable. A caption is named by its row and place: `1000092795#0`."""
     names = row_names(dataset)
     texts, rows, caption_names, left_out = [], [], [], 0
     for row, captions in enumerate(dataset["captions"]):
         for index, caption in enumerate(captions[language]):
-            if retriever.is_usable(caption):
+            if is_usable(caption):
                 texts.append(caption)
                 rows.append(row)
                 caption_names.append(f"{names[row]}#{index}")
-            else:
+            elif caption is not None:  # it is there, and not only the place of one
                 left_out += 1
     if not texts:
         raise ValueError(f"the data has no usable caption in {language!r}; ask for other languages")
@@ -482,19 +480,6 @@ def mrv_table(ranks: Ranks, languages: Sequence[str] | None = None) -> dict | No
     result = {direction: mean_rank_variance(table.to_numpy()) for direction, table in tables.items()}
     result["mean"] = {name: (result["IR"][name] + result["TR"][name]) / 2 for name in ("std", "variance")}
     return {"languages": languages} | result
-
-
-def is_usable(caption: str | None, processor: CCRKProcessor) -> bool:
-    """Whether anything is left of a caption after the processor's normalisation."""
-    if not caption:
-        return False
-    if not processor.normalize_captions:
-        return True
-    try:
-        normalize_caption(caption, processor.max_words)
-    except ValueError:
-        return False
-    return True
 
 
 def weights_fingerprint(model: torch.nn.Module, *settings: str) -> str:

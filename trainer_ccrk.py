@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import datasets
@@ -26,13 +27,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
+from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
 from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss, sampling_keys
 from processing_ccrk import CCRKProcessor
-from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval, is_usable
+from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval
 
 logger = logging.getLogger(__name__)
 
@@ -147,8 +149,9 @@ class CCRKCollator:
     Turns rows into a batch: `pixel_values` (B, 3, H, W); `input_ids`, `attention_mask` (B, K, L); `caption_mask`
     (B, K); `image_ids` (B,).
 
-    A row's caption of a language is drawn from those it has; a language that a row lacks leaves its slot masked, so K
-    is the same for all rows and the k-th caption is always of the k-th language.
+    A row's caption of a language is drawn from those it has, or where a row is aligned (`data_scripts.rows`), all its
+    captions together. A language that the draw lacks leaves its slot masked, so K is the same for all rows and the
+    k-th caption is always of the k-th language.
 
     Args:
         processor: makes the tensors.
@@ -178,7 +181,7 @@ class CCRKCollator:
         for row, picture in zip(rows, pictures, strict=True):
             with seeded(f"{self.seed} {int(self.epoch)} {row['image_id']}"):
                 images.append(picture if self.augmentation is None else self.augmentation(picture))
-                drawn = [self._draw(row["captions"][language]) for language in self.languages]
+                drawn = [self._draw(texts) for texts in self._to_draw_from(row)]
                 captions.append([self._draw(drawn)] if self.one_language else drawn)
         batch = {
             **self.processor(images=images, text=captions),
@@ -200,8 +203,16 @@ class CCRKCollator:
             raise ValueError(f"no image of a batch of {len(rows)} can be read\n{problems.table()}")
         return [readable[index % len(readable)] for index in range(len(rows))]
 
+    def _to_draw_from(self, row: dict) -> list[Sequence[str | None]]:
+        """The captions of each language; of an aligned row, those of one draw: translations of one another."""
+        captions = [row["captions"][language] for language in self.languages]
+        if not row.get("aligned"):
+            return captions
+        translations = [texts for texts in zip_longest(*captions) if any(map(is_usable, texts))]
+        return list(zip(random.choice(translations))) if translations else captions
+
     def _draw(self, captions: Sequence[str | None]) -> str | None:
-        usable = [caption for caption in captions if is_usable(caption, self.processor)]
+        usable = [caption for caption in captions if is_usable(caption)]
         return random.choice(usable) if usable else None
 
 
@@ -667,9 +678,7 @@ class CCRKTrainer(Trainer):
         languages = [language for language in self.data_collator.languages if language in in_dataset] or in_dataset
         rows = dataset["captions"][:]
         found = [
-            language
-            for language in languages
-            if any(is_usable(caption, self.processing_class) for row in rows for caption in row[language])
+            language for language in languages if any(is_usable(caption) for row in rows for caption in row[language])
         ]
         if not found:
             raise ValueError(

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from data_scripts.shards import caption_problem
+from data_scripts.captions import is_usable
 from retrieval_ccrk import Ranks, row_names, shared_ranks
 
 RESAMPLES = 1_000
@@ -76,10 +76,7 @@ def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int 
 
 
 def check_same_data(dataset: datasets.Dataset, other: Ranks) -> None:
-    """Raises what `compare` would raise after all is scored, as far as the rows show it.
-
-    Whether a caption of punctuation alone is ranked depends on the model: it may be in the other run, or not.
-    """
+    """Raises what `compare` would raise after all is scored, as far as the rows show it."""
     names, captions = row_names(dataset), dataset["captions"][:]
     for language in _languages_in_both(list(dataset.features["captions"]), other):
         theirs = other[language]["IR"].index
@@ -87,7 +84,7 @@ def check_same_data(dataset: datasets.Dataset, other: Ranks) -> None:
             f"{name}#{index}"
             for name, of_row in zip(names, captions, strict=True)
             for index, caption in enumerate(of_row[language])
-            if caption_problem(caption) is None or f"{name}#{index}" in theirs
+            if is_usable(caption)
         ]
         _check_instances(f"{language} IR", pd.Index(ours), theirs)
 

@@ -1,11 +1,10 @@
 """What data sets of annotation files and photographs share: reading, checking, caching and reporting their rows."""
 
-import gzip
 import hashlib
 import json
 import logging
 import os
-import zlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,15 +14,16 @@ from typing import Any
 import datasets
 from tqdm.auto import tqdm
 
+from data_scripts.captions import close_tags, is_close, is_usable, what_is
 from data_scripts.images import BadImage, locate, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
-from data_scripts.rows import is_text, row_features
+from data_scripts.rows import row_features
+from data_scripts.text import BadField, read_lines, read_text, text_field, texts_field
 
 logger = logging.getLogger(__name__)
 
 EMPTY_CAPTION = "empty caption"
 BROKEN_JSON = "broken JSON line"
-WRONG_TYPE = "field missing or of a wrong type"
 
 # What the JSON parser raises: also on a number of thousands of digits, and on brackets nested as deep.
 _PARSING_ERRORS = (ValueError, RecursionError)
@@ -75,7 +75,8 @@ class AnnotationConfig(datasets.BuilderConfig):
         known = self.known_languages()
         self.languages = tuple(known if self.languages is None else self.languages)
         if not self.languages or not set(self.languages) <= set(known):
-            raise ValueError(f"{self.dataset} has the languages {', '.join(known)}, not {list(self.languages)}")
+            close = close_tags(set(self.languages) - set(known), known)
+            raise ValueError(f"{self.dataset} has the languages {', '.join(known)}, not {list(self.languages)}{close}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")
         self.data_dir = self._folder("data_dir", self.data_dir, self.annotations)
@@ -109,15 +110,22 @@ class AnnotationConfig(datasets.BuilderConfig):
         """What `data_scripts.check` should find: "rows", and "captions LANGUAGE" with the empty ones; where known."""
         return {}
 
-    def file(self, *names: str, folder: str | Path | None = None) -> Path:
-        """The first of some alternative files below data_dir, gzipped or not."""
+    def file(self, *names: str, folder: str | Path | None = None, language: str | None = None) -> Path:
+        """The first of some alternative files below data_dir, gzipped or not.
+
+        Args:
+            language: which the names, or the folder's, hold: where there is no such file, the error tells of one that
+                has the language by another tag.
+        """
         folder = Path(self.data_dir if folder is None else folder)
         for name in names:
             for path in (folder / f"{name}.gz", folder / name):
                 if path.is_file():
                     return path
+        close = [other for name in names for other in close_names(folder / name, language)] if language else []
         raise FileNotFoundError(
-            f"{self.dataset}: there is no {' or '.join(names)} in {folder}; data_dir should be {self.annotations}"
+            f"{self.dataset}: there is no {' or '.join(names)} in {folder}; "
+            + (f"rename {', '.join(close)}" if close else f"data_dir should be {self.annotations}")
         )
 
     def folder_of(self, relative: str) -> Path:
@@ -143,7 +151,8 @@ class AnnotationConfig(datasets.BuilderConfig):
         """Names the cache by what is on disk, so that a new photograph or a corrected caption is not missed."""
         digest = hashlib.sha256()
         for path in self.files.values():
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         for state in self.image_states():
             digest.update(state.encode())
         contents = {**config_kwargs, "data_dir": self.data_dir, "image_dir": self.image_dir, "split": self.split}
@@ -249,13 +258,27 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
             logger.warning(self.info.description)
 
 
+def close_names(path: Path, language: str) -> list[str]:
+    """What lies where `path` does not, and has another tag of its language in its name, or in that of its folder."""
+    if not path.parent.is_dir():
+        path = path.parent
+    found = []
+    for other in sorted(os.listdir(path.parent)) if path.parent.is_dir() else []:
+        for match in re.finditer(rf"(?<![a-zA-Z]){re.escape(language)}(?![a-zA-Z])", path.name):
+            before, after = path.name[: match.start()], path.name[match.end() :]
+            tag = other.removesuffix(".gz").removeprefix(before).removesuffix(after)
+            if f"{before}{tag}{after}" == other.removesuffix(".gz") and is_close(tag, language):
+                found.append(str(path.with_name(other)))
+    return found
+
+
 def without_empty(captions: Iterable[str], language: str, where: str, problems: Problems) -> list[str]:
-    """Captions without outer white space; the empty ones are left out and counted."""
+    """The usable captions, without outer white space; the others are counted."""
     stripped = [caption.strip() for caption in captions]
-    for caption in stripped:
-        if not caption:
-            problems.bad(f"{EMPTY_CAPTION} in {language}", where)
-    return [caption for caption in stripped if caption]
+    usable = [caption for caption in stripped if is_usable(caption)]
+    for _ in range(len(stripped) - len(usable)):
+        problems.bad(f"{EMPTY_CAPTION} in {language}", where)
+    return usable
 
 
 def merge_by_image(
@@ -275,31 +298,24 @@ def merge_by_image(
     return list(merged.values())
 
 
-def read_text(path: Path, cure: str) -> str:
-    """A UTF-8 file, gzipped or not; ValueError with the cure where it is damaged."""
-    try:
-        contents = path.read_bytes()
-        return (gzip.decompress(contents) if path.suffix == ".gz" else contents).decode("utf-8")
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {cure}") from error
-
-
-def read_lines(path: Path, cure: str) -> list[str]:
-    text = read_text(path, cure)
-    # Not splitlines(): it also breaks at rare characters inside a caption, and files would no longer align.
-    return text.removesuffix("\n").split("\n") if text else []
-
-
 def read_json(path: Path, cure: str) -> Any:
+    """One JSON document. Raises ValueError where it is none, with the cure."""
     try:
         return json.loads(read_text(path, cure))
     except _PARSING_ERRORS as error:
-        raise ValueError(f"{path} is no JSON ({error}); {cure}") from error
+        # JSON lines: the parser has read the first, and wants no more.
+        hint = ", one document is expected and not one on each line" if "Extra data" in str(error) else ""
+        raise ValueError(f"{path} is no JSON ({error}{hint}); {cure}") from error
 
 
 def read_json_lines(path: Path, problems: Problems, cure: str) -> Iterator[tuple[dict, str]]:
-    """Every line's object, with its file and line; broken ones are counted."""
-    for number, line in enumerate(read_lines(path, cure), start=1):
+    """Every line's object, with its file and line; broken ones are counted, blank lines are not."""
+    lines = read_lines(path, cure)
+    if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+        raise ValueError(f"{path} is a JSON array, but a JSON object on each line is expected; {cure}")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         where = f"{path} line {number}"
         problems.rows += 1
         try:
@@ -310,7 +326,7 @@ def read_json_lines(path: Path, problems: Problems, cure: str) -> Iterator[tuple
         if isinstance(entry, dict):
             yield entry, where
         else:
-            problems.bad(WRONG_TYPE, where)
+            problems.bad(f"line is {what_is(entry)}, not an object", where)
 
 
 def read_caption_list(path: Path, problems: Problems, cure: str) -> Iterator[tuple[str, list[str], str]]:
@@ -320,17 +336,15 @@ def read_caption_list(path: Path, problems: Problems, cure: str) -> Iterator[tup
     """
     entries = read_json(path, cure)
     if not isinstance(entries, list):
-        raise ValueError(f"{path} is no JSON list; {cure}")
+        raise ValueError(f"{path} is {what_is(entries)}, but a JSON list is expected; {cure}")
     for number, entry in enumerate(entries, start=1):
         where = f"{path} entry {number}"
         problems.rows += 1
-        image, captions = (entry.get("image"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-        captions = [captions] if isinstance(captions, str) else captions
-        if is_text(image) and is_list_of_texts(captions):
-            yield image, captions, where
-        else:
-            problems.bad(WRONG_TYPE, where)
-
-
-def is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_text, value))
+        try:
+            if isinstance(entry, dict) and isinstance(entry.get("caption"), str):
+                captions = [text_field(entry, "caption")]
+            else:
+                captions = texts_field(entry, "caption", "text or a list of texts")
+            yield text_field(entry, "image"), captions, where
+        except BadField as error:
+            problems.bad(str(error), where)

@@ -24,18 +24,15 @@ from pathlib import Path
 import datasets
 
 from data_scripts.annotations import (
-    WRONG_TYPE,
     AnnotatedImages,
     Annotation,
     AnnotationConfig,
-    is_list_of_texts,
     merge_by_image,
     read_caption_list,
     read_json,
-    read_lines,
 )
 from data_scripts.problems import Problems
-from data_scripts.rows import is_text
+from data_scripts.text import BadField, read_lines, text_field, typed_field
 
 HOMEPAGE = "https://cocodataset.org"
 COCO_CN_HOMEPAGE = "https://github.com/li-xirong/coco-cn"
@@ -83,7 +80,10 @@ class COCOConfig(AnnotationConfig):
     def find_files(self) -> dict[tuple[str, str], Path]:
         stem = STEMS[self.split]
         if any(Path(self.data_dir).glob(f"*.{stem}.json*")):
-            return {(language, "json"): self.file(f"{language}.{stem}.json") for language in self.languages}
+            return {
+                (language, "json"): self.file(f"{language}.{stem}.json", language=language)
+                for language in self.languages
+            }
         files = {}
         for language in self.languages:
             if language == "zh":
@@ -129,42 +129,46 @@ class COCOConfig(AnnotationConfig):
         """COCO's number of the image, its path, captions, and where they are from."""
         path = self.files["en", "captions"]
         for number, entry in enumerate(_entries(path, "images"), start=1):
-            entry = entry if isinstance(entry, dict) else {}
-            if entry.get("split") not in (*KARPATHY_SPLITS["train"], "val", "test"):
+            where = f"{path} image {number}"
+            try:
+                split = text_field(entry, "split")
+                if split not in (*KARPATHY_SPLITS["train"], "val", "test"):
+                    raise BadField("split is none of train, restval, val and test")
+                if split not in KARPATHY_SPLITS[self.split]:
+                    continue
+                names = text_field(entry, "filepath"), text_field(entry, "filename")
+                sentences = typed_field(entry, "sentences", list, "a list of objects")
+                captions = [text_field(sentence, "raw") for sentence in sentences]
+                cocoid = typed_field(entry, "cocoid", int, "a whole number")
+            except BadField as error:
                 problems.rows += 1
-                problems.bad(WRONG_TYPE, f"{path} image {number}")
-                continue
-            if entry["split"] not in KARPATHY_SPLITS[self.split]:
+                problems.bad(str(error), where)
                 continue
             problems.rows += 1
-            names = [entry.get("filepath"), entry.get("filename")]
-            sentences = entry.get("sentences")
-            sentences = sentences if isinstance(sentences, list) else [None]
-            captions = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
-            if is_list_of_texts(names) and is_list_of_texts(captions) and isinstance(entry.get("cocoid"), int):
-                yield entry["cocoid"], f"coco/{names[0]}/{names[1]}", captions, f"{path} image {number}"
-            else:
-                problems.bad(WRONG_TYPE, f"{path} image {number}")
+            yield cocoid, f"coco/{names[0]}/{names[1]}", captions, where
 
     def _read_yj_captions(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         counted_elsewhere = Problems(self.source, 1.0, quiet=True)
         images = {number: image for number, image, _, _ in self._read_karpathy(counted_elsewhere)}
         path = self.files["ja", "captions"]
         for number, entry in enumerate(_entries(path, "annotations"), start=1):
-            image_id, caption = (
-                (entry.get("image_id"), entry.get("caption")) if isinstance(entry, dict) else (None, None)
-            )
-            if not isinstance(image_id, int) or not is_text(caption):
+            where = f"{path} annotation {number}"
+            try:
+                caption, image_id = text_field(entry, "caption"), typed_field(entry, "image_id", int, "a whole number")
+            except BadField as error:
                 problems.rows += 1
-                problems.bad(WRONG_TYPE, f"{path} annotation {number}")
-            elif image_id in images:
+                problems.bad(str(error), where)
+                continue
+            if image_id in images:
                 problems.rows += 1
-                yield images[image_id], "ja", [caption], f"{path} annotation {number}"
+                yield images[image_id], "ja", [caption], where
 
     def _read_coco_cn(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         path, cure = self.files["zh", "captions"], f"download it again from {COCO_CN_HOMEPAGE}"
         captions: dict[str, list[str]] = {}
         for number, line in enumerate(read_lines(path, cure), start=1):
+            if not line.strip():
+                continue
             key, tab, caption = line.partition("\t")  # COCO_train2014_000000000009#0, a caption
             if tab:
                 captions.setdefault(key.split("#")[0], []).append(caption)
@@ -172,7 +176,8 @@ class COCOConfig(AnnotationConfig):
                 problems.rows += 1
                 problems.bad("line without a tab", f"{path} line {number}")
         for number, line in enumerate(read_lines(self.files["zh", "split"], cure), start=1):
-            name = line.strip()
+            if not (name := line.strip()):
+                continue
             folder = name.split("_")[1] if name.count("_") == 2 else ""
             problems.rows += 1
             yield (
@@ -199,5 +204,5 @@ def _entries(path: Path, field: str) -> list:
 class COCO(AnnotatedImages):
     """Builds one split of COCO; `data_scripts.load("coco", …)` is the short way."""
 
-    VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("1.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = COCOConfig

@@ -25,10 +25,10 @@ from data_scripts.annotations import (
     AnnotationConfig,
     merge_by_image,
     read_caption_list,
-    read_lines,
     without_empty,
 )
 from data_scripts.problems import Problems
+from data_scripts.text import read_lines
 
 HOMEPAGE = "https://github.com/multi30k/dataset"
 # Our split → the release's, task 1. The paper tests on test_2016_flickr, the only one with all four languages.
@@ -74,7 +74,7 @@ class Multi30KConfig(AnnotationConfig):
     def find_files(self) -> dict[str | tuple[str, int], Path]:
         stem = STEMS[self.split]
         if any(Path(self.data_dir).glob(f"{stem}.*.json*")):
-            return {language: self.file(f"{stem}.{language}.json") for language in self.languages}
+            return {language: self.file(f"{stem}.{language}.json", language=language) for language in self.languages}
         folder = self.folder_of(f"data/task{self.task}")
         if self.task == 1:
             captions = {(language, 1): f"{stem}.{language}" for language in self.languages}
@@ -84,7 +84,7 @@ class Multi30KConfig(AnnotationConfig):
             captions = {(language, n): f"{stem}.{n}.{language}" for language in self.languages for n in range(1, 6)}
             images = f"{stem}_images.txt"
         files = {"images": self.file(images, folder=folder / "image_splits")}
-        return files | {key: self.file(name, folder=folder / "raw") for key, name in captions.items()}
+        return files | {key: self.file(name, folder=folder / "raw", language=key[0]) for key, name in captions.items()}
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
         cure = f"download it again from {HOMEPAGE}"
@@ -128,7 +128,7 @@ class Multi30KConfig(AnnotationConfig):
 class Multi30K(AnnotatedImages):
     """Builds one split of Multi30K; `data_scripts.load("multi30k", …)` is the short way."""
 
-    VERSION = datasets.Version("2.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("2.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = Multi30KConfig
 
     def _info(self) -> datasets.DatasetInfo:

@@ -2,8 +2,10 @@
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from data_scripts.captions import report_tags
 from data_scripts.images import MISSING, BadImage
 
 logger = logging.getLogger(__name__)
@@ -11,6 +13,8 @@ logger = logging.getLogger(__name__)
 MAX_BAD_FRACTION = 0.05
 # Sooner than this the share of bad rows says little: a stream may start with its one bad row.
 ROWS_BEFORE_STOPPING = 1000
+# Language tags that are told apart, should a file have a new one in every row.
+MAX_TAGS = 1000
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Problems:
         max_bad_fraction: the share of rows that may be bad. Absent ones do not count: half a data set on disk is
             smaller, not broken.
         quiet: log nothing; for counts that another one takes over with `update`, or that nobody asked for.
+        languages: that were asked for, where captions come with language tags; `tags` counts those in others.
     """
 
     source: str
@@ -35,6 +40,8 @@ class Problems:
     absences: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     quiet: bool = False
+    languages: Sequence[str] = ()
+    tags: Counter[str] = field(default_factory=Counter)
 
     def bad(self, reason: str, where: str) -> None:
         """Counts one bad row.
@@ -52,6 +59,10 @@ class Problems:
     def absent(self, reason: str, where: str) -> None:
         """Counts one row without something that need not be there, such as a photograph that was not downloaded."""
         self._count(self.absences, reason, where)
+
+    def other_language(self, tag: str) -> None:
+        """Counts a caption in a language that was not asked for."""
+        self.tags[tag if tag in self.tags or len(self.tags) < MAX_TAGS else "others"] += 1
 
     def total(self) -> int:
         """Everything that was counted, bad or absent."""
@@ -96,17 +107,23 @@ class Problems:
         self.rows += other.rows
         self.counts += other.counts
         self.absences += other.absences
+        self.tags += other.tags
         for reason, where in other.first.items():
             self._remember(reason, where)
         if other.counts:
             self._stop_above(self.max_bad_fraction * max(self.rows, ROWS_BEFORE_STOPPING))
 
     def table(self) -> str:
-        """One line per reason, most frequent first: how often, what, and the first of them; empty without any."""
+        """
+        One line per reason, most frequent first: how often, what, and the first of them. One more for all languages
+        that were not asked for. Empty without any.
+        """
         lines = []
         for counter in (self.counts, self.absences):
             for reason, count in counter.most_common():
                 lines.append(f"{count:>11,}  {reason}, first: {self.first[reason]}")
+        if self.tags:
+            lines.append(f"{self.tags.total():>11,}  {report_tags(self.tags, self.languages)}")
         return "\n".join([f"{self.source}: {self.rows:,} rows, of which", *lines]) if lines else ""
 
     def report(self) -> None:

@@ -12,10 +12,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -23,29 +25,29 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data_scripts.captions import caption_problem, report_tags, what_is
 from data_scripts.images import MISSING, BadImage, decode_base64, inside, read_image
 from data_scripts.problems import Problems
 from data_scripts.rows import is_text, row_features
-from processing_ccrk import normalize_caption
+from data_scripts.text import check_encoding, is_blank_line, numbered_lines
 
 logger = logging.getLogger(__name__)
 
 NOT_UTF8 = "line is not UTF-8"
 NOT_JSON = "line is no JSON"
-NOT_A_ROW = "line is no JSON object"
-NO_CAPTIONS = "caption is neither an object nor a list of them"
-NOT_TEXT = "caption is no text"
-EMPTY_CAPTION = "caption is empty"
-OTHER_CASE = "language tag in another case"
 NO_LANGUAGE = "no caption in the languages asked for"
 NO_IMAGE = "row without an image"
+
+SHARD_CONTENTS = "one JSON object on each line"
+# How gzip, bzip2, xz, Zstandard and zip begin.
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK\x03\x04")
 
 # Where the lines of the usable rows lie: number of the shard, length and offset in bytes.
 INDEX_TYPE = np.dtype([("shard", "<i4"), ("length", "<i4"), ("offset", "<i8")])
 
 
 class BadRow(ValueError):
-    """A line that cannot be used; `reason` is one of this module's constants."""
+    """A line that cannot be used; `reason` is the kind, in words that are the same for all of it."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -57,63 +59,84 @@ def find_shards(folder: str | os.PathLike, sets: Sequence[str] | None = None) ->
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: one holds no lines of text, but a JSON array or packed bytes.
     """
     shards = []
     for part in [Path(folder) / name for name in sets] if sets else [Path(folder)]:
-        found = sorted(part.rglob("part_*.data"))
+        found = sorted(path for path in part.rglob("part_*.data") if path.is_file())
         if not found:
-            raise FileNotFoundError(f"there is no part_*.data in {part}; data_dir should hold pre-training shards")
+            names = (path.name for path in part.rglob("*") if re.search(r"^part|\.data|\.jsonl?\b", path.name))
+            likely = sorted(islice(names, 5))
+            raise FileNotFoundError(
+                f"there is no part_*.data in {part}"
+                + (f", but {', '.join(likely)}" if likely else "")
+                + f"; data_dir should hold pre-training shards: files of that name, unpacked, with {SHARD_CONTENTS}"
+            )
         shards += found
+    for shard in shards:
+        check_shard(shard)
     return shards
+
+
+def check_shard(path: Path) -> None:
+    """Raises ValueError where a file begins as no shard does."""
+    with open(path, "rb") as file:
+        beginning = file.read(64)
+    if beginning.startswith(_PACKED):
+        raise ValueError(f"{path} is packed; unpack it, a shard is {SHARD_CONTENTS}")
+    cure = f"write it again with {SHARD_CONTENTS}"
+    check_encoding(path, beginning, cure)
+    if beginning.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
+        raise ValueError(f"{path} is a JSON array; {cure}")
 
 
 def parse_row(line: bytes) -> dict:
     """The JSON object of a line. Raises BadRow where it is none, or has no captions."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadRow(NOT_UTF8) from error
     except (ValueError, RecursionError) as error:  # a thousand brackets exceed what the parser nests
         raise BadRow(NOT_JSON) from error
     if not isinstance(row, dict):
-        raise BadRow(NOT_A_ROW)
-    captions = row.get("caption")
-    captions = captions if isinstance(captions, list) else [captions]
-    if not captions or not all(isinstance(caption, dict) for caption in captions):
-        raise BadRow(NO_CAPTIONS)
+        raise BadRow(f"line is {what_is(row)}, not a JSON object")
+    if "caption" not in row:
+        raise BadRow("caption is missing")
+    if row["caption"] == []:
+        raise BadRow("caption is an empty list")
+    for caption in caption_objects(row):
+        if not isinstance(caption, dict):
+            holds = "holds" if isinstance(row["caption"], list) else "is"
+            raise BadRow(f"caption {holds} {what_is(caption)}, not an object of language and text")
     return row
 
 
-def caption_problem(text: object) -> str | None:
-    """Why this is no caption, or None where it is one."""
-    if not is_text(text):
-        return NOT_TEXT
-    try:
-        normalize_caption(text, max_words=1)
-    except ValueError:
-        return EMPTY_CAPTION
-    return None
+def caption_objects(row: dict) -> list[dict[str, str]]:
+    """A parsed row's captions, each with its translations."""
+    return row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
 
 
-def read_captions(row: dict, languages: Sequence[str]) -> tuple[dict[str, list[str]], set[str]]:
+def read_captions(row: dict, languages: Sequence[str]) -> tuple[dict[str, list[str | None]], set[str]]:
     """The usable captions of a parsed row in each language, and the reasons why others are not.
+
+    Captions of equal position are of one object, and so translations of one another; None stands for one that is
+    missing where another follows.
 
     Raises:
         BadRow: there is no usable one.
     """
-    captions: dict[str, list[str]] = {language: [] for language in languages}
-    problems = set()
-    for caption in row["caption"] if isinstance(row["caption"], list) else [row["caption"]]:
-        for tag, text in caption.items():
-            if tag in captions:
-                if problem := caption_problem(text):
-                    problems.add(problem)
-                else:
-                    captions[tag].append(text)
-            elif tag.lower() in captions:
-                problems.add(OTHER_CASE)
-    if not any(captions.values()):
+    usable, problems = [], set()
+    for caption in caption_objects(row):
+        reasons = {language: caption_problem(caption[language]) for language in languages if language in caption}
+        problems.update(filter(None, reasons.values()))
+        if found := {language: caption[language] for language, reason in reasons.items() if reason is None}:
+            usable.append(found)
+    if not usable:
         raise BadRow(min(problems, default=NO_LANGUAGE))
+    captions = {language: [found.get(language) for found in usable] for language in languages}
+    for texts in captions.values():
+        while texts and texts[-1] is None:
+            texts.pop()
     return captions, problems
 
 
@@ -158,7 +181,7 @@ class ShardRows(torch.utils.data.Dataset):
 
     @property
     def features(self) -> datasets.Features:
-        return row_features(self.languages)
+        return row_features(self.languages, aligned=True)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -176,6 +199,7 @@ class ShardRows(torch.utils.data.Dataset):
             # Equal images share their id: by path, or else by content.
             "image_id": row["image_path"] if inline is None else hashlib.sha256(contents).hexdigest(),
             "captions": captions,
+            "aligned": True,
         }
 
     @classmethod
@@ -205,7 +229,7 @@ class ShardRows(torch.utils.data.Dataset):
             logger.warning("%s\nThis was counted once; delete %s to look again", report, index_file.parent)
         return cls(shards, np.load(index_file, mmap_mode="r"), languages, image_dir)
 
-    def captions(self) -> Iterator[dict[str, list[str]]]:
+    def captions(self) -> Iterator[dict[str, list[str | None]]]:
         """The captions of all rows in their order, without the pictures."""
         return (read_captions(self._parse(number), self.languages)[0] for number in range(len(self)))
 
@@ -233,10 +257,11 @@ def index_shards(
     Images must be there; whether they are whole is seen when they are decoded.
 
     Raises:
-        ValueError: more than `max_bad_fraction` is bad, or no row has a caption in one of the languages.
+        ValueError: more than `max_bad_fraction` is bad, no row has a caption in one of the languages, or a line is
+            too long (`data_scripts.text`).
         FileNotFoundError: none of the images is there.
     """
-    problems = Problems("pretraining", max_bad_fraction)
+    problems = Problems("pretraining", max_bad_fraction, languages=languages)
     columns = array("i"), array("i"), array("q")
     found = set()
     progress = tqdm(total=sum(map(os.path.getsize, shards)), unit="B", unit_scale=True, desc="indexing")
@@ -244,21 +269,22 @@ def index_shards(
         for shard, path in enumerate(shards):
             with open(path, "rb") as lines:
                 offset = 0
-                for number, line in enumerate(lines, start=1):
-                    problems.rows += 1
-                    if present := check_line(line, languages, image_dir, problems, f"{path} line {number}"):
-                        found |= present
-                        for column, value in zip(columns, (shard, len(line), offset), strict=True):
-                            column.append(value)
+                for number, line in numbered_lines(lines, path):
+                    if not is_blank_line(line):
+                        problems.rows += 1
+                        if present := check_line(line, languages, image_dir, problems, f"{path} line {number}"):
+                            found |= present
+                            for column, value in zip(columns, (shard, len(line), offset), strict=True):
+                                column.append(value)
                     offset += len(line)
                     progress.update(len(line))
     problems.check()
-    if not columns[0]:
+    if not columns[0] and (problems.counts or set(problems.absences) != {NO_LANGUAGE}):
         raise FileNotFoundError(f"pretraining: no usable row; is image_dir {image_dir} right?\n{problems.table()}")
     if unseen := [language for language in languages if language not in found]:
         raise ValueError(
-            f"pretraining: no caption in {', '.join(unseen)} in these shards; choose among the rows' languages, "
-            "or add some with data_scripts.translate"
+            f"pretraining: no caption in {', '.join(unseen)} in these shards; choose among the rows' languages, or "
+            f"add some with data_scripts.translate ({report_tags(problems.tags, languages)})"
         )
     index = np.empty(len(columns[0]), INDEX_TYPE)
     for name, column in zip(INDEX_TYPE.names, columns, strict=True):
@@ -270,6 +296,8 @@ def check_line(line: bytes, languages: Sequence[str], image_dir: str, problems: 
     """The languages of a usable row, none of one that is not; counts what is wrong."""
     try:
         row = parse_row(line)
+        for tag in (tag for caption in caption_objects(row) for tag in caption if tag not in languages):
+            problems.other_language(tag)
         captions, reasons = read_captions(row, languages)
         path, inline = image_source(row, image_dir)
         if inline is not None:

@@ -24,8 +24,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import M2M100ForConditionalGeneration, M2M100Tokenizer
 
+from data_scripts.captions import close_tags, is_close, is_usable
 from data_scripts.problems import Problems
-from data_scripts.shards import BadRow, caption_problem, find_shards, parse_row
+from data_scripts.shards import BadRow, caption_objects, find_shards, parse_row
+from data_scripts.text import is_blank_line, numbered_lines
 
 _decode = json.JSONDecoder().raw_decode
 _skip_separators = re.compile(r"[ \t\n\r,:]*").match
@@ -47,9 +49,7 @@ def find_gaps(line: bytes, source: str, languages: Sequence[str]) -> list[Gap]:
         BadRow: the line is no row, or has no caption in the language to translate from.
     """
     parse_row(line)
-    usable = [
-        (caption, end) for caption, end in _captions(line.decode()) if caption_problem(caption.get(source)) is None
-    ]
+    usable = [(caption, end) for caption, end in _captions(line.decode()) if is_usable(caption.get(source))]
     if not usable:
         raise BadRow(f"no usable caption in {source}")
     return [
@@ -109,7 +109,8 @@ class Translator:
         self.tokenizer = M2M100Tokenizer.from_pretrained(model)
         known = self.tokenizer.lang_code_to_id
         if unknown := [language for language in (source, *languages) if language not in known]:
-            raise ValueError(f"{model} does not know {', '.join(unknown)}; it knows {', '.join(known)}")
+            close = close_tags(unknown, known)
+            raise ValueError(f"{model} does not know {', '.join(unknown)}{close}; it knows {', '.join(known)}")
         self.tokenizer.src_lang = source
         self.model = M2M100ForConditionalGeneration.from_pretrained(model).to(device).eval()
         self.batch_size = batch_size
@@ -145,9 +146,14 @@ def translate_shard(
     source = translator.tokenizer.src_lang
     gaps = []
     with open(shard, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in numbered_lines(lines, shard):
+            if is_blank_line(line):
+                continue
             problems.rows += 1
             try:
+                for tag in (tag for caption in caption_objects(parse_row(line)) for tag in caption):
+                    if any(is_close(tag, language) for language in (source, *languages)):
+                        problems.other_language(tag)
                 gaps += find_gaps(line, source, languages)
             except BadRow as error:
                 problems.bad(error.reason, f"{shard} line {number}")
@@ -158,7 +164,7 @@ def translate_shard(
     unfinished = output.with_name(f"{output.name}.unfinished")
     # The lines are read again, not kept: with images inside, a shard may be larger than the memory.
     with open(shard, "rb") as lines, open(unfinished, "wb") as file:
-        for number, line in enumerate(lines, start=1):
+        for number, line in numbered_lines(lines, shard):
             try:
                 gaps = find_gaps(line, source, languages)
             except BadRow:  # counted above
@@ -195,7 +201,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.output} was begun with {earlier}; give the same, or another folder")
 
     translator = Translator(arguments.model, arguments.source, arguments.languages, arguments.batch_size, state.device)
-    problems = Problems("translate", arguments.max_bad_fraction)
+    languages = (arguments.source, *arguments.languages)
+    problems = Problems("translate", arguments.max_bad_fraction, languages=languages)
     with state.split_between_processes(shards) as share:
         for shard in tqdm(share, unit=" shards", position=1):
             output = arguments.output / shard.relative_to(arguments.input)

@@ -25,7 +25,6 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from data_scripts.annotations import (
-    WRONG_TYPE,
     AnnotatedImages,
     Annotation,
     AnnotationConfig,
@@ -34,7 +33,7 @@ from data_scripts.annotations import (
 )
 from data_scripts.images import MISSING, BadImage, decode_base64
 from data_scripts.problems import Problems
-from data_scripts.rows import is_text
+from data_scripts.text import BYTE_ORDER_MARK, BadField, numbered_lines, text_field
 
 HOMEPAGE = "https://github.com/e-bug/iglue"
 LANGUAGES = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi")
@@ -51,6 +50,7 @@ PUBLISHED_TEST = {
     "tr": (681, 721),
 }
 
+_MARK = BYTE_ORDER_MARK.encode()
 _ENTRY = np.dtype([("url", "<u8"), ("offset", "<i8")])
 
 
@@ -85,7 +85,9 @@ class WITConfig(AnnotationConfig):
             raise FileNotFoundError(
                 f"wit: there is no *.csv below {self.image_dir}; unpack the pixel files of WIT there"
             )
-        return {language: self.file(name.format(language), folder=folder) for language in self.languages}
+        return {
+            language: self.file(name.format(language), folder=folder, language=language) for language in self.languages
+        }
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
         return merge_by_image(self._read_files(problems), self.languages, problems)
@@ -93,11 +95,13 @@ class WITConfig(AnnotationConfig):
     def _read_files(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         for language, path in self.files.items():
             for entry, where in read_json_lines(path, problems, f"clone {HOMEPAGE} again"):
-                url, caption = entry.get("image_url"), entry.get("caption_reference_description")
-                if is_text(url) and (caption is None or is_text(caption)):
-                    yield url, language, [caption or ""], where
-                else:
-                    problems.bad(WRONG_TYPE, where)
+                field = "caption_reference_description"
+                try:
+                    # IGLUE's null is an empty caption.
+                    caption = "" if entry.get(field, 0) is None else text_field(entry, field)
+                    yield text_field(entry, "image_url"), language, [caption], where
+                except BadField as error:
+                    problems.bad(str(error), where)
 
     def published_counts(self) -> dict[str, int]:
         if self.split != "test" or len(self.languages) > 1 or self.languages[0] not in PUBLISHED_TEST:
@@ -124,7 +128,7 @@ class WIT(AnnotatedImages):
     A map-style data set copies the images that its rows need into the cache; a stream reads them from the CSV files.
     """
 
-    VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("1.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = WITConfig
 
     def check_images(self, *args, **kwargs) -> Iterator[tuple[Annotation, Line | None]]:
@@ -154,7 +158,7 @@ class WIT(AnnotatedImages):
 def _read(line: Line) -> tuple[bytes, bytes]:
     with open(line.path, "rb") as file:
         file.seek(line.offset)
-        url, _, rest = file.readline().rstrip(b"\r\n").partition(b"\t")
+        url, _, rest = file.readline().rstrip(b"\r\n").removeprefix(_MARK).partition(b"\t")
     return url, rest.partition(b"\t")[0]
 
 
@@ -184,8 +188,8 @@ def _make_index(path: Path, size: int) -> np.ndarray:
         desc=f"indexing {path.name}", total=size, unit="B", unit_scale=True, leave=False, delay=2, disable=None
     )
     with open(path, "rb") as file, progress:
-        for line in file:
-            keys.append(_key(line.partition(b"\t")[0].rstrip(b"\r\n")))
+        for _, line in numbered_lines(file, path):
+            keys.append(_key(line.removeprefix(_MARK).partition(b"\t")[0].rstrip(b"\r\n")))
             offsets.append(offset)
             offset += len(line)
             progress.update(len(line))

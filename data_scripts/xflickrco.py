@@ -19,16 +19,15 @@ from pathlib import Path
 import datasets
 
 from data_scripts.annotations import (
-    WRONG_TYPE,
     AnnotatedImages,
     Annotation,
     AnnotationConfig,
-    is_list_of_texts,
     merge_by_image,
     read_json_lines,
 )
+from data_scripts.captions import close_tags
 from data_scripts.problems import Problems
-from data_scripts.rows import is_text
+from data_scripts.text import BadField, text_field, texts_field
 
 HOMEPAGE = "https://github.com/e-bug/iglue"
 LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
@@ -72,13 +71,16 @@ class XFlickrCOConfig(AnnotationConfig):
         if self.shots is not None:
             language, shots = self.shots
             folder = self.folder_of("datasets/xFlickrCO/annotations")
-            return {language: self.file(f"train_{shots}.jsonl", folder=folder / language)}
+            return {language: self.file(f"train_{shots}.jsonl", folder=folder / language, language=language)}
         if self.split in STEMS:
             folder = self.folder_of("datasets/flickr30k/annotations")
             return {"en": self.file(f"{STEMS[self.split]}_ann.jsonl", folder=folder)}
         translated = "_machine-translate" if self.split == "test_gmt" else ""
         folder = self.folder_of(f"datasets/xFlickrCO/annotations{translated}")
-        return {language: self.file(f"{self.split}.jsonl", folder=folder / language) for language in self.languages}
+        return {
+            language: self.file(f"{self.split}.jsonl", folder=folder / language, language=language)
+            for language in self.languages
+        }
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
         return merge_by_image(self._read_files(problems), self.languages, problems)
@@ -86,9 +88,10 @@ class XFlickrCOConfig(AnnotationConfig):
     def _read_files(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         for language, path in self.files.items():
             for entry, where in read_json_lines(path, problems, f"clone {HOMEPAGE} again"):
-                image, captions = entry.get("img_path"), entry.get("sentences")
-                if not is_text(image) or not is_list_of_texts(captions):
-                    problems.bad(WRONG_TYPE, where)
+                try:
+                    image, captions = text_field(entry, "img_path"), texts_field(entry, "sentences")
+                except BadField as error:
+                    problems.bad(str(error), where)
                     continue
                 folder = "coco/val2014" if "COCO" in image else "flickr30k-images"
                 yield f"{folder}/{image}", language, captions, where
@@ -103,10 +106,12 @@ class XFlickrCOConfig(AnnotationConfig):
 
 
 def _parse_few_shot(few_shot: str) -> tuple[str, str]:
-    match = re.fullmatch(r"([a-z]{2}),(\d+(?:x\d+)?)", few_shot)
+    match = re.fullmatch(r"([^,]+),(\d+(?:x\d+)?)", few_shot)
     if match is None or match[1] not in LANGUAGES:
+        close = close_tags([match[1]], LANGUAGES) if match else ""
         raise ValueError(
             f"few_shot is LANGUAGE,SHOTS such as de,100 with a language of {', '.join(LANGUAGES)}, not {few_shot!r}"
+            + close
         )
     return match[1], match[2]
 
@@ -114,5 +119,5 @@ def _parse_few_shot(few_shot: str) -> tuple[str, str]:
 class XFlickrCO(AnnotatedImages):
     """Builds one split of xFlickr&CO; `data_scripts.load("xflickrco", …)` is the short way."""
 
-    VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("1.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = XFlickrCOConfig

@@ -1,5 +1,7 @@
 """COCO from tiny files of its publishers: splits, languages, folds, and what is wrong in the files."""
 
+import re
+
 import pytest
 from builders import jpeg, reports, write, write_json
 
@@ -129,9 +131,19 @@ def test_damaged_entries_are_counted(coco, caplog):
     write_json(coco / "annotations/karpathy/dataset_coco.json", {"images": [good, *bad]})
     (row,) = load(coco, "test", max_bad_fraction=1.0)
     assert row["captions"]["en"] == ["one"]
-    assert "8  field missing or of a wrong type, first: " in reports(caplog) and "image 2" in reports(caplog)
+    for reason, number in {
+        "entry is a number, not an object": 2,
+        "split is missing": 3,
+        "split is none of train, restval, val and test": 4,
+        "filename is null, not text": 5,
+        "sentences is text, not a list of objects": 6,
+        "raw is a number, not text": 7,
+        "entry is null, not an object": 8,
+        "cocoid is text, not a whole number": 9,
+    }.items():
+        assert re.search(rf"1  {reason}, first: .*dataset_coco.json image {number}\b", reports(caplog))
     assert "1  empty caption in en, first: " in reports(caplog)
-    with pytest.raises(ValueError, match=r"9 bad among 9 rows(?s:.*)field missing"):
+    with pytest.raises(ValueError, match=r"9 bad among 9 rows(?s:.*)split is missing"):
         load(coco, "test")
 
 

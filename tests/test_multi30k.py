@@ -256,7 +256,7 @@ def test_layout_of_the_research_code(release, caplog):
     train = load(release, **arguments)
     assert train["image_id"][:] == ["a", "b"]
     assert train[1]["captions"] == {"en": ["en b 1", "en b 2"], "cs": ["cs b 1", "cs b 2"]}
-    assert "2  field missing or of a wrong type, first: " in reports(caplog)[-1]
+    assert "2  caption is a number, not text or a list of texts, first: " in reports(caplog)[-1]
     (row,) = load(release, "test", **arguments)
     assert row["captions"] == {"en": ["one", "two"], "cs": ["one", "two"]}
     (folder / "train.en.json").write_text("[{]")

@@ -1,6 +1,7 @@
 """Pre-training shards: rows, bad input counted by reason, and reading them exactly once, from anywhere."""
 
 import base64
+import gzip
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import chain, islice
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -26,9 +28,10 @@ from torch.utils.data import DataLoader
 
 import data_scripts
 import train_pretrain
-from data_scripts import images, shards
+from data_scripts import captions, images, shards, text
 from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
+from processing_ccrk import CCRKProcessor
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, stable_id
 
 LANGUAGES = ["en", "de", "zh"]
@@ -154,18 +157,21 @@ class TestRows:
 # One line for each way to be wrong, and the reason that it is counted under.
 BAD_LINES = [
     (b'{"caption": {"en": "cut', shards.NOT_JSON),
-    (b"", shards.NOT_JSON),
     (b"[" * 100_000, shards.NOT_JSON),
     (b'{"caption": {"en": "\xff"}}', shards.NOT_UTF8),
-    (b'["a", "list"]', shards.NOT_A_ROW),
-    (row(0, caption="text"), shards.NO_CAPTIONS),
-    (row(0, caption=None), shards.NO_CAPTIONS),
-    (row(0, caption=[]), shards.NO_CAPTIONS),
-    (row(0, caption=[{"en": "one"}, "two"]), shards.NO_CAPTIONS),
-    (row(0, caption={"en": 3}), shards.NOT_TEXT),
-    (b'{"caption": {"en": "\\ud800"}, "image_path": "0.jpg"}', shards.NOT_TEXT),
-    (row(0, caption={"en": " ?! "}), shards.EMPTY_CAPTION),
-    (row(0, caption={"EN": "loud"}), shards.OTHER_CASE),
+    (b'["a", "list"]', "line is a list, not a JSON object"),
+    (row(0, caption="text"), "caption is text, not an object of language and text"),
+    (row(0, caption=None), "caption is null, not an object of language and text"),
+    ({"image_path": "0.jpg"}, "caption is missing"),
+    (row(0, caption=[]), "caption is an empty list"),
+    (row(0, caption=[{"en": "one"}, "two"]), "caption holds text, not an object of language and text"),
+    (row(0, caption={"en": 3}), "caption is a number, not text"),
+    (b'{"caption": {"en": NaN}, "image_path": "0.jpg"}', "caption is a number, not text"),
+    (row(0, caption={"en": ["a"]}), "caption is a list, not text"),
+    (b'{"caption": {"en": "\\ud800"}, "image_path": "0.jpg"}', "caption is half a surrogate pair, not text"),
+    (row(0, caption={"en": " ?! "}), captions.EMPTY),
+    (row(0, caption={"en": "\u200b", "de": "\u3000."}), captions.EMPTY),
+    (row(0, caption={"EN": "loud"}), shards.NO_LANGUAGE),
     (row(0, caption={"ko": "별"}), shards.NO_LANGUAGE),
     ({"caption": {"en": "no image"}}, shards.NO_IMAGE),
     (row(0, image_path=5), shards.NO_IMAGE),
@@ -180,9 +186,9 @@ BAD_LINES = [
 ]
 # Rows that stay, without the caption that is wrong.
 MENDED_LINES = [
-    (row(0, caption={"en": "", "de": "gut 100"}), shards.EMPTY_CAPTION),
-    (row(0, caption={"EN": "loud", "de": "gut 101"}), shards.OTHER_CASE),
-    (row(0, caption=[{"en": None}, {"de": "gut 102"}]), shards.NOT_TEXT),
+    (row(0, caption={"en": "", "de": "gut 100"}), captions.EMPTY),
+    (row(0, caption={"en": "\ufeff", "de": "gut 101"}), captions.EMPTY),
+    (row(0, caption=[{"en": None}, {"de": "gut 102"}]), "caption is null, not text"),
 ]
 # Images that turn out to be damaged when they are read.
 DAMAGED_LINES = [
@@ -200,7 +206,8 @@ def bad_folder(folder):
     (folder / "link").symlink_to(folder.parent)
     (folder / "page.jpg").write_text("<html>not found</html>")
     (folder / "zero.jpg").touch()
-    write(folder / "cc3m-mm-data-all/part_000.data", [line for line, _ in BAD_LINES + MENDED_LINES])
+    lines = [line for line, _ in BAD_LINES + MENDED_LINES]
+    write(folder / "cc3m-mm-data-all/part_000.data", [lines[0], b"", *lines[1:], b" \r"])  # blank lines do not count
     write(folder / "cc3m-mm-data-all/part_001.data", [*map(row, range(10)), *(line for line, _ in DAMAGED_LINES[:2])])
     write(
         folder / "sbu-mm-data-all/nested/part_0.data", [*map(row, range(9)), *(line for line, _ in DAMAGED_LINES[2:])]
@@ -213,12 +220,16 @@ class TestBadInput:
         rows = load(bad_folder, max_bad_fraction=0.9)
         assert len(rows) == 3 + 10 + 9 + 4
         table = caplog.messages[-1]
-        assert "pretraining: 50 rows, of which" in table and f"delete {bad_folder.parent}/cache/" in table
+        assert "pretraining: 53 rows, of which" in table and f"delete {bad_folder.parent}/cache/" in table
         expected = Counter(reason for _, reason in BAD_LINES + MENDED_LINES)
         counted = {
             reason: int(n)
             for n, reason in (line.split(", first:")[0].split("  ")[-2:] for line in table.splitlines()[1:-1])
         }
+        tags = (
+            "captions in languages not asked for: EN 1, ko 1; EN is close to en, which is asked for: rename it in the "
+        )
+        assert counted.pop(f"{tags}files, or ask for it by that name") == 2
         assert counted == expected
         assert f"{shards.NOT_UTF8}, first: {bad_folder}/cc3m-mm-data-all/part_000.data line 4" in table
         caplog.clear()
@@ -264,6 +275,127 @@ class TestBadInput:
         write(folder / "only/part_0.data", [row(0)])
         with pytest.raises(FileNotFoundError, match=r"is image_dir .*elsewhere right"):
             load(folder / "only", languages=["en"], image_dir=tmp_path / "elsewhere")
+
+    @pytest.mark.parametrize(
+        ("name", "contents", "message"),
+        [
+            (
+                "part-0.data",
+                b"{}",
+                r"no part_\*\.data in .*, but part-0\.data; .* one JSON object on each line",
+            ),
+            ("part_0.json", b"{}", r"no part_\*\.data in .*, but part_0\.json; .* one JSON object on each line"),
+            ("rows.jsonl.gz", b"", r"no part_\*\.data in .*, but rows\.jsonl\.gz; .* unpacked"),
+            ("notes.txt", b"", r"no part_\*\.data in [^,]*; data_dir should hold pre-training shards"),
+            (
+                "part_0.data",
+                b'\xef\xbb\xbf\n [\n{"caption": {}},',
+                r"part_0\.data is a JSON array; write it again",
+            ),
+            ("part_0.data", gzip.compress(b"{}\n"), r"part_0\.data is packed; unpack it"),
+            (
+                "part_0.data",
+                '{"caption": 1}'.encode("utf-16"),
+                r"part_0\.data is damaged or UTF-16, not UTF-8; save",
+            ),
+            ("part_0.data", '{"caption": 1}'.encode("utf-16-le"), r"part_0\.data is damaged or UTF-16-LE, not UTF-8"),
+            (
+                "part_0.data",
+                b" " * 600 + b"\n",
+                r"part_0\.data line 1 is longer than 512 bytes; is it a",
+            ),
+        ],
+    )
+    def test_a_folder_of_other_files_says_what_is_expected(self, tmp_path, name, contents, message, monkeypatch):
+        monkeypatch.setattr(text, "MAX_LINE_BYTES", 512)
+        (tmp_path / name).write_bytes(contents)
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
+            load(tmp_path)
+        assert "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_byte_order_marks_blank_lines_and_windows_line_ends(self, folder, streaming, caplog):
+        lines = [json.dumps(row(number), ensure_ascii=False) for number in range(4)]
+        contents = "\ufeff" + "\r\n\r\n".join(lines) + "\r\n  \n\n\ufeff" + json.dumps(row(4)) + "\n"
+        for shard in folder.rglob("part_*"):
+            shard.unlink()
+        (folder / "part_0.data").write_text(contents, newline="")
+        rows = load(folder, streaming)
+        assert [number_of(r) for r in rows] == [0, 1, 2, 3, 4] and caplog.records == []
+        assert rows[3]["captions"] == {"en": ["a red star 3"], "de": ["ein Stern 3"], "zh": ["星 3"]}
+
+    def test_tags_that_were_not_asked_for_are_counted_by_name(self, folder, caplog):
+        odd = [row(0, caption={"en": f"a {n}", tag: "星"}) for n, tag in enumerate(["zh-CN"] * 3 + ["cn", "ko", "de"])]
+        write(folder / "cc3m-mm-data-all/part_000.data", odd)
+        load(folder)
+        tags = (
+            "5  captions in languages not asked for: zh-CN 3, cn 1, ko 1; zh-CN is close to zh; cn is close to zh, "
+            "which is asked for: rename it in the files, or ask for it by that name"
+        )
+        assert tags in caplog.text
+        assert load(folder, languages=["cn"])[0]["captions"] == {"cn": ["星"]}
+
+    @pytest.mark.parametrize(
+        ("languages", "message"),
+        [
+            (["en", "zh-CN"], "no caption in zh-CN .*zh 40, ja 1; zh is close to zh-CN, which is asked for: rename"),
+            (
+                ["en", "zh", "jp"],
+                r"no caption in jp in these shards; .* not asked for: de 60, ja 1; ja is close",
+            ),
+        ],
+    )
+    def test_a_language_without_any_caption_names_the_tag_that_is_close(self, folder, languages, message):
+        write(folder / "more/part_0.data", [row(0, caption={"ja": "星"})])
+        with pytest.raises(ValueError, match=message):
+            load(folder, languages=languages)
+
+
+class TestAlignment:
+    """A row with a list of caption objects: what is drawn together is from one of them."""
+
+    OBJECTS = (
+        {"en": "en zero", "de": "de zero", "zh": "zh zero"},
+        {"en": "?!", "ko": "one"},  # unusable as a whole
+        {"en": "en two", "de": "\u200b", "zh": "zh two"},
+        {"de": "de three"},
+    )
+
+    @pytest.mark.parametrize("streaming", [True, False])
+    def test_a_draw_is_one_object(self, folder, streaming, processor):
+        write(folder / "more/part_0.data", [row(0, caption=self.OBJECTS)])
+        rows = load(folder, streaming)
+        (aligned,) = [row for row in rows if "en zero" in row["captions"]["en"]]
+        assert aligned["captions"] == {
+            "en": ["en zero", "en two"],
+            "de": ["de zero", None, "de three"],
+            "zh": ["zh zero", "zh two"],
+        }
+        collator = CCRKCollator(processor, LANGUAGES)
+        drawn = [draw(collator, aligned) for collator.epoch[()] in range(300)]
+        assert drawn == [draw(collator, aligned) for collator.epoch[()] in range(300)], "by seed, epoch and image"
+        assert set(drawn) == {
+            ("en zero", "de zero", "zh zero"),
+            ("en two", None, "zh two"),
+            (None, "de three", None),
+        }
+        assert min(Counter(drawn).values()) > 70, "each as often as the others"
+        one = replace(collator, one_language=True)
+        assert {draw(one, aligned)[0] for one.epoch[()] in range(100)} == {
+            "en zero", "de zero", "zh zero", "en two", "zh two", "de three"
+        }  # fmt: skip
+
+    def test_independent_captions_are_drawn_by_themselves(self, folder, processor):
+        captions = {language: [f"{language} zero", f"{language} one"] for language in ("en", "de")}
+        independent = {"image": {"path": str(folder / "0.jpg"), "bytes": None}, "image_id": "0", "captions": captions}
+        collator = CCRKCollator(processor, ["en", "de"])
+        assert len({draw(collator, independent) for collator.epoch[()] in range(60)}) == 4
+
+
+def draw(collator: CCRKCollator, row: dict) -> tuple[str | None, ...]:
+    """The captions that reach the processor, None where one is masked."""
+    with patch.object(CCRKProcessor, "__call__", lambda self, images, text: {"text": text}):
+        return tuple(collator([row])["text"][0])
 
 
 json_values = st.recursive(
@@ -323,7 +455,8 @@ def test_fuzzed_lines_are_rows_or_counted(line, fuzz_folder):
     else:
         assert read["image"].mode == "RGB"
     assert {language for language, texts in read["captions"].items() if texts} == languages
-    assert all(text.encode() and text.strip() for texts in read["captions"].values() for text in texts)
+    texts = chain(*read["captions"].values())
+    assert all(text is None or (text.encode() and text.strip()) for text in texts)
 
 
 @pytest.fixture(scope="module")

@@ -685,7 +685,7 @@ def test_checkpoints_that_scripts_cannot_use(recipe, swin_folder, tiny_model, pr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["k_test"] == 0
 
 
-def test_rows_without_usable_captions_are_counted(processor, caplog):
+def test_rows_without_usable_captions_are_counted(caplog):
     from recipe_ccrk import keep_usable_rows
 
     rows = [
@@ -693,7 +693,7 @@ def test_rows_without_usable_captions_are_counted(processor, caplog):
         for i, texts in enumerate([["a star"], ["..."], []])
     ]
     dataset = datasets.Dataset.from_list(rows, features=row_features(["en"]))
-    assert len(keep_usable_rows(dataset, processor)) == 1
+    assert len(keep_usable_rows(dataset)) == 1
     assert "2 of 3 rows left out: no usable caption" in caplog.text
     with pytest.raises(ValueError, match="no row has a usable caption"):
-        keep_usable_rows(dataset.select([1, 2]), processor)
+        keep_usable_rows(dataset.select([1, 2]))

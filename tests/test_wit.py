@@ -124,7 +124,8 @@ def test_bad_lines_are_counted(iglue, caplog):
     text = reports(caplog)
     assert "1  image is no base64, first: " in text and "a.csv at byte" in text
     assert "2  image of zero bytes" in text and "1  not an image" in text
-    assert "1  broken JSON line" in text and "2  field missing or of a wrong type" in text
+    assert "1  broken JSON line" in text and "1  image_url is null, not text" in text
+    assert "1  caption_reference_description is a list, not text" in text
     assert "1  empty caption in en, first: " in text
 
 

@@ -122,7 +122,8 @@ def test_bad_lines_are_counted(iglue, caplog):
     assert row["image_id"] == FLICKR, "a row without any caption is left out"
     text = reports(caplog)
     assert "2  broken JSON line, first: " in text and "de/test.jsonl line 2" in text
-    assert "4  field missing or of a wrong type, first: " in text
+    assert "1  line is text, not an object" in text and "1  sentences is text, not a list of texts" in text
+    assert "1  img_path is a number, not text" in text and "1  img_path is missing" in text
     assert "1  empty caption in de, first: " in text and "de/test.jsonl line 8" in text
     with pytest.raises(ValueError, match="7 bad among 8 rows"):
         load(iglue, languages=["de"])

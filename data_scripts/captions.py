@@ -1,0 +1,107 @@
+"""What a caption is, and what its language is called: one answer for data sets, training and evaluation."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+
+from data_scripts.rows import is_text
+from processing_ccrk import normalize_caption
+
+EMPTY = "caption is empty"
+MAX_NAMED = 20  # language tags in a message
+
+# ISO 639-1, then what people write instead: ISO 639-3 (of its members, where it is a group of languages), the
+# bibliographic code, deprecated ones, country codes, and the English name.
+_CODES = """
+af afr afrikaans | am amh amharic | ar ara arb arabic | az aze azj azerbaijani | be bel belarusian
+bg bul bulgarian | bn ben bengali bangla | bs bos bosnian | ca cat catalan | cs ces cze cz czech | cy cym wel welsh
+da dan dk danish | de deu ger german | el ell gre gr greek | en eng english | es spa spanish castilian
+et est ekk estonian | eu eus baq basque | fa fas per pes persian farsi | fi fin finnish | fr fra fre french
+ga gle irish | gl glg galician | gu guj gujarati | ha hau hausa | he heb iw hebrew | hi hin hindi
+hr hrv scr croatian | ht hat haitian | hu hun hungarian | hy hye arm armenian | id ind in indonesian | ig ibo igbo
+is isl ice icelandic | it ita italian | ja jpn jp japanese | jv jav jw javanese | ka kat geo georgian
+kk kaz kazakh | km khm khmer | kn kan kannada | ko kor kr korean | lb ltz luxembourgish | ln lin lingala
+lo lao | lt lit lithuanian | lv lav lvs latvian | mg mlg plt malagasy | mk mkd mac macedonian
+ml mal malayalam | mn mon khk mongolian | mr mar marathi | ms msa may zsm malay | my mya bur burmese
+ne nep npi nepali | nl nld dut dutch flemish | no nor nob nb nno nn norwegian | or ori ory odia | pa pan punjabi
+pl pol polish | ps pus pbt pashto | pt por portuguese | ro ron rum mo romanian moldovan | ru rus russian
+sd snd sindhi | si sin sinhala | sk slk slo slovak | sl slv slovenian | so som somali | sq sqi alb als albanian
+sr srp scc serbian | su sun sundanese | sv swe swedish | sw swa swh swahili | ta tam tamil | te tel telugu
+th tha thai | tl tgl fil tagalog filipino | tr tur turkish | uk ukr ua ukrainian | ur urd urdu
+uz uzb uzn uzbek | vi vie vn vietnamese | wo wol wolof | xh xho xhosa | yi yid ydd ji yiddish | yo yor yoruba
+zh zho chi cmn yue cn chinese mandarin cantonese | zu zul zulu
+"""
+_CODE_OF = {alias: code for code, *aliases in map(str.split, re.split(r"[|\n]", _CODES.strip())) for alias in aliases}
+
+
+def what_is(value: object) -> str:
+    """A JSON value's kind, in words for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "text" if is_text(value) else "half a surrogate pair"
+    return {list: "a list", dict: "an object"}.get(type(value), f"a {type(value).__name__}")
+
+
+def caption_problem(caption: object) -> str | None:
+    """Why this is no caption, or None where it is one: text of which the published normalisation leaves anything.
+
+    The same for every data set and every model, so that all train on, rank and count the same captions.
+    """
+    if not is_text(caption):
+        return f"caption is {what_is(caption)}, not text"
+    try:
+        normalize_caption(caption, max_words=1)
+    except ValueError:
+        return EMPTY
+    return None
+
+
+def is_usable(caption: object) -> bool:
+    return caption_problem(caption) is None
+
+
+def is_close(tag: str, language: str) -> bool:
+    """Whether two language tags differ and still mean one language: `zh-CN`, `ZH`, `cmn`, `cn` and `Chinese`."""
+    return tag != language and _primary(tag) == _primary(language)
+
+
+@lru_cache(maxsize=1024)
+def _primary(tag: str) -> str:
+    """The language of a tag, without script, region or number, by its two letters where those are known."""
+    letters = re.search(r"[a-z]+", tag.lower())
+    return _CODE_OF.get(letters[0], letters[0]) if letters else tag
+
+
+def close_tags(languages: Iterable[str], tags: Iterable[str]) -> str:
+    """The end of a sentence that says which of `tags` are close to one of `languages`; empty where none is."""
+    tags = list(tags)
+    pairs = [(tag, language) for language in languages for tag in tags if is_close(tag, language)]
+    return "".join(f"; {_shown(tag)} is close to {_shown(language)}" for tag, language in pairs)
+
+
+def report_tags(tags: Counter[str], languages: Iterable[str]) -> str:
+    """Names the tags of captions in languages that were not asked for, and the cure where one is close to `languages`.
+
+    Args:
+        tags: how often each occurs.
+        languages: that were asked for.
+    """
+    if not tags:
+        return "there are none in languages not asked for"
+    names = [f"{_shown(tag)} {count:,}" for tag, count in tags.most_common(MAX_NAMED)]
+    if len(tags) > MAX_NAMED:
+        names.append(f"{len(tags) - MAX_NAMED:,} more")
+    close = close_tags(languages, tags)
+    cure = ", which is asked for: rename it in the files, or ask for it by that name" if close else ""
+    return f"captions in languages not asked for: {', '.join(names)}{close}{cure}"
+
+
+def _shown(tag: str) -> str:
+    """A tag as a message can hold it, whatever a file says."""
+    return tag if re.fullmatch(r"[\w-]{1,35}", tag) else ascii(tag[:35])

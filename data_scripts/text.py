@@ -1,0 +1,111 @@
+"""Text files as people have them: with a byte-order mark, Windows line ends or none of it, and within a bound."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_scripts.captions import what_is
+from data_scripts.rows import is_text
+
+# Bytes of a whole annotation file, unpacked: the largest known, of WIT and COCO, have a third of it. It is held in
+# memory.
+MAX_FILE_BYTES = 2 << 30
+# Bytes of one line of a shard or a table, which may hold a picture.
+MAX_LINE_BYTES = 256 << 20
+BYTE_ORDER_MARK = "\ufeff"
+_BLOCK = 1 << 20
+
+
+class BadField(ValueError):
+    """A field that is missing or of a wrong type; the message says which, and is the same for all of its kind."""
+
+
+def read_text(path: Path, cure: str) -> str:
+    """A UTF-8 file, gzipped or not, without its byte-order mark.
+
+    Raises:
+        ValueError: it is damaged, of another encoding, or larger than `MAX_FILE_BYTES`; with the cure.
+    """
+    blocks, size = [], 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                size += len(block)
+                if size > MAX_FILE_BYTES:
+                    raise ValueError(
+                        f"{path} holds more than {MAX_FILE_BYTES:,} bytes of text, more than is read; {cure}"
+                    )
+                blocks.append(block)
+        contents = b"".join(blocks)
+        check_encoding(path, contents, cure)
+        return contents.decode("utf-8-sig")
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {cure}") from error
+
+
+def check_encoding(path: Path, beginning: bytes, cure: str) -> None:
+    """Raises ValueError where a file begins as UTF-16 or UTF-32 does, with a byte-order mark or without."""
+    encoding = json.detect_encoding(beginning)
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"{path} is damaged or {encoding.upper()}, not UTF-8; save it as UTF-8, or {cure}")
+
+
+def read_lines(path: Path, cure: str) -> list[str]:
+    """All lines of a file, the blank ones too: files that go together line by line stay aligned."""
+    text = read_text(path, cure)
+    # Not splitlines(): it also breaks at rare characters inside a caption, and files would no longer align.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    # Files that were joined to one have a mark in their midst.
+    return [line.removeprefix(BYTE_ORDER_MARK).removesuffix("\r") for line in lines]
+
+
+def is_blank_line(line: bytes) -> bool:
+    return not line.removeprefix(BYTE_ORDER_MARK.encode()).strip()
+
+
+def numbered_lines(file: BinaryIO, path: Path | str) -> Iterator[tuple[int, bytes]]:
+    """Every line with its number from 1; ValueError at one that is longer than `MAX_LINE_BYTES`."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            raise ValueError(
+                f"{path} line {number} is longer than {MAX_LINE_BYTES:,} bytes; is it a file of lines, and whole?"
+            )
+        yield number, line
+
+
+def text_field(entry: Any, name: str) -> str:
+    """A field that is text. Raises BadField."""
+    value = _field(entry, name)
+    if not is_text(value):
+        raise BadField(f"{name} is {what_is(value)}, not text")
+    return value
+
+
+def texts_field(entry: Any, name: str, expected: str = "a list of texts") -> list[str]:
+    """A field that is a list of texts. Raises BadField."""
+    values = typed_field(entry, name, list, expected)
+    for value in values:
+        if not is_text(value):
+            raise BadField(f"{name} holds {what_is(value)}, not texts alone")
+    return values
+
+
+def typed_field(entry: Any, name: str, kind: type, expected: str) -> Any:
+    """A field of a type, which `expected` has in words. Raises BadField."""
+    value = _field(entry, name)
+    if not isinstance(value, kind):
+        raise BadField(f"{name} is {what_is(value)}, not {expected}")
+    return value
+
+
+def _field(entry: Any, name: str) -> Any:
+    if not isinstance(entry, dict):
+        raise BadField(f"entry is {what_is(entry)}, not an object")
+    if name not in entry:
+        raise BadField(f"{name} is missing")
+    return entry[name]
