@@ -195,3 +195,18 @@ def test_mistakes_end_in_one_line(shards, model, tmp_path, monkeypatch):
     assert "would be taken for untranslated" in message(output=shards / "out")
     assert "more than max_bad_fraction 0.01" in message("--max_bad_fraction", 0.01)
     assert "was begun with" in message("--languages", "ko")
+
+
+def test_other_names_of_a_language_are_named(tmp_path, model, monkeypatch, caplog):
+    """A row that has `ko` by another name gets a second one, and the log says so; a mark and blank lines are kept."""
+    lines = "\ufeff" + "\r\n\r\n".join(['{"caption": {"en": "a cat", "KO": "고양이", "fr": "chat"}}'] * 3)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/part_0.data").write_text(lines, newline="")
+    call(tmp_path / "in", tmp_path / "out", model, monkeypatch)
+    assert "3 rows, of which" in caplog.text
+    assert "3  captions in languages not asked for: KO 3; KO is close to ko, which is asked for: rename" in caplog.text
+    translated = (tmp_path / "out/part_0.data").read_bytes().decode()
+    assert translated.startswith('\ufeff{"caption": {"en": "a cat", "KO": "고양이", "fr": "chat", "ko": ')
+    assert translated.count("\r\n\r\n") == 2
+    with pytest.raises(SystemExit, match="does not know ko_KR; ko is close to ko_KR; it knows"):
+        call(tmp_path / "in", tmp_path / "other", model, monkeypatch, "--languages", "ko_KR")
