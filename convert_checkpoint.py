@@ -13,13 +13,14 @@ Files of pre-training (.th) become a CCRKForPreTraining, those of fine-tuning (.
 Swin the image encoder to start from (train_pretrain.py --vision_model).
 Every tensor of the file is mapped, or compared with what the model computes in its place; anything else is an error,
 and nothing is written. Nothing is unpickled but tensors, plain containers and the NumPy types of the random state.
+A file's checksums are compared; files of torch before 1.6 have none, and their SHA-256 is printed to compare by hand.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
-import pickle
 import pickletools
 import re
 import warnings
@@ -32,11 +33,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, SwinConfig, SwinModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, SwinConfig, SwinModel
 
 import ccrk
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
 from errors_ccrk import one_line_errors
+from files_ccrk import check_output_folder, open_model, open_pretrained, written_whole
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
 from resize_ccrk import resize_image_encoder
@@ -82,39 +84,92 @@ NUMPY_RANDOM_STATE = [
 ]
 
 
+PARTS = ("vision_config", "text_config")
+# Levels that DistributedDataParallel and torch.compile put in front of every name.
+WRAPPERS = ("module.", "_orig_mod.")
+# XLM-R's, whatever the size; <mask> is the last.
+SPECIAL_TOKENS = {"bos_token": 0, "pad_token": 1, "eos_token": 2, "unk_token": 3}
+
+
+def is_zip(path: Path) -> bool:
+    """Whether torch takes a file for a zip; its format before version 1.6 is a row of pickles and numbers."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
 def load_published(path: Path) -> dict:
-    """The published file's dictionary, its tensors left on disk until used; nothing that it might hold is run."""
-    is_zip = zipfile.is_zipfile(path)
-    try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(NUMPY_RANDOM_STATE):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    # What unpickling raises on damaged files, by Python's documentation, and what torch adds.
-    except (pickle.UnpicklingError, AttributeError, EOFError, LookupError, RuntimeError, ValueError) as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        name = found[1] if found else None if is_zip else _first_global(path)
-        what = f"holds {name}, which is neither a tensor nor a plain container" if name else "is no whole checkpoint"
-        raise ValueError(
-            f"{path} {what}; it was not opened. Get it anew, or ask its author for the weights"
-        ) from error
+    """The published file's dictionary, its tensors left on disk until used; nothing that it might hold is run.
+
+    Raises:
+        ValueError: the file is damaged, or holds anything but tensors under 'model'.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a published file, or convert it with --to_original")
+    zipped = is_zip(path)
+    if zipped and (damage := _what_is_damaged(path)):
+        raise ValueError(f"{path} is no whole checkpoint ({damage}); it was not opened. Get it anew")
+    with path.open("rb") as file:
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(NUMPY_RANDOM_STATE):
+                content = torch.load(path if zipped else file, map_location="cpu", weights_only=True, mmap=zipped)
+        except MemoryError:
+            raise
+        except Exception as error:  # there is no end to what unpickling raises on damaged files
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            name = found[1] if found else None if zipped else _first_global(path)
+            what = (
+                f"holds {name}, which is neither a tensor nor a plain container" if name else "is no whole checkpoint"
+            )
+            raise ValueError(
+                f"{path} {what}; it was not opened. Get it anew, or ask its author for the weights"
+            ) from error
+        if not zipped and (beyond := path.stat().st_size - file.tell()):
+            raise ValueError(f"{path} is no whole checkpoint ({beyond} bytes follow its last tensor); get it anew")
     state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise ValueError(
             f"{path} has no tensors under 'model'; a published checkpoint such as checkpoint_best.pth has"
         )
-    return content
+    check_finite(state, path)
+    while prefix := next((p for p in WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return content | {"model": state}
+
+
+def _what_is_damaged(path: Path) -> str | None:
+    """What a zip's checksums, which torch does not compare, say of it; None where it is whole."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+            if len({entry.filename for entry in entries}) < len(entries):
+                return "two of its entries have one name"
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                return "its entries are compressed, which torch does not write"
+            damaged = file.testzip()
+    except Exception as error:  # zipfile has several, and on damaged files others come through
+        return str(error)
+    return damaged and f"{damaged} is not as its checksum says"
+
+
+def check_finite(state: dict[str, Tensor], path: Path) -> None:
+    """ValueError where a tensor holds NaN or infinity; looked at in pieces, which take no memory to speak of."""
+    for name, tensor in state.items():
+        if not all(bool(piece.isfinite().all()) for piece in tensor.flatten().split(1 << 22)):
+            raise ValueError(f"{path} is damaged: {name} holds values that are no numbers; get it anew")
 
 
 def _first_global(path: Path) -> str | None:
     """The first object that a plain pickle would import, which torch does not name for today's pickle protocols."""
     strings = []
-    try:
-        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+    with path.open("rb") as file, contextlib.suppress(ValueError):  # not a pickle
+        for operation, argument, _ in pickletools.genops(file):
             if operation.name == "STACK_GLOBAL":
                 return ".".join(strings[-2:])
             if isinstance(argument, str):
                 strings.append(argument)
-    except ValueError:  # not a pickle
-        return None
+    return None
 
 
 def _count(names, pattern: str) -> int:
@@ -180,7 +235,14 @@ def read_config(content: dict, overrides: dict) -> CCRKConfig:
         }
         | {name: value for name, value in overrides.items() if name not in ("vision_config", "text_config")}
     )
-    stated = content.get("config") or {}
+    known = CCRKConfig(vision_config={"model_type": "swin"}, text_config={"model_type": "xlm-roberta"}).to_dict()
+    for fields, place, names in (
+        (overrides, "", known),
+        *((overrides.get(part, {}), f"{part}.", known[part]) for part in PARTS),
+    ):
+        if unknown := [f"{place}{name}" for name in fields if name not in names]:
+            raise ValueError(f"there is no {', '.join(unknown)} in CCRKConfig; mend the file of --config")
+    stated = content["config"] if isinstance(content.get("config"), dict) else {}
     for name, size in published_config(config).items():
         if stated.get(name, size) != size:
             raise ValueError(f"the file states {name} {stated[name]}, but its tensors are those of {name} {size}")
@@ -315,46 +377,83 @@ def checksums(model: PreTrainedModel, description: str) -> dict[str, str]:
     }
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CCRKConfig, name: str) -> None:
+    """ValueError where its ids cannot be those that a checkpoint was trained with: each must have a word embedding."""
+    cure = "give the tokenizer that it was trained with, such as FacebookAI/xlm-roberta-large"
+    vocab_size = config.text_config.vocab_size
+    if len(tokenizer) != vocab_size:
+        raise ValueError(f"{name} has {len(tokenizer)} tokens, the checkpoint {vocab_size}; {cure}")
+    for token, expected in (SPECIAL_TOKENS | {"mask_token": vocab_size - 1}).items():
+        if (found := getattr(tokenizer, f"{token}_id", None)) != expected:
+            raise ValueError(f"{name} has {token} {found}, the checkpoint {expected}; {cure}")
+
+
+def read_overrides(path: Path | None) -> dict:
+    """The fields of CCRKConfig in a JSON file."""
+    try:
+        overrides = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
+    parts = [overrides, *(overrides.get(name, {}) for name in PARTS)] if isinstance(overrides, dict) else [overrides]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(
+            f'{path} must hold fields of CCRKConfig, such as {{"text_config": {{"num_attention_heads": 16}}}}'
+        )
+    return overrides
+
+
 def to_transformers(arguments: argparse.Namespace) -> None:
     """From the command line's published file to a folder, which is then opened and compared."""
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise ValueError(f"{arguments.output} is a file; name a folder to write")
-    overrides = json.loads(arguments.config.read_text()) if arguments.config else {}
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer) if arguments.tokenizer else None
+    output = arguments.output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; name a folder to write")
+    if output.exists() and any(output.iterdir()):  # its files would be taken for the checkpoint's
+        raise ValueError(f"{output} is not empty; name a new folder, or empty it")
+    check_output_folder(output.absolute().parent)
+    overrides = read_overrides(arguments.config)
+    tokenizer = open_pretrained(AutoTokenizer, arguments.tokenizer) if arguments.tokenizer else None
     content = load_published(arguments.checkpoint)
     if "patch_embed.proj.weight" in content["model"]:
-        return swin_to_transformers(content, arguments)
-    model = convert(content, overrides)
-    names = list(content["model"])
-    if tokenizer is not None and len(tokenizer) > model.config.text_config.vocab_size:
-        vocab_size = model.config.text_config.vocab_size
-        raise ValueError(
-            f"{arguments.tokenizer} has {len(tokenizer)} tokens, the checkpoint {vocab_size}; "
-            "give the tokenizer that it was trained with"
-        )
+        if any(getattr(arguments, name) for name in OPTIONS):
+            raise ValueError(f"{arguments.checkpoint} is an image encoder alone and takes no option")
+        model, options = convert_swin(content), {"add_pooling_layer": False}
+    else:
+        model, options = convert(content, overrides), {}
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, model.config, arguments.tokenizer)
     if arguments.image_size is not None:
         resize_image_encoder(model, arguments.image_size)
-    head, image_size = type(model), model.config.vision_config.image_size
-    written = checksums(model, "adding up")
-    model.save_pretrained(arguments.output)
-    if tokenizer is not None:
-        max_words, max_length = arguments.max_words or 40, arguments.max_length or 40
-        processor = CCRKProcessor(published_image_processor(image_size), tokenizer, max_words, max_length)
-        processor.save_pretrained(arguments.output)
-    del content, model  # so that the check needs no second copy in memory
-
-    loaded, info = head.from_pretrained(arguments.output, output_loading_info=True)
-    if any(info.values()) or checksums(loaded, "checking") != written:
-        raise ValueError(f"{arguments.output} does not open with the tensors of {arguments.checkpoint}; do not use it")
+    head, names, written = type(model), list(content["model"]), checksums(model, "adding up")
+    image_size = (model.config if head is SwinModel else model.config.vision_config).image_size
+    with written_whole(output) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            max_words, max_length = arguments.max_words or 40, arguments.max_length or 40
+            processor = CCRKProcessor(published_image_processor(image_size), tokenizer, max_words, max_length)
+            processor.save_pretrained(folder)
+        del content, model  # so that the check needs no second copy in memory
+        loaded, _ = open_model(head, folder, **options)
+        if checksums(loaded, "checking") != written:
+            raise ValueError(f"{output} does not open with the tensors of {arguments.checkpoint}; nothing was written")
     print_not_needed(names)
-    if tokenizer is None:
-        print("no tokenizer: AutoProcessor opens the folder once --tokenizer FacebookAI/xlm-roberta-large is given")
-    with (arguments.output / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if tokenizer is None and head is not SwinModel:
+        print(
+            "no tokenizer: convert with --tokenizer FacebookAI/xlm-roberta-large for a folder that AutoProcessor opens"
+        )
+    if not is_zip(arguments.checkpoint):
+        print(
+            f"{arguments.checkpoint} is of torch before 1.6 and holds no checksums to find damage by; compare its "
+            f"SHA-256 with that of its source: {sha256(arguments.checkpoint)}"
+        )
     print(
         f"{head.__name__}, {image_size} px, {loaded.num_parameters():,} parameters, checked by loading; "
-        f"SHA-256 of {arguments.output / 'model.safetensors'}: {digest}"
+        f"SHA-256 of {output / 'model.safetensors'}: {sha256(output / 'model.safetensors')}"
     )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def print_not_needed(names: list[str]) -> None:
@@ -366,41 +465,29 @@ def print_not_needed(names: list[str]) -> None:
         print(f"not needed: {' and '.join(classifier)}, the classifier of a Swin")
 
 
-def swin_to_transformers(content: dict, arguments: argparse.Namespace) -> None:
-    """From a Swin's file to a folder, which is then opened and compared."""
-    if any(getattr(arguments, name) for name in OPTIONS):
-        raise ValueError(f"{arguments.checkpoint} is an image encoder alone and takes no option")
-    model = convert_swin(content)
-    model.save_pretrained(arguments.output)
-    loaded = SwinModel.from_pretrained(arguments.output, add_pooling_layer=False)
-    if checksums(loaded, "checking") != checksums(model, "adding up"):
-        raise ValueError(f"{arguments.output} does not open with the tensors of {arguments.checkpoint}; do not use it")
-    print_not_needed(list(content["model"]))
-    print(f"SwinModel, {model.config.image_size} px, {model.num_parameters():,} parameters, checked by loading")
-
-
 def to_original(arguments: argparse.Namespace) -> None:
     """From the command line's folder to a file that the research code opens."""
     if arguments.output.exists():
         raise ValueError(f"{arguments.output} exists; name a file to write")
-    config = AutoConfig.from_pretrained(arguments.checkpoint)
-    head = getattr(ccrk, (config.architectures or ["none"])[0], None)
+    check_output_folder(arguments.output.absolute().parent)
+    config = open_pretrained(AutoConfig, arguments.checkpoint)
+    head = getattr(ccrk, str((config.architectures or ["none"])[0]), None)
     if config.model_type != "ccrk" or head not in (CCRKForPreTraining, CCRKForImageTextRetrieval):
         raise ValueError(
             f"{arguments.checkpoint} holds {config.architectures}; the research code opens a CCRKForPreTraining or a "
             "CCRKForImageTextRetrieval"
         )
-    model = head.from_pretrained(arguments.checkpoint)
+    model, _ = open_model(head, arguments.checkpoint)
     if model.config.position_ids_start != 0 or model.config.vision_config.model_type != "swin":
         raise ValueError(
             f"{arguments.checkpoint} starts positions at {model.config.position_ids_start} and sees by "
             f"{model.config.vision_config.model_type}; the research code knows 0 and swin alone"
         )
     state = dict(published_tensors(model))
-    torch.save({"model": state, "config": published_config(model.config)}, arguments.output)
-    with arguments.output.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    print(f"{model.num_parameters():,} parameters; SHA-256 of {arguments.output}: {digest}")
+    check_finite(state, arguments.checkpoint)
+    with written_whole(arguments.output) as path:
+        torch.save({"model": state, "config": published_config(model.config)}, path)
+    print(f"{model.num_parameters():,} parameters; SHA-256 of {arguments.output}: {sha256(arguments.output)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,18 +1,66 @@
-"""How the scripts end when their input is wrong."""
+"""What the scripts print: one line for a mistake in their input, and no control characters from files and names."""
 
 import contextlib
+import logging
+import re
 import sys
 from collections.abc import Iterator
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers.utils import logging as transformers_logging
+
+
+def printable(text: object) -> str:
+    r"""
+    A text whose control and format characters are shown (`\x1b`, `\u202e`) and not obeyed, lines kept: a terminal
+    takes commands from what is printed, and names in data files are anybody's.
+    """
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in str(text)
+    )
+
+
+def one_line(text: object) -> str:
+    """A text on one line, printable."""
+    return printable(re.sub(r"\s*\n\s*", " ", str(text).strip()))
+
+
+class PrintableFormatter(logging.Formatter):
+    """What another formatter makes of a message, printable."""
+
+    def __init__(self, formatter: logging.Formatter):
+        self.formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(self.formatter.format(record))
+
+
+def log_to_screen(level: int = logging.INFO) -> None:
+    """Sends messages from `level` on to stderr, printable, those of transformers included."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(logging.Formatter("%(message)s")))
+    logging.basicConfig(level=level, handlers=[handler])
+    transformers_logging.get_logger()  # makes the handler that transformers has for itself
+    for handler in logging.getLogger("transformers").handlers:
+        if not isinstance(handler.formatter, PrintableFormatter):
+            handler.setFormatter(PrintableFormatter(handler.formatter or logging.Formatter()))
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """While a run is set up, a mistake in its input ends it with one line that names the cure, without a traceback."""
+    """
+    Ends the process with one line, without a traceback, where its input, its disk or its memory are to blame; any
+    other exception is a fault of ours and keeps its traceback.
+    """
     try:
         yield
     except StrictDataclassError as error:
-        sys.exit(f"error: {error.__cause__ or error}")  # it wraps the mistake in words about itself
+        sys.exit(f"error: {one_line(error.__cause__ or error)}")  # it wraps the mistake in words about itself
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        sys.exit(f"error: out of memory; take smaller batches, or free some of it ({one_line(error)})")
+    except (NotImplementedError, RecursionError):  # kinds of RuntimeError that no input is to blame for
+        raise
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")

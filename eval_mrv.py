@@ -30,6 +30,7 @@ from transformers import AutoConfig
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from errors_ccrk import one_line_errors
+from files_ccrk import open_model, open_pretrained
 from peers_ccrk import DualEncoder, evaluate_arrays
 from recipe_ccrk import set_up_logging
 from retrieval_ccrk import (
@@ -86,11 +87,11 @@ def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever 
     """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
     options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     device = process_state().device
-    if AutoConfig.from_pretrained(name_or_path).model_type != CCRKConfig.model_type:
+    if open_pretrained(AutoConfig, name_or_path).model_type != CCRKConfig.model_type:
         return DualEncoder(name_or_path, device=device, **options)
-    processor = CCRKProcessor.from_pretrained(name_or_path)
-    model, info = CCRKForImageTextRetrieval.from_pretrained(name_or_path, output_loading_info=True, **options)
-    if k_test and any(name.startswith("matching_head") for name in info["missing_keys"]):
+    processor = open_pretrained(CCRKProcessor, name_or_path)
+    model, lacking = open_model(CCRKForImageTextRetrieval, name_or_path, ("matching_head",), **options)
+    if k_test and lacking:
         raise ValueError(f"{name_or_path} has no matching head; rank with --no_rerank, or fine-tune it first")
     return CCRKRetriever(model.eval().to(device), processor, k_test)
 

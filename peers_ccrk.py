@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
+from files_ccrk import open_model, open_pretrained
 from retrieval_ccrk import RetrievalResult, Share, by_cosine, rank_language, usable_captions, weights_fingerprint
 
 
@@ -27,13 +28,14 @@ class DualEncoder:
     k_test = 0
 
     def __init__(self, name_or_path: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
-        self.model = AutoModel.from_pretrained(name_or_path, dtype=dtype).eval().to(device)
+        model, _ = open_model(AutoModel, name_or_path, dtype=dtype)
+        self.model = model.eval().to(device)
         if not hasattr(self.model, "get_image_features") or not hasattr(self.model, "get_text_features"):
             raise ValueError(
                 f"{name_or_path} is a {type(self.model).__name__}, which embeds no images and captions; give a CCRK "
                 "checkpoint, a dual encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
             )
-        self.processor = AutoProcessor.from_pretrained(name_or_path)
+        self.processor = open_pretrained(AutoProcessor, name_or_path)
 
     @property
     def fingerprint(self) -> str:

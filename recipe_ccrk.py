@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 import yaml
-from transformers import AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
 
@@ -24,6 +24,8 @@ from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.shards import ShardRows
 from data_scripts.text import read_text
 from data_scripts.tokenizer import train_tokenizer
+from errors_ccrk import log_to_screen
+from files_ccrk import open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
 from resize_ccrk import resize_image_encoder
@@ -194,7 +196,7 @@ def read_yaml(path: Path) -> dict:
 
 def set_up_logging() -> None:
     """Our own messages, and those of transformers, at level INFO on the main process."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    log_to_screen()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
 
@@ -234,8 +236,8 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
 def build_processor(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> CCRKProcessor:
     """The processor of the checkpoint or the XLM-R; from scratch, one whose tokenizer learns from the captions."""
     if model.model_name_or_path is not None:
-        CCRKConfig.from_pretrained(model.model_name_or_path)  # says so where this is no CCRK checkpoint
-        processor = CCRKProcessor.from_pretrained(model.model_name_or_path)
+        open_pretrained(CCRKConfig, model.model_name_or_path)  # says so where this is no CCRK checkpoint
+        processor = open_pretrained(CCRKProcessor, model.model_name_or_path)
         processor.max_words = model.max_words or processor.max_words
         processor.max_length = model.max_length or processor.max_length
         if model.image_size is not None:
@@ -244,7 +246,7 @@ def build_processor(model: ModelArguments, dataset: datasets.Dataset | ShardRows
     if model.image_size is None:
         raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
     if model.text_model is not None:
-        tokenizer = AutoTokenizer.from_pretrained(model.text_model)
+        tokenizer = open_pretrained(AutoTokenizer, model.text_model)
     else:
         tokenizer = _tokenizer_from_captions(model, dataset)
     return CCRKProcessor(
@@ -275,7 +277,10 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     config = dict(model.config or {})
     if model.model_name_or_path is not None:
         # Whatever the file's precision, AdamW needs fp32 parameters: most of its steps are too small for 16 bits.
-        loaded = head.from_pretrained(model.model_name_or_path, dtype=torch.float32, **config)
+        heads = ("matching_head", "lm_head")
+        loaded, lacking = open_model(head, model.model_name_or_path, heads, dtype=torch.float32, **config)
+        if lacking:
+            logger.info("%s has no %s: to be trained from scratch", model.model_name_or_path, " and no ".join(lacking))
         if model.image_size is not None:
             resize_image_encoder(loaded, model.image_size)
         return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
@@ -285,7 +290,9 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
     if model.vision_model is not None:
-        started = head.from_vision_text_pretrained(model.vision_model, model.text_model, **config)
+        vision_model, _ = open_model(AutoModel, model.vision_model)
+        text_model, _ = open_model(AutoModelForMaskedLM, model.text_model, may_lack=("lm_head",))
+        started = head.from_vision_text_pretrained(vision_model, text_model, **config)
         resize_image_encoder(started, model.image_size)
         return started
     config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}

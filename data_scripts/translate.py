@@ -10,10 +10,8 @@ with those that are missing. What cannot be translated is copied and counted.
 
 import argparse
 import json
-import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -28,6 +26,8 @@ from data_scripts.captions import close_tags, is_close, is_usable
 from data_scripts.problems import Problems
 from data_scripts.shards import BadRow, caption_objects, find_shards, parse_row
 from data_scripts.text import is_blank_line, numbered_lines
+from errors_ccrk import log_to_screen, one_line_errors
+from files_ccrk import check_output_folder, open_model, open_pretrained
 
 _decode = json.JSONDecoder().raw_decode
 _skip_separators = re.compile(r"[ \t\n\r,:]*").match
@@ -106,13 +106,14 @@ class Translator:
     """
 
     def __init__(self, model: str, source: str, languages: Sequence[str], batch_size: int, device: torch.device):
-        self.tokenizer = M2M100Tokenizer.from_pretrained(model)
+        self.tokenizer = open_pretrained(M2M100Tokenizer, model)
         known = self.tokenizer.lang_code_to_id
         if unknown := [language for language in (source, *languages) if language not in known]:
             close = close_tags(unknown, known)
             raise ValueError(f"{model} does not know {', '.join(unknown)}{close}; it knows {', '.join(known)}")
         self.tokenizer.src_lang = source
-        self.model = M2M100ForConditionalGeneration.from_pretrained(model).to(device).eval()
+        translator, _ = open_model(M2M100ForConditionalGeneration, model)
+        self.model = translator.to(device).eval()
         self.batch_size = batch_size
 
     @torch.inference_mode()
@@ -190,6 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.output} lies in {arguments.input}; its shards would be taken for untranslated ones"
         )
     shards = find_shards(arguments.input)
+    check_output_folder(arguments.output)
     state = PartialState()
     settings = {name: getattr(arguments, name) for name in ("model", "source", "languages")}
     settings_file = arguments.output / "translate.json"
@@ -225,11 +227,9 @@ def main() -> None:
     parser.add_argument("--source", default="en", help="language to translate from (default: en)")
     parser.add_argument("--batch_size", type=int, default=64, help="captions at a time (default: 64)")
     parser.add_argument("--max_bad_fraction", type=float, default=0.05, help="of the rows (default: 0.05)")
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
+    log_to_screen()
+    with one_line_errors():
         run(parser.parse_args())
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

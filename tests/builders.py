@@ -1,8 +1,10 @@
 """Small files in the formats of the data sets' publishers, for the tests of the builders."""
 
+import contextlib
 import io
 import json
 import logging
+import resource
 from pathlib import Path
 
 from PIL import Image
@@ -32,3 +34,14 @@ def write_json_lines(path: Path, entries: list) -> Path:
 
 def reports(caplog) -> str:
     return "\n".join(record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 0):
+    """Inside, no file can grow beyond `room` bytes: writing fails as on a full disk, with another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

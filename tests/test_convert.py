@@ -1,23 +1,27 @@
 """Published checkpoints come in whole and go out as they were; what is not one is refused, and nothing written."""
 
+import hashlib
 import json
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
+from builders import full_disk
 from conftest import TINY_A, TINY_A_CONFIG, tiny_config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_modeling import _isolated
 from torch.testing import assert_close
+from transformers import XLMRobertaTokenizer
 
 import convert_checkpoint
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
 from convert_checkpoint import COMPUTED, convert, load_published, published_tensors
-from data_scripts.tokenizer import train_tokenizer
 from recipe_ccrk import ModelArguments, build_model, build_processor
 from resize_ccrk import resize_image_encoder, resize_position_bias
 
@@ -106,25 +110,188 @@ def test_both_heads_open_with_the_same_tensors(published, finetuned):
         assert torch.equal(tensor, pretrained[name]), name
 
 
-def test_a_tokenizer_of_a_larger_vocabulary(published, processor, tmp_path):
-    vocabulary = published["model"]["text_encoder.bert.embeddings.word_embeddings.weight"].shape[0]
-    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
-    assert len(processor.tokenizer) > vocabulary
-    with pytest.raises(SystemExit, match=f"has {len(processor.tokenizer)} tokens, the checkpoint {vocabulary}"):
-        run(PRETRAINED, tmp_path / "out", "--tokenizer", tmp_path / "tokenizer", tmp_path=tmp_path)
+def tokenizer_of(size: int, folder, start=("<s>", "<pad>", "</s>", "<unk>"), **special):
+    """A tokenizer of `size` tokens in a folder, of which `start` are the first and <mask> is the last."""
+    words = [f"word{number}" for number in range(size - len(start) - 1)]
+    vocabulary = [(piece, 0.0) for piece in (*start, *words, "<mask>")]
+    XLMRobertaTokenizer(vocab=vocabulary, **special).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [
+        (201, {}, "has 201 tokens, the checkpoint 200"),
+        (199, {}, "has 199 tokens, the checkpoint 200"),
+        (200, {"start": ("<pad>", "<s>", "</s>", "<unk>")}, "has bos_token 1, the checkpoint 0"),
+        (200, {"start": ("<s>", "<pad>", "<unk>", "</s>")}, "has eos_token 3, the checkpoint 2"),
+        (200, {"mask_token": "word3"}, "has mask_token 7, the checkpoint 199"),
+    ],
+)
+def test_a_tokenizer_that_does_not_belong(size, options, message, tmp_path):
+    tokenizer = tokenizer_of(size, tmp_path / "tokenizer", **options)
+    with pytest.raises(SystemExit, match=f"{message}; give the tokenizer that it was trained with"):
+        run(PRETRAINED, tmp_path / "out", "--tokenizer", tokenizer, tmp_path=tmp_path)
     assert not (tmp_path / "out").exists()
 
 
 def test_captions_are_cut_where_the_checkpoint_was_fine_tuned(finetuned, tmp_path, capsys):
-    train_tokenizer(["a small red star"], 60).save_pretrained(tmp_path / "tokenizer")
-    tokenizer = ("--tokenizer", tmp_path / "tokenizer")
+    tokenizer = ("--tokenizer", tokenizer_of(200, tmp_path / "tokenizer"))
     for options, expected in (((), (40, 40)), (("--max_words", 80, "--max_length", 60), (80, 60))):
-        run(finetuned, tmp_path / "out", *tokenizer, *options, tmp_path=tmp_path)
-        processor = CCRKProcessor.from_pretrained(tmp_path / "out")
+        out = tmp_path / f"out{expected[0]}"
+        run(finetuned, out, *tokenizer, *options, tmp_path=tmp_path)
+        processor = CCRKProcessor.from_pretrained(out)
         assert (processor.max_words, processor.max_length) == expected
     with pytest.raises(SystemExit):
         run(finetuned, tmp_path / "none", "--max_words", 80, tmp_path=tmp_path)
     assert "give --tokenizer too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module."])
+def test_names_of_wrapped_models(prefix, published, reference_model, tmp_path):
+    state = {f"{prefix}{name}": tensor for name, tensor in published["model"].items()}
+    torch.save({"model": state, "config": published["config"]}, tmp_path / "wrapped.th")
+    converted = convert(load_published(tmp_path / "wrapped.th"), TINY_A_CONFIG).state_dict()
+    assert all(torch.equal(converted[name], tensor) for name, tensor in reference_model.state_dict().items())
+    state["temp"] = state.pop(f"{prefix}temp")  # where one name lacks it, it is no wrapper's
+    torch.save({"model": state}, tmp_path / "mixed.th")
+    with pytest.raises(ValueError, match="not a CCRK checkpoint"):
+        convert(load_published(tmp_path / "mixed.th"), TINY_A_CONFIG)
+
+
+def damaged(contents: bytes, seed: int) -> bytes:
+    """A file with a few bytes turned, zeroed, doubled or cut out, or without its end."""
+    generator = random.Random(seed)
+    place, length = generator.randrange(len(contents)), generator.choice([1, 4, 64, 4096])
+    part = contents[place : place + length]
+    new = [bytes(byte ^ 1 << seed % 8 for byte in part), bytes(len(part)), part + part, b""]
+    return contents[:place] if seed % 5 == 4 else contents[:place] + new[seed % 5] + contents[place + length :]
+
+
+class TestDamage:
+    def test_gives_the_same_weights_or_none(self, published, tmp_path):
+        contents, refused = PRETRAINED.read_bytes(), 0
+        for seed in range(100):
+            path = tmp_path / f"{seed}.th"  # files are mapped: each its own
+            path.write_bytes(damaged(contents, seed))
+            try:
+                found = load_published(path)["model"]
+            except ValueError as error:
+                assert f"{path} is no whole checkpoint" in str(error)
+                refused += 1
+            else:
+                assert found.keys() == published["model"].keys()
+                assert all(torch.equal(found[name], tensor) for name, tensor in published["model"].items()), seed
+            path.unlink()
+        assert refused > 90
+
+    def test_leaves_no_output(self, tmp_path):
+        contents = bytearray(PRETRAINED.read_bytes())
+        contents[700_000] ^= 1  # within the numbers of a tensor
+        (tmp_path / "bad.th").write_bytes(contents)
+        with pytest.raises(SystemExit, match=r"bad\.th is no whole checkpoint \(.* is not as its checksum says\)"):
+            run(tmp_path / "bad.th", tmp_path / "out", tmp_path=tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"bad.th", "config.json"}
+
+    def test_zips_that_torch_reads_otherwise(self, tmp_path):
+        with zipfile.ZipFile(PRETRAINED) as source, zipfile.ZipFile(tmp_path / "bad.th", "w") as out:
+            for entry in source.infolist():
+                out.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED)
+        with pytest.raises(ValueError, match="entries are compressed"):
+            load_published(tmp_path / "bad.th")
+        (tmp_path / "twice.th").write_bytes(PRETRAINED.read_bytes())
+        with zipfile.ZipFile(tmp_path / "twice.th", "a") as out, pytest.warns(UserWarning, match="Duplicate name"):
+            out.writestr(out.namelist()[-1], b"other")
+        with pytest.raises(ValueError, match="two of its entries have one name"):
+            load_published(tmp_path / "twice.th")
+
+    def test_files_without_checksums(self, published, tmp_path, capsys):
+        old = tmp_path / "old.th"
+        torch.save(published, old, _use_new_zipfile_serialization=False)
+        run(old, tmp_path / "out", tmp_path=tmp_path)
+        digest = hashlib.sha256(old.read_bytes()).hexdigest()
+        printed = capsys.readouterr().out
+        assert "old.th is of torch before 1.6 and holds no checksums" in printed and f"its source: {digest}" in printed
+        contents = old.read_bytes()
+        for changed in (contents[:-1], contents + b"\0", contents[: len(contents) // 2]):
+            old.write_bytes(changed)
+            with pytest.raises(SystemExit, match=r"old\.th is no whole checkpoint"):
+                run(old, tmp_path / "none", tmp_path=tmp_path)
+        assert not (tmp_path / "none").exists()
+
+    def test_numbers_that_are_none(self, published, reference_model, tmp_path):
+        for value in (float("nan"), float("inf")):
+            broken = published["model"]["temp"] * value
+            torch.save({"model": published["model"] | {"temp": broken}}, tmp_path / "bad.th")
+            with pytest.raises(SystemExit, match=r"bad\.th is damaged: temp holds values that are no numbers"):
+                run(tmp_path / "bad.th", tmp_path / "out", tmp_path=tmp_path)
+            reference_model.ccrk.temperature.data = torch.full((1,), value)  # the fixture's own stays
+            reference_model.save_pretrained(tmp_path / "folder")
+            with pytest.raises(SystemExit, match="folder is damaged: temp holds values that are no numbers"):
+                run(tmp_path / "folder", tmp_path / "out", "--to_original", tmp_path=tmp_path)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_folder_that_is_not_whole(self, reference_model, tmp_path):
+        reference_model.save_pretrained(tmp_path / "folder")
+        file = tmp_path / "folder" / "model.safetensors"
+        state = load_file(file)
+        save_file(
+            {name: tensor for name, tensor in state.items() if name != "matching_head.0.bias"}, file, {"format": "pt"}
+        )
+        with pytest.raises(SystemExit, match=r"1 weights of a CCRKForPreTraining are missing: matching_head\.0\.bias"):
+            run(tmp_path / "folder", tmp_path / "out.th", "--to_original", tmp_path=tmp_path)
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(
+            SystemExit, match=r"folder cannot be opened as CCRKForPreTraining; is it whole\? \(Safetensor"
+        ):
+            run(tmp_path / "folder", tmp_path / "out.th", "--to_original", tmp_path=tmp_path)
+        assert not list(tmp_path.glob("out*"))
+
+
+class TestOutput:
+    def test_is_looked_at_before_the_work(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(convert_checkpoint, "load_published", lambda _: pytest.fail("read before it was checked"))
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "tokenizer.json").write_text("{}")
+        (tmp_path / "file").write_text("")
+        for output, message in (
+            ("full", "full is not empty; name a new folder, or empty it"),
+            ("file", "file is a file; name a folder to write"),
+            ("file/out", "nothing can be written to .*file"),
+        ):
+            with pytest.raises(SystemExit, match=message):
+                run(PRETRAINED, tmp_path / output, tmp_path=tmp_path)
+
+    def test_an_empty_folder_will_do(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        run(PRETRAINED, tmp_path / "out", tmp_path=tmp_path)
+        assert (tmp_path / "out" / "model.safetensors").exists() and not list(tmp_path.glob("*.unfinished"))
+
+    def test_a_full_disk_leaves_nothing(self, reference_model, tmp_path):
+        reference_model.save_pretrained(tmp_path / "folder")
+        for source, output, options in ((PRETRAINED, "out", ()), (tmp_path / "folder", "out.th", ("--to_original",))):
+            with (
+                full_disk(100_000),
+                pytest.raises(SystemExit, match=f"error: .*{output} could not be written") as error,
+            ):
+                run(source, tmp_path / output, *options, tmp_path=tmp_path)
+            assert "\n" not in str(error.value) and not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ("{", "config.json is no JSON"),
+        ("[1]", "config.json must hold fields of CCRKConfig"),
+        ('{"text_config": 12}', "config.json must hold fields of CCRKConfig"),
+        ('{"num_attention_heads": 4}', "there is no num_attention_heads in CCRKConfig"),
+        ('{"text_config": {"heads": 4}}', r"there is no text_config\.heads in CCRKConfig"),
+    ],
+)
+def test_fields_that_the_configuration_does_not_have(contents, message, tmp_path):
+    (tmp_path / "config.json").write_text(contents)
+    with pytest.raises(SystemExit, match=message):
+        convert_checkpoint.main([str(PRETRAINED), str(tmp_path / "out"), "--config", str(tmp_path / "config.json")])
 
 
 @pytest.mark.parametrize("sizes", ["7_to_12", "7_to_15", "12_to_7", "3_to_6", "7_to_7"])

@@ -1,0 +1,170 @@
+"""Files that others wrote, opened whole or not at all, and files of ours, written whole or not at all."""
+
+import contextlib
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from errors_ccrk import one_line
+
+# Tensors that files of encoders hold, or lack, and that nothing here uses.
+NOT_USED = ("pooler", "position_ids")
+
+
+def open_pretrained(kind: type, source: str | os.PathLike, **options) -> Any:
+    """
+    `kind.from_pretrained(source)`. Code that lies beside it is never run, nor asked about.
+
+    Args:
+        kind: a class of configurations, processors or tokenizers, Auto classes included; for models see `open_model`.
+        source: folder or Hub id.
+        options: for `from_pretrained`.
+
+    Raises:
+        ValueError: there is no such folder, it needs code of its own, or a file in it is damaged.
+    """
+    try:
+        if (
+            issubclass(kind, PreTrainedConfig)
+            and Path(source).is_dir()
+            and not (Path(source) / "config.json").exists()
+        ):
+            raise FileNotFoundError(source)  # transformers would take the class's defaults
+        return kind.from_pretrained(source, trust_remote_code=False, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
+        raise ValueError(_why_not_opened(kind, source, error)) from error
+
+
+def open_model(
+    kind: type, source: str | os.PathLike, may_lack: Sequence[str] = (), **options
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    As `open_pretrained`, a model with every weight from the file.
+
+    Args:
+        may_lack: parts of the model, such as `matching_head`, that may start from scratch as a whole.
+
+    Returns: the model, and which of `may_lack` the file lacks.
+
+    Raises:
+        ValueError: as `open_pretrained`; or the file holds other weights than its configuration says.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what does not fit is an error here, and no table of warnings
+    try:
+        model, found = open_pretrained(kind, source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    weights = [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
+    in_file = {_part(name) for name in set(weights) - set(found["missing_keys"])}
+    lacking = [part for part in may_lack if part in map(_part, weights) and part not in in_file]
+    _check_weights(source, model, found, lacking)
+    return model, lacking
+
+
+def _why_not_opened(kind: type, source: str | os.PathLike, error: Exception) -> str:
+    """One line for what `from_pretrained` raised."""
+    folder = Path(source)
+    cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    reason = one_line(str(cause).strip().partition("\n")[0])
+    if not folder.is_dir():
+        if folder.exists():
+            return f"{source} is a file; name a folder"
+        try:
+            validate_repo_id(str(source))
+        except HFValidationError:
+            return f"there is no folder {source}"
+        return f"there is no folder {source}, and no such model of the Hub within reach ({reason})"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{source} asks to run Python code of its own, which is never done here; name a folder of CCRK, or of a "
+            "model that transformers itself has"
+        )
+    if not (folder / "config.json").exists():
+        return f"{source} holds no config.json; name the folder of a checkpoint"
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"{source} holds a pickle of more than tensors, or a damaged one; nothing of it was run; get safetensors"
+        )
+    if type(cause) is ValueError:  # a sentence, ours or of transformers
+        return f"{source} cannot be opened as {kind.__name__}: {reason}"
+    return f"{source} cannot be opened as {kind.__name__}; is it whole? ({type(cause).__name__}: {reason})"
+
+
+def _part(name: str) -> str:
+    """The part of a model that a weight belongs to: the first word of its name."""
+    return name.split(".")[0]
+
+
+def _check_weights(source: str | os.PathLike, model: PreTrainedModel, found: dict, may_lack: Sequence[str]) -> None:
+    """ValueError where a weight of the model is not that of the file, or one of the file belongs into the model."""
+    if wrong := sorted(found["mismatched_keys"]):
+        name, in_file, in_model = wrong[0]
+        raise ValueError(
+            f"{source}: {len(wrong)} weights are of another shape than its config.json says, such as {name}: "
+            f"{tuple(in_file)} instead of {tuple(in_model)}; restore the files that belong together"
+        )
+    parts = {name for name, _ in model.named_children()}
+    lacking = [name for name in found["missing_keys"] if _part(name) not in may_lack]
+    left_over = [name for name in found["unexpected_keys"] if _part(name) in parts]
+    for names, what in ((lacking, "are missing"), (left_over, "are beyond what its config.json says")):
+        names = sorted(name for name in names if not any(part in name.split(".") for part in NOT_USED))
+        if names:
+            shown = ", ".join(map(one_line, names[:3])) + (", …" if len(names) > 3 else "")
+            raise ValueError(
+                f"{source}: {len(names)} weights of a {type(model).__name__} {what}: {shown}; restore the files that "
+                "belong together"
+            )
+    if found.get("error_msgs"):
+        raise ValueError(f"{source}: {one_line(found['error_msgs'][0])}")
+
+
+def check_output_folder(folder: Path) -> None:
+    """Makes a folder, and OSError where nothing can be written to it: before the work, and not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"nothing can be written to {folder} ({error.strerror}); name another folder") from error
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """
+    Where to write what is to be the file or folder `path`: it gets that name once all of it is there, and on any
+    failure nothing is left of it.
+
+    Raises:
+        OSError: it cannot be written; with its name.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    _remove(unfinished)  # of a run that was killed
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+        reason = one_line(str(error).partition("\n")[0])
+        raise OSError(f"{path} could not be written ({reason}); make room, or name another folder") from error
+    finally:
+        _remove(unfinished)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,270 @@
+"""Folders of models that others wrote: opened whole or refused in one line, and never run. And what is printed."""
+
+import io
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY_A, tiny_config
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+import convert_checkpoint
+import eval_mrv
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from data_scripts.translate import Translator
+from errors_ccrk import one_line, one_line_errors
+from files_ccrk import open_model, open_pretrained
+from peers_ccrk import DualEncoder
+from recipe_ccrk import ModelArguments, build_model, build_processor
+
+
+@pytest.fixture(scope="module")
+def whole(processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    CCRKForImageTextRetrieval(tiny_config(len(processor.tokenizer))).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "folder")
+
+
+def refused(call, *expected: str) -> None:
+    with pytest.raises(ValueError) as error:
+        call()
+    assert all(part in str(error.value) for part in expected), str(error.value)
+    assert one_line(error.value) == str(error.value)
+
+
+PLANTED = "open('planted', 'w').close()\n"
+
+
+class TestCodeInAFolder:
+    """A folder that brings code: every way in leaves it alone, with a `y` waiting on stdin and with nothing there."""
+
+    @pytest.fixture(params=["y\n", None])
+    def stdin(self, request, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.stdin", request.param and io.StringIO(request.param))
+        yield
+        assert not (tmp_path / "planted").exists()
+
+    @pytest.fixture
+    def stranger(self, folder, stdin):
+        """A model type that transformers does not know."""
+        classes = {f"Auto{name}": f"evil.{name}" for name in ("Config", "Model", "Tokenizer", "Processor")}
+        for file in ("config.json", "tokenizer_config.json", "processor_config.json"):
+            content = json.loads((folder / file).read_text()) | {"model_type": "evil", "auto_map": classes}
+            for name in ("architectures", "tokenizer_class", "processor_class"):
+                content |= {name: "Evil"} if name in content else {}
+            (folder / file).write_text(json.dumps(content))
+        (folder / "evil.py").write_text(PLANTED)
+        return str(folder)
+
+    def test_of_an_unknown_type(self, stranger):
+        to_start_from = ModelArguments(vision_model=stranger, text_model=stranger, image_size=64)
+        for call in (
+            lambda: eval_mrv.load_retriever(stranger, 0, False),
+            lambda: DualEncoder(stranger),
+            lambda: build_processor(to_start_from, None),
+            lambda: open_model(AutoModel, stranger),
+            lambda: open_model(AutoModelForMaskedLM, stranger),
+            lambda: open_pretrained(AutoTokenizer, stranger),
+        ):
+            refused(call, f"{stranger} asks to run Python code of its own, which is never done here; name a folder")
+        refused(lambda: build_processor(ModelArguments(model_name_or_path=stranger), None), "'evil' model")
+        refused(lambda: Translator(stranger, "en", ["de"], 1, torch.device("cpu")), stranger)
+
+    def test_of_ccrk_is_opened_by_the_code_installed(self, folder, stdin):
+        for name in ("configuration", "modeling", "objectives", "processing"):
+            with (folder / f"{name}_ccrk.py").open("a") as file:
+                file.write(PLANTED)
+        retriever = eval_mrv.load_retriever(str(folder), 4, False)
+        assert type(retriever.model) is CCRKForImageTextRetrieval and type(retriever.processor) is CCRKProcessor
+
+
+def change_weights(change):
+    def damage(folder):
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
+def change_config(**fields):
+    def damage(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return damage
+
+
+def write(name, contents):
+    return lambda folder: (folder / name).write_bytes(contents)
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def lose_a_shard(folder):
+    CCRKForImageTextRetrieval.from_pretrained(folder).save_pretrained(folder, max_shard_size="50KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    next(folder.glob("model-00002-*")).unlink()
+
+
+LAYER = "ccrk.text_model.encoder.layer"
+DAMAGES = {
+    "cut": (cut, "is it whole? (SafetensorError"),
+    "no tensors": (write("model.safetensors", b"\xff" * 99), "is it whole? (SafetensorError"),
+    "empty": (write("model.safetensors", b""), "is it whole? (SafetensorError"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "a shard less": (lose_a_shard, "model-00002-of-0"),
+    "weights less": (
+        change_weights(lambda state: [state.pop(name) for name in list(state) if "attention.self" in name]),
+        "weights of a CCRKForImageTextRetrieval are missing: ccrk.",
+    ),
+    "half a head": (
+        change_weights(lambda state: state.pop("matching_head.0.bias")),
+        "are missing: matching_head.0.bias",
+    ),
+    "a layer more": (
+        change_weights(lambda state: state.update({f"{LAYER}.1.output.dense.bias": torch.zeros(32)})),
+        f"1 weights of a CCRKForImageTextRetrieval are beyond what its config.json says: {LAYER}.1.output.dense.bias",
+    ),
+    "a name for the terminal": (
+        change_weights(lambda state: state.update({"ccrk.\x1b[31m\rx\n": torch.zeros(1)})),
+        r"beyond what its config.json says: ccrk.\x1b[31m\rx;",
+    ),
+    "another width": (
+        change_config(projection_dim=8),
+        "text_projection.bias: (16,) instead of (8,); restore the files",
+    ),
+    "no JSON": (write("config.json", b'{"a":'), "not a valid JSON file"),
+    "no text": (write("config.json", b"\xff\xfe\x00"), "config"),
+    "a list": (write("config.json", b"[1]"), "folder"),
+    "words for numbers": (change_config(projection_dim="wide"), "'projection_dim' expected int, got str"),
+    "a number for fields": (change_config(text_config=5), "'text_config'"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "folder holds no config.json; name the folder"),
+    "tokenizer cut": (write("tokenizer.json", b'{"a":'), "as CCRKProcessor; is it whole?"),
+    "processor cut": (write("processor_config.json", b"{"), "not a valid JSON file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_folder_is_neither_evaluated_nor_trained_on(name, folder):
+    damage, message = DAMAGES[name]
+    damage(folder)
+    arguments = ModelArguments(model_name_or_path=str(folder))
+
+    def train():
+        build_model(arguments, build_processor(arguments, None), CCRKForImageTextRetrieval)
+
+    refused(lambda: eval_mrv.load_retriever(str(folder), 4, False), str(folder), message)
+    refused(lambda: eval_mrv.load_retriever(str(folder), 0, False), str(folder), message)
+    refused(train, str(folder), message)
+
+
+def test_a_pickle_of_weights_is_not_run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "model.safetensors").unlink()
+
+    class Planted:
+        def __reduce__(self):
+            return open, ("planted", "w")
+
+    torch.save(Planted(), folder / "pytorch_model.bin")
+    refused(lambda: eval_mrv.load_retriever(str(folder), 4, False), "more than tensors", "nothing of it was run")
+    assert not (tmp_path / "planted").exists()
+
+
+def test_parts_that_are_not_needed_may_be_there_or_not(folder, caplog):
+    """A pre-trained model has an LM head, a base model no head at all, encoders have poolers."""
+    model = CCRKForPreTraining(CCRKConfig.from_pretrained(folder))
+    model.save_pretrained(folder)
+    assert eval_mrv.load_retriever(str(folder), 4, False).k_test == 4
+    model.ccrk.save_pretrained(folder)
+    assert eval_mrv.load_retriever(str(folder), 0, False).k_test == 0
+    refused(lambda: eval_mrv.load_retriever(str(folder), 4, False), "has no matching head; rank with --no_rerank")
+    caplog.set_level(logging.INFO)
+    arguments = ModelArguments(model_name_or_path=str(folder))
+    started = build_model(arguments, build_processor(arguments, None), CCRKForPreTraining)
+    assert torch.equal(started.ccrk.text_projection.weight, model.ccrk.text_projection.weight)
+    assert f"{folder} has no matching_head and no lm_head: to be trained from scratch" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["outputs/typo", "typo", "/nowhere/at/all", "../typo", "a/b/c", "has space/x", "x\x1b[2J"]
+)
+def test_a_folder_that_is_not_there(name, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    encoders = ModelArguments(vision_model=name, text_model=name, image_size=64)
+    for call in (
+        lambda: eval_mrv.load_retriever(name, 4, False),
+        lambda: build_processor(ModelArguments(model_name_or_path=name), None),
+        lambda: build_processor(encoders, None),
+        lambda: build_model(encoders, processor, CCRKForPreTraining),
+        lambda: convert_checkpoint.main([str(CHECKPOINT), "out", "--tokenizer", name]),
+    ):
+        with pytest.raises((ValueError, SystemExit), match=r"^(error: )?there is no folder ") as error:
+            call()
+        assert "epo id" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+    for call in (
+        lambda: eval_mrv.load_retriever(str(tmp_path), 4, False),
+        lambda: build_processor(ModelArguments(model_name_or_path=str(tmp_path)), None),
+        lambda: open_model(AutoModel, tmp_path),
+    ):
+        refused(call, f"{tmp_path} holds no config.json; name the folder of a checkpoint")
+    (tmp_path / "model.safetensors").write_text("")
+    refused(lambda: open_pretrained(AutoConfig, tmp_path / "model.safetensors"), "is a file; name a folder")
+
+
+CHECKPOINT = TINY_A / "ccrk_tiny_epoch_29.th"
+HOSTILE = "a\x1b[31mred\x07\rover\u202egpj\u2066.\x9bm\n\ud800"
+
+
+class TestScreen:
+    def test_control_characters_are_shown_and_not_obeyed(self, capsys):
+        """Of our messages, of an error, and of a library's."""
+        script = (
+            "import logging, sys\nfrom errors_ccrk import log_to_screen, one_line_errors\n"
+            f"name = {HOSTILE!r}\nlog_to_screen()\nlogging.getLogger('data_scripts').warning('first: %s', name)\n"
+            "import transformers\ntransformers.logging.get_logger('transformers.x').warning('key %s', name)\n"
+            "with one_line_errors():\n    raise ValueError(name)\n"
+        )
+        finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=120)
+        assert finished.returncode == 1
+        lines = [line for line in finished.stderr.decode().splitlines() if "31mred" in line]
+        assert lines[-1] == r"error: a\x1b[31mred\x07\rover\u202egpj\u2066.\x9bm \ud800"
+        assert len(lines) == 3 and all(line.isprintable() for line in lines)
+
+    @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), NotImplementedError("x"), AssertionError("x")])
+    def test_faults_of_ours_keep_their_traceback(self, error):
+        with pytest.raises(type(error)), one_line_errors():
+            raise error
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (MemoryError(), "error: out of memory; take smaller batches"),
+            (torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB"), "(CUDA out of memory. Tried 2 GiB)"),
+            (OSError(28, "No space left on device", "a\nb"), "No space left on device"),
+        ],
+    )
+    def test_what_input_and_machine_are_to_blame_for_is_one_line(self, error, message):
+        with pytest.raises(SystemExit) as ended, one_line_errors():
+            raise error
+        assert message in str(ended.value) and "\n" not in str(ended.value)
