@@ -25,9 +25,7 @@ DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
 # The published pre-processing: these become a space each, as do hyphens and slashes.
 _PUNCTUATION = ",.'!?\"()*#:;~-/"
 _TO_SPACES = str.maketrans(dict.fromkeys(_PUNCTUATION, " "))
-
-# Half of a character, as broken JSON has it; no tokenizer takes it.
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # broken JSON can hold it; no tokenizer takes it
 
 # Letters and symbols that are drawn as nothing: Hangul's fillers, Braille's empty cell, a musical null note, and the
 # place of an object that text cannot hold.
@@ -92,7 +90,8 @@ def caption_tokenizer(tokenizer: TokenizersBackend, normalize: bool = True) -> T
     A tokenizer that does to every text what [`normalize_caption`] does, word limit aside, before its own steps.
 
     A pipeline, which never sees the processor, then reads captions as the model was trained on them. Normalising twice
-    changes nothing, but for `<<person>>`, which loses both pairs of brackets.
+    changes nothing, but for `<<person>>`, which loses both pairs of brackets. Special tokens in the text (`</s>`) are
+    found before anything is normalised.
 
     Args:
         tokenizer: XLM-R's, or one in its format; stays as it is.
@@ -167,6 +166,9 @@ class CCRKProcessor(ProcessorMixin):
         normalize_captions: bool = True,
         **kwargs,
     ):
+        for name, value, least in (("max_words", max_words, 1), ("max_length", max_length, 2)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; give a whole number, {least} at least")
         self.max_words = max_words
         self.max_length = max_length
         self.normalize_captions = normalize_captions
@@ -259,13 +261,18 @@ class CCRKProcessor(ProcessorMixin):
             raise ValueError("a caption is None; only nested captions (a list per image) may have missing ones")
         if others := [caption for caption in flat if not isinstance(caption, str | None)]:
             raise ValueError(f"a {type(others[0]).__name__} is no caption; give text")
+        if broken := [caption for caption in flat if caption and LONE_SURROGATE.search(caption)]:
+            raise ValueError(
+                f"the caption {broken[0]!r} holds half of a character (a lone surrogate), which no text has"
+            )
 
         present = [caption is not None for caption in flat]
         if self.normalize_captions:
             flat = [None if caption is None else normalize_caption(caption, self.max_words) for caption in flat]
         # A missing caption is "<s></s>": attention over nothing at all would be undefined.
-        flat = [LONE_SURROGATE.sub("\ufffd", caption or "") for caption in flat]
-        tokens = self._tokenize(flat, padding, truncation, pad_to_multiple_of, max_length)
+        tokens = self._tokenize(
+            [caption or "" for caption in flat], padding, truncation, pad_to_multiple_of, max_length
+        )
         features = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
         if nested:
             per_image = len(text[0])

@@ -248,6 +248,7 @@ def test_save_and_load(processor, tmp_path):
         ({"text": 3}, "a int is no caption; give text"),
         ({"text": ["a star", float("nan")]}, "a float is no caption; give text"),
         ({"text": {"en": "a star"}}, "a dict is no caption; give text"),
+        ({"text": ["a \ud83d star"]}, "holds half of a character"),
         ({"images": []}, "no pictures"),
         ({"text": ["a star", " ?! "]}, "empty after normalisation"),
         ({"images": ["no such picture.jpg"]}, "no such picture.jpg cannot be read as a picture"),
@@ -261,10 +262,13 @@ def test_bad_input_is_refused_in_one_line(processor, arguments, message):
     assert "\n" not in str(raised.value).strip()
 
 
-def test_half_a_character_is_an_unknown_one(processor):
-    """JSON can hold it, tokenizers cannot."""
-    inputs = processor(text=["a \ud83d star"])
-    assert torch.equal(inputs["input_ids"], processor(text=["a \ufffd star"])["input_ids"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_words", 0), ("max_words", -1), ("max_words", None), ("max_length", 1), ("max_length", 9.5)],
+)
+def test_limits_that_leave_nothing_are_refused(processor, name, value):
+    with pytest.raises(ValueError, match=rf"{name} is {value}; give a whole number, \d at least"):
+        CCRKProcessor(processor.image_processor, processor.tokenizer, **{name: value})
 
 
 def test_nested_pictures_are_one_list(processor):
