@@ -106,7 +106,7 @@ def caption_tokenizer(tokenizer: TokenizersBackend, normalize: bool = True) -> T
     if normalizes == normalize:
         return tokenizer
     # Of this class, whose files are read as they are: XLMRobertaTokenizer would make up its normaliser anew.
-    kept = ("model_input_names", "model_max_length", "padding_side", "truncation_side", "split_special_tokens")
+    kept = ("model_input_names", "model_max_length", "truncation_side", "split_special_tokens")
     copied = TokenizersBackend(
         tokenizer_object=tokenizer.backend_tokenizer,
         **tokenizer.special_tokens_map,
@@ -247,12 +247,12 @@ class CCRKProcessor(ProcessorMixin):
     def _process_captions(
         self, text, padding, truncation, pad_to_multiple_of, max_length=None, return_tensors=None
     ) -> dict:
-        if isinstance(text, str | bytes | dict) or not isinstance(text, Iterable):
-            text = [text]
+        is_one = isinstance(text, str | bytes | dict) or not isinstance(text, Iterable)
+        text = [text] if is_one else list(text)
         nested = any(isinstance(row, list | tuple) for row in text)
         if nested and not all(isinstance(row, list | tuple) for row in text):
             raise ValueError("captions are partly nested; give either a list of captions or a list of lists")
-        flat = [caption for row in text for caption in row] if nested else list(text)
+        flat = [caption for row in text for caption in row] if nested else text
         if not flat:
             raise ValueError("no captions: every image needs at least one (K is 0)")
         if nested and len({len(row) for row in text}) != 1:
@@ -296,7 +296,7 @@ class CCRKProcessor(ProcessorMixin):
             multiple = pad_to_multiple_of or 1
             rounded = -(-longest // multiple) * multiple
             padding, max_length = "max_length", min(rounded, max_length) if longest <= max_length else rounded
-        return self.tokenizer.pad(tokens, padding=padding, max_length=max_length)
+        return self.tokenizer.pad(tokens, padding=padding, max_length=max_length, padding_side="right")
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Saves processor, tokenizer and code; see [`ProcessorMixin.save_pretrained`]."""

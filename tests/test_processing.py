@@ -1,5 +1,6 @@
 """The processor: nested and ragged captions, pictures of every kind, and clear refusals."""
 
+import copy
 import re
 import subprocess
 import sys
@@ -260,6 +261,24 @@ def test_bad_input_is_refused_in_one_line(processor, arguments, message):
     with pytest.raises(ValueError, match=message) as raised:
         processor(**arguments)
     assert "\n" not in str(raised.value).strip()
+
+
+def test_captions_are_padded_on_the_right(processor, plain):
+    """The model reads token 0, whatever side the tokenizer would pad."""
+    plain = copy.copy(plain)
+    plain.padding_side = "left"
+    made = CCRKProcessor(processor.image_processor, plain)
+    assert made(text=["a", "a red star"])["attention_mask"][:, 0].tolist() == [1, 1]
+    assert made.tokenizer(["a", "a red star"], padding=True)["attention_mask"][0][0] == 1
+    off = CCRKProcessor(processor.image_processor, plain, normalize_captions=False)
+    assert off(text=["a", "a red star"])["attention_mask"][:, 0].tolist() == [1, 1]
+
+
+def test_captions_from_any_iterable(processor):
+    texts, rows = ["a red star", "a blue circle"], [["a red star"], ["a blue circle"]]
+    for given_texts in (tuple(texts), np.array(texts), iter(texts)):
+        assert torch.equal(processor(text=given_texts)["input_ids"], processor(text=texts)["input_ids"])
+    assert torch.equal(processor(text=iter(rows))["input_ids"], processor(text=rows)["input_ids"])
 
 
 @pytest.mark.parametrize(
