@@ -16,6 +16,7 @@ An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, com
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import shutil
@@ -29,9 +30,9 @@ from transformers import AutoConfig
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
-from errors_ccrk import one_line_errors
-from files_ccrk import open_model, open_pretrained
-from peers_ccrk import DualEncoder, evaluate_arrays
+from errors_ccrk import one_line_errors, printable
+from files_ccrk import check_output_folder, open_model, open_pretrained, written_whole
+from peers_ccrk import DualEncoder, check_arrays, evaluate_arrays
 from recipe_ccrk import set_up_logging
 from retrieval_ccrk import (
     CCRKRetriever,
@@ -96,8 +97,13 @@ def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever 
     return CCRKRetriever(model.eval().to(device), processor, k_test)
 
 
-def evaluate(arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: int) -> tuple[RetrievalResult, int]:
-    """Ranks of all languages, each by its model, and the candidates that were in fact re-scored per query."""
+def evaluate(
+    arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: int
+) -> tuple[RetrievalResult, int, list[Path]]:
+    """
+    Ranks of all languages, each by its model; the candidates that were in fact re-scored per query; and the folders of
+    encoded blocks, which have served once the results are written.
+    """
     languages = list(dataset.features["captions"])
     if unknown := sorted(set(arguments.model_for) - set(languages)):
         raise ValueError(f"--model_for names {', '.join(unknown)}, but the languages are {', '.join(languages)}")
@@ -105,7 +111,12 @@ def evaluate(arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: i
     for language in languages:
         languages_of.setdefault(arguments.model_for.get(language, arguments.model), []).append(language)
     fold_size = FOLD_SIZE.get(arguments.task)
-    result, re_scored = RetrievalResult(), 0
+    result, re_scored, encoded = RetrievalResult(), 0, []
+    for model, own_languages in languages_of.items():  # before the first of them takes its hours
+        if model.endswith(".npz"):
+            check_arrays(Path(model), dataset, own_languages)
+        else:
+            open_pretrained(AutoConfig, model)
     for model, own_languages in languages_of.items():
         if model.endswith(".npz"):
             part = evaluate_arrays(Path(model), dataset, own_languages, fold_size)
@@ -113,7 +124,8 @@ def evaluate(arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: i
             retriever = load_retriever(model, k_test, arguments.bf16)
             re_scored = max(re_scored, retriever.k_test)
             cache_dir = arguments.output_dir / "encoded" / f"{retriever.fingerprint}-{dataset._fingerprint}"
-            cache_dir.mkdir(parents=True, exist_ok=True)
+            check_output_folder(cache_dir)
+            encoded.append(cache_dir)
             part = evaluate_retrieval(
                 retriever,
                 dataset,
@@ -127,7 +139,7 @@ def evaluate(arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: i
             getattr(result, name).update(getattr(part, name))
     for name in ("ranks", "fold_ranks", "left_out"):  # in the order that was asked for
         setattr(result, name, {k: getattr(result, name)[k] for k in languages if k in getattr(result, name)})
-    return result, re_scored
+    return result, re_scored, encoded
 
 
 def choose_mrv_languages(arguments: argparse.Namespace, languages: Sequence[str]) -> tuple[list[str], str | None]:
@@ -186,7 +198,8 @@ def results_dictionary(
 
 
 def write_results(results: dict, output_dir: Path) -> None:
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    with written_whole(output_dir / "results.json") as path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def format_table(results: dict) -> str:
@@ -230,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     k_test = 0 if arguments.no_rerank else K_TEST[arguments.task] if arguments.k_test is None else arguments.k_test
     state = process_state()
     with one_line_errors():
+        # Scoring may take hours: what would spoil its result is looked for before.
+        check_output_folder(arguments.output_dir)
         other_ranks = read_ranks(arguments.compare) if arguments.compare else None
         with state.main_process_first():  # one process prepares the data and writes the cache
             dataset = data_scripts.load(
@@ -243,29 +258,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
         if not len(dataset):
             raise ValueError(f"{arguments.task} has no rows in its {arguments.split} split; choose another --split")
-        # Scoring may take hours: what would spoil its result is looked for before.
         mrv_languages, no_mrv = choose_mrv_languages(arguments, list(dataset.features["captions"]))
         if other_ranks is not None:
             check_same_data(dataset, other_ranks)
-        result, k_test = evaluate(arguments, dataset, k_test)
+        result, k_test, encoded = evaluate(arguments, dataset, k_test)
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    result.rank_table().to_parquet(arguments.output_dir / "ranks.parquet")
     results = results_dictionary(result, arguments, k_test, mrv_languages, no_mrv)
-    write_results(results, arguments.output_dir)
-    if other_ranks is not None:
-        with one_line_errors():
-            comparison = compare(result.ranks, other_ranks, results["mrv"]["languages"] if results["mrv"] else [])
-        results["comparison"] = {"other": str(arguments.compare)} | comparison
+    with one_line_errors():
+        with written_whole(arguments.output_dir / "ranks.parquet") as path:
+            result.rank_table().to_parquet(path)
         write_results(results, arguments.output_dir)
-    shutil.rmtree(arguments.output_dir / "encoded", ignore_errors=True)  # it has served
-    if importlib.util.find_spec("matplotlib"):
-        from report_ccrk import write_report
+        if other_ranks is not None:
+            comparison = compare(result.ranks, other_ranks, results["mrv"]["languages"] if results["mrv"] else [])
+            results["comparison"] = {"other": str(arguments.compare)} | comparison
+            write_results(results, arguments.output_dir)
+        if importlib.util.find_spec("matplotlib"):
+            from report_ccrk import write_report
 
-        write_report(results, result.ranks, dataset, arguments.output_dir)
-    print(format_table(results))
+            write_report(results, result.ranks, dataset, arguments.output_dir)
+        for folder in encoded:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # there are those of other evaluations
+            (arguments.output_dir / "encoded").rmdir()
+    print(printable(format_table(results)))
     print(f"written to {arguments.output_dir}", file=sys.stderr)
 
 

@@ -1,10 +1,13 @@
 """The model card of a training run: what it learnt from, how well it retrieves, how to use it, where it ends."""
 
+import re
 from pathlib import Path
 
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import Trainer
+
+from errors_ccrk import one_line
 
 PAPER = "https://arxiv.org/abs/2406.18254"
 CARD = """---
@@ -24,8 +27,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained("{hub_id}", trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained("{hub_id}", trust_remote_code=True)
+model = AutoModel.from_pretrained({hub_id!r}, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained({hub_id!r}, trust_remote_code=True)
 inputs = processor(images=[Image.new("RGB", (64, 64), "red")], text=["a red square", "ein blauer Kreis"])
 with torch.no_grad():
     outputs = model(**inputs)
@@ -81,8 +84,8 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         metadata: further fields of [`huggingface_hub.ModelCardData`], such as `license`; they have the last word.
     """
     arguments, processor = trainer.args, trainer.processing_class
-    name = hub_id.split("/")[-1]
-    languages = list(trainer.data_collator.languages)
+    name = one_line(hub_id.split("/")[-1])
+    languages = list(map(one_line, trainer.data_collator.languages))
     best = trainer.state.best_global_step if arguments.load_best_model_at_end else None  # whose weights are saved
     evaluation = next(
         (
@@ -109,8 +112,8 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     kept = f", of which step {best:,}, the best in evaluation, is kept" if best is not None else ""
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     training = [
-        f"- Data: {_describe(trainer.train_dataset)}; languages {' '.join(languages)}",
-        f"- Started from: {' and '.join(Path(source).name for source in sources) or 'no checkpoint'}",
+        f"- Data: {_describe(trainer.train_dataset)}; languages {_markdown(' '.join(languages))}",
+        f"- Started from: {_markdown(' and '.join(Path(source).name for source in sources)) or 'no checkpoint'}",
         f"- {trainer.state.global_step:,} steps of {batch} pictures{kept}, learning rate {arguments.learning_rate:g}, "
         f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",
         f"- transformers {transformers.__version__}, torch {transformers.utils.get_torch_version()}",
@@ -118,12 +121,12 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     return ModelCard(
         CARD.format(
             metadata=ModelCardData(**(data | metadata)).to_yaml(),
-            name=name,
+            name=_markdown(name),
             hub_id=hub_id,
             paper=PAPER,
             parameters=trainer.model.num_parameters(),
             image_size=processor.image_processor.size["height"],
-            languages=", ".join(languages),
+            languages=_markdown(", ".join(languages)),
             results=_results_table(trainer, evaluation),
             training="\n".join(training),
             max_words=processor.max_words,
@@ -132,10 +135,15 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     )
 
 
+def _markdown(text: str) -> str:
+    """A text on one line, its letters without a meaning in Markdown or HTML."""
+    return re.sub(r"[\\`*_\[\]<>#|~&$]", r"\\\g<0>", one_line(text))
+
+
 def _describe(dataset) -> str:
-    parts = [_name(dataset)]
+    parts = [_markdown(_name(dataset))]
     if (split := getattr(dataset, "split", None)) is not None:
-        parts.append(f"split {split}")
+        parts.append(f"split {_markdown(str(split))}")
     if hasattr(dataset, "__len__"):  # a stream does not know
         parts.append(f"{len(dataset):,} pictures")
     return ", ".join(parts)
@@ -143,12 +151,12 @@ def _describe(dataset) -> str:
 
 def _name(dataset) -> str:
     info = getattr(dataset, "info", None)  # a torch data set has none
-    return (info and info.dataset_name) or "unnamed"
+    return one_line((info and info.dataset_name) or "unnamed")
 
 
 def _recalls(evaluation: dict) -> dict[str, float]:
     start = "eval_recall_"
-    return {key.removeprefix(start): value for key, value in evaluation.items() if key.startswith(start)}
+    return {one_line(key.removeprefix(start)): value for key, value in evaluation.items() if key.startswith(start)}
 
 
 def _eval_results(trainer: Trainer, evaluation: dict) -> list[EvalResult]:
@@ -177,7 +185,7 @@ def _eval_results(trainer: Trainer, evaluation: dict) -> list[EvalResult]:
 def _results_table(trainer: Trainer, evaluation: dict) -> str:
     if not evaluation:
         return "Not evaluated in this run; `eval_mrv.py` of the repository does it."
-    rows = [f"| {language} | {value:.2f} |" for language, value in _recalls(evaluation).items()]
+    rows = [f"| {_markdown(language)} | {value:.2f} |" for language, value in _recalls(evaluation).items()]
     rows.append(f"| mean | {evaluation['eval_mean_recall']:.2f} |")
     k_test = trainer.args.eval_k_test
     lines = [

@@ -1,8 +1,8 @@
 """Other models in the same evaluation: dual encoders of transformers, and embeddings or scores from anywhere."""
 
 import contextlib
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,8 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor
 
+from errors_ccrk import one_line
 from files_ccrk import open_model, open_pretrained
 from retrieval_ccrk import RetrievalResult, Share, by_cosine, rank_language, usable_captions, weights_fingerprint
+
+# Of an embedding in an .npz file. The data says how many rows there are, so this bounds what is read of it.
+MAX_WIDTH = 16_384
 
 
 class DualEncoder:
@@ -75,20 +79,18 @@ def evaluate_arrays(
     `data_scripts.captions`.
 
     Raises:
-        ValueError: a damaged file; a missing array, one of another shape, or one with NaN.
+        ValueError: no such file, or a damaged one; a missing array; one of another type or shape, which is looked at
+            before its contents are read; one wider than `MAX_WIDTH`, or with NaN.
     """
     result = RetrievalResult()
-    with _arrays_of(path) as arrays:
+    with ArrayFile(path) as arrays:
         for language in languages:
             captions = usable_captions(dataset, language)
-            rows, number = len(dataset), len(captions.texts)
-            if f"scores_{language}" in arrays:
-                scores = _array(path, arrays, f"scores_{language}", (rows, number))
-                similarity = _by_score(scores)
-            else:
-                embeds = _array(path, arrays, f"captions_{language}", (number, None))
-                images = _array(path, arrays, "images", (rows, embeds.shape[1]))
-                similarity = by_cosine(F.normalize(images, dim=-1), F.normalize(embeds, dim=-1))
+            found = [
+                arrays.read(name, shape)
+                for name, shape in _needed(arrays, language, len(dataset), len(captions.texts)).items()
+            ]
+            similarity = _by_score(*found) if len(found) == 1 else by_cosine(*(F.normalize(x, dim=-1) for x in found))
             result.left_out[language] = captions.left_out
             result.ranks[language], folds = rank_language(captions, similarity, fold_size=fold_size, share=Share())
             if fold_size:
@@ -96,28 +98,91 @@ def evaluate_arrays(
     return result
 
 
-@contextlib.contextmanager
-def _arrays_of(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    """An open .npz file, whose arrays are read when they are asked for."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            yield arrays
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); write it again with numpy.savez") from error
+def check_arrays(path: Path, dataset: datasets.Dataset, languages: Sequence[str]) -> None:
+    """Raises what `evaluate_arrays` would raise, as far as names, types and shapes show it."""
+    with ArrayFile(path) as arrays:
+        for language in languages:
+            number = len(usable_captions(dataset, language).texts)
+            for name, shape in _needed(arrays, language, len(dataset), number).items():
+                arrays.check(name, shape)
 
 
-def _array(path: Path, arrays, name: str, shape: tuple[int, int | None]) -> Tensor:
-    if name not in arrays:
-        raise ValueError(f"{path} has no array {name!r}, only {', '.join(arrays)}; see --help for what belongs in it")
-    array = arrays[name]
-    if array.ndim != 2 or any(size not in (None, found) for size, found in zip(shape, array.shape, strict=True)):
-        raise ValueError(
-            f"{path}: {name} has shape {array.shape}, but the data asks for {shape}; give its pictures and captions "
-            "in their order, without those captions that are empty or punctuation alone"
-        )
-    if np.isnan(array).any():
-        raise ValueError(f"{path}: {name} holds NaN in row {int(np.isnan(array).any(axis=1).argmax())}")
-    return torch.from_numpy(array.astype(np.promote_types(array.dtype, np.float32)))
+def _needed(arrays: "ArrayFile", language: str, rows: int, captions: int) -> dict[str, tuple[int, int]]:
+    """Names and shapes of a language's arrays: its scores, or the embeddings of images and captions."""
+    if f"scores_{language}" in arrays.names:
+        return {f"scores_{language}": (rows, captions)}
+    width = arrays.check(f"captions_{language}", (captions, None))[1]
+    return {"images": (rows, width), f"captions_{language}": (captions, width)}
+
+
+class ArrayFile:
+    """An .npz file. Nothing in it is unpickled, and no more is read than the shapes that are asked for."""
+
+    def __init__(self, path: Path):
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        self.path = path
+        with self._damage():
+            self.file = zipfile.ZipFile(path)
+        self.names = [name.removesuffix(".npy") for name in self.file.namelist()]
+
+    def __enter__(self) -> "ArrayFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # there is no end to what damaged files raise in zipfile and its decompressors
+            raise ValueError(f"{self.path} is damaged ({one_line(error)}); write it again with numpy.savez") from error
+
+    def check(self, name: str, shape: tuple[int, int | None]) -> tuple[int, int]:
+        """The shape of an array, which must be `shape` but where that is None; by its header alone."""
+        if name not in self.names:
+            raise ValueError(
+                f"{self.path} has no array {name!r}, only {', '.join(self.names[:9])}; see --help for what belongs "
+                "in it"
+            )
+        with self._damage():
+            entry = self.file.getinfo(f"{name}.npy")
+            with self.file.open(entry) as file:
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[np.lib.format.read_magic(file)]
+                found, _, dtype = read_header(file)
+                header_size = file.tell()
+        if dtype.hasobject:
+            raise ValueError(f"{self.path}: {name} holds Python objects, which are not read (allow_pickle=False)")
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            raise ValueError(f"{self.path}: {name} holds {dtype}; give numbers of up to 64 bits")
+        if len(found) != 2 or any(size not in (None, own) for size, own in zip(shape, found, strict=True)):
+            raise ValueError(
+                f"{self.path}: {name} has shape {found}, but the data asks for {shape}; give its pictures and "
+                "captions in their order, without those captions that are empty or punctuation alone"
+            )
+        if shape[1] is None and not 0 < found[1] <= MAX_WIDTH:
+            raise ValueError(f"{self.path}: {name} is {found[1]} wide; an embedding has 1 to {MAX_WIDTH} numbers")
+        if entry.file_size != header_size + math.prod(found) * dtype.itemsize:
+            raise ValueError(
+                f"{self.path} is damaged ({name} is not as long as it says); write it again with numpy.savez"
+            )
+        return found
+
+    def read(self, name: str, shape: tuple[int, int]) -> Tensor:
+        self.check(name, shape)
+        with self._damage(), self.file.open(f"{name}.npy") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        if np.isnan(array).any():
+            raise ValueError(f"{self.path}: {name} holds NaN in row {int(np.isnan(array).any(axis=1).argmax())}")
+        if not name.startswith("scores_") and np.isinf(array).any():
+            raise ValueError(f"{self.path}: {name} holds infinity in row {int(np.isinf(array).any(axis=1).argmax())}")
+        return torch.from_numpy(array.astype(np.promote_types(array.dtype, np.float32)))
 
 
 def _by_score(scores: Tensor):

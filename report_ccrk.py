@@ -12,7 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from data_scripts.check import LITERAL_TEXT
 from data_scripts.images import read_image
+from files_ccrk import written_whole
 from retrieval_ccrk import Ranks, row_names, shared_ranks
 
 GALLERY_SIZE = 12
@@ -176,7 +178,8 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         + "\n".join(parts)
         + "</body></html>\n"
     )
-    (output_dir / "report.html").write_text(page, encoding="utf-8")
+    with written_whole(output_dir / "report.html") as path:
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a name may be no Unicode
 
 
 def plot_recall(results: dict) -> Figure:
@@ -254,12 +257,13 @@ def _figure(plot: Callable[[], Figure], name: str, caption: str, output_dir: Pat
             ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink
         )
         spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-        with matplotlib.rc_context(settings | spines | {"axes.facecolor": "none"}):
+        with matplotlib.rc_context(settings | spines | LITERAL_TEXT | {"axes.facecolor": "none"}):
             figure = plot()
             buffer = io.BytesIO()
             figure.savefig(buffer, format="svg", transparent=True)
             if theme == "light":
-                figure.savefig(output_dir / f"{name}.png", dpi=160, facecolor="white")
+                with written_whole(output_dir / f"{name}.png") as path:
+                    figure.savefig(path, format="png", dpi=160, facecolor="white")
         sources[theme] = _data_uri("image/svg+xml", buffer.getvalue())
     return (
         f'<figure><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{sources["dark"]}">'

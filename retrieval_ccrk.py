@@ -9,6 +9,7 @@ them gives the ranks of one, and nothing of size (images x captions) is ever hel
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,12 +22,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
+from errors_ccrk import one_line
+from files_ccrk import written_whole
 from metrics.mrv.mrv import mean_rank_variance
 from metrics.recall_at_k.recall_at_k import recall_at_k
 from modeling_ccrk import CCRKPairModel
@@ -506,15 +510,35 @@ def _read_pictures(pictures: datasets.Dataset, rows: range) -> list[Image.Image]
 
 
 def _cached(path: Path | None, encode: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `encode` returns, on the CPU; from the file of an earlier run where there is one."""
+    """What `encode` returns, on the CPU; from the file of an earlier run where there is one that is whole."""
     if path is not None and path.exists():
-        return load_file(path)
+        try:
+            return _read_block(path)
+        except Exception as error:  # there is no end to what damaged files raise
+            logger.warning("%s cannot be used (%s): encoded anew", path, one_line(error))
     encoded = {name: tensor.cpu().contiguous() for name, tensor in encode().items()}
     if path is not None:
-        partial_path = path.with_suffix(".partial")  # an interrupted write is not taken for a block
-        save_file(encoded, partial_path)
-        partial_path.replace(path)
+        with written_whole(path) as unfinished:
+            save_file(encoded, unfinished, {"crc32": _crc32(encoded)})
     return encoded
+
+
+def _read_block(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        encoded = {name: file.get_tensor(name) for name in file.keys()}
+        expected = (file.metadata() or {}).get("crc32")
+    if expected != _crc32(encoded):
+        raise ValueError("it is not as it was written")
+    return encoded
+
+
+def _crc32(tensors: dict[str, Tensor]) -> str:
+    """Of the names, types, shapes and contents of tensors on the CPU."""
+    checksum = 0
+    for name, tensor in sorted(tensors.items()):
+        checksum = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), checksum)
+        checksum = zlib.crc32(tensor.flatten().view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"
 
 
 def _progress(blocks: Sequence, description: str) -> Iterable:

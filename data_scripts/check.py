@@ -10,6 +10,7 @@ Every image is decoded. The exit code is 1 where something is missing, bad or ot
 
 import argparse
 import hashlib
+import importlib.util
 import logging
 import re
 import sys
@@ -25,10 +26,15 @@ import data_scripts
 from data_scripts.annotations import EMPTY_CAPTION, AnnotatedImages, Annotation
 from data_scripts.images import read_image
 from data_scripts.problems import Problems
+from errors_ccrk import log_to_screen, one_line, printable
+from files_ccrk import check_output_folder, written_whole
 
 # Sides of a thumbnail in pixels, and characters to a line below it.
 THUMBNAIL = 320
 LINE = 44
+
+# Settings of matplotlib for texts of others: a `$` is a dollar, and no formula begins.
+LITERAL_TEXT = {"text.parse_math": False, "text.usetex": False}
 
 # Data sets of annotation files and photographs; pre-training shards are counted at every load.
 NAMES = sorted(data_scripts.BUILDERS.keys() - {"shapes", "pretraining"})
@@ -126,9 +132,9 @@ def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list
 
     texts = []
     for _, name, captions in pictures:
-        lines = [name[-LINE:]]
+        lines = [one_line(name)[-LINE:]]
         for language, of_language in captions.items():
-            for caption in of_language:
+            for caption in map(one_line, of_language):
                 is_wide = any(east_asian_width(character) == "W" for character in caption)
                 width = LINE // 2 + 3 if is_wide else LINE  # Chinese letters take the room of two
                 lines += textwrap.wrap(caption, width, initial_indent=f"{language}  ", subsequent_indent="      ")
@@ -136,7 +142,7 @@ def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     text_height = 0.17 * max(text.count("\n") + 1 for text in texts)  # inches at 8 points
-    with plt.rc_context({"font.family": fonts}):
+    with plt.rc_context({"font.family": fonts} | LITERAL_TEXT):
         figure, axes = plt.subplots(
             rows, columns, squeeze=False, figsize=(3.6 * columns, (2.8 + text_height) * rows), dpi=110
         )
@@ -151,7 +157,8 @@ def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list
             left=0.01, right=0.99, top=1 - 0.1 / (rows * total), bottom=text_height / (rows * total),
             wspace=0.08, hspace=text_height / 2.7,
         )  # fmt: skip
-        figure.savefig(path)
+        with written_whole(path) as unfinished:
+            figure.savefig(unfinished, format="png")
         plt.close(figure)
 
 
@@ -194,35 +201,46 @@ def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages
     return [make([language]) for language in builder.config.languages]
 
 
+def _check_sheet(path: Path) -> None:
+    """Raises before the counting what would come up after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--thumbnails needs the package matplotlib; install it with pip install matplotlib")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file with --output")
+    check_output_folder(path.absolute().parent)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # what is wrong is in the tables
+    log_to_screen(logging.ERROR)  # what is wrong is in the tables
     arguments = parse_arguments(argv)
     splits = ["train"] if arguments.few_shot else arguments.splits
     complete, sheet = True, None
     try:
+        if arguments.thumbnails:
+            _check_sheet(arguments.output)
         for split in splits:
             for builder in _builders(arguments, split):
                 report, found = check(builder)
-                print(report, end="\n\n", flush=True)
+                print(printable(report), end="\n\n", flush=True)
                 complete &= report.is_complete
                 if sheet is None and found:
                     sheet = (builder, found)
+        if arguments.thumbnails and sheet is None:
+            print("no row has an image to draw")
+        elif arguments.thumbnails:
+            builder, found = sheet
+            chosen = found[:: max(1, len(found) // arguments.thumbnails)][: arguments.thumbnails]
+            draw_contact_sheet(
+                [
+                    (read_image(builder.encoded(image), THUMBNAIL), annotation.image_id, annotation.captions)
+                    for annotation, image in chosen
+                ],
+                arguments.output,
+            )
+            print(f"{len(chosen)} rows drawn in {arguments.output}")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    if arguments.thumbnails and sheet is None:
-        print("no row has an image to draw")
-    elif arguments.thumbnails:
-        builder, found = sheet
-        chosen = found[:: max(1, len(found) // arguments.thumbnails)][: arguments.thumbnails]
-        draw_contact_sheet(
-            [
-                (read_image(builder.encoded(image), THUMBNAIL), annotation.image_id, annotation.captions)
-                for annotation, image in chosen
-            ],
-            arguments.output,
-        )
-        print(f"{len(chosen)} rows drawn in {arguments.output}")
     return 0 if complete or arguments.allow_partial else 1
 
 

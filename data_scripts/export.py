@@ -9,9 +9,6 @@ web images may not.
 """
 
 import argparse
-import logging
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +17,22 @@ import yaml
 from datasets.table import embed_table_storage
 
 import data_scripts
+from errors_ccrk import log_to_screen, one_line_errors
+from files_ccrk import check_output_folder, written_whole
 
 ROWS_PER_FILE = 5000  # photographs of 100 kB make half a gigabyte
+
+
+def check_output(folder: Path, splits: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: there are files of one of the splits already.
+        OSError: nothing can be written to the folder.
+    """
+    check_output_folder(folder)
+    for split in splits:
+        if any(folder.glob(f"{split}-*.parquet")):
+            raise ValueError(f"{folder} holds files of {split} already; remove them or choose another folder")
 
 
 def export(dataset: datasets.Dataset, split: str, folder: Path) -> list[Path]:
@@ -29,18 +40,16 @@ def export(dataset: datasets.Dataset, split: str, folder: Path) -> list[Path]:
 
     Raises:
         ValueError: there are files of this split already.
+        OSError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob(f"{split}-*.parquet")):
-        raise ValueError(f"{folder} holds files of {split} already; remove them or choose another folder")
+    check_output(folder, [split])
     count = max(1, -(-len(dataset) // ROWS_PER_FILE))
     files = [folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
     for number, file in enumerate(files):
         rows = dataset.shard(count, number, contiguous=True).with_format("arrow")
         rows = rows.map(embed_table_storage, batched=True, batch_size=100, keep_in_memory=True)
-        unfinished = file.with_suffix(".unfinished")
-        rows.to_parquet(unfinished)
-        os.replace(unfinished, file)
+        with written_whole(file) as unfinished:
+            rows.to_parquet(unfinished)
     return files
 
 
@@ -71,27 +80,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    log_to_screen()
     arguments = parse_arguments(argv)
     config = {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in arguments.config)}
-    try:
+    options = {
+        "languages": arguments.languages,
+        "data_dir": arguments.data_dir,
+        "image_dir": arguments.image_dir,
+        **config,
+    }
+    with one_line_errors():
+        for split in arguments.splits:  # a mistake in the arguments of the last comes up before the first is written
+            data_scripts.make_builder(arguments.name, split=split, **options)
+        check_output(arguments.output, arguments.splits)
         for split in arguments.splits:
-            dataset = data_scripts.load(
-                arguments.name,
-                split=split,
-                languages=arguments.languages,
-                data_dir=arguments.data_dir,
-                image_dir=arguments.image_dir,
-                **config,
-            )
+            dataset = data_scripts.load(arguments.name, split=split, **options)
             for file in export(dataset, split, arguments.output):
                 print(file)
             if arguments.push_to_hub is not None:
                 dataset.push_to_hub(arguments.push_to_hub, split=split)
-    except datasets.exceptions.DatasetGenerationError as error:
-        sys.exit(f"error: {error.__cause__ or error}")  # it wraps what went wrong in words about itself
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

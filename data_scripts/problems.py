@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from data_scripts.captions import report_tags
 from data_scripts.images import MISSING, BadImage
+from errors_ccrk import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Problems:
 
     def _remember(self, reason: str, where: str) -> None:
         if reason not in self.first:
-            self.first[reason] = where
+            self.first[reason] = where = one_line(where)  # with names from files
             if not self.quiet:
                 logger.warning("%s: %s: %s (the first; others are counted)", self.source, reason, where)
 

@@ -1,10 +1,11 @@
 """`python -m data_scripts.check`: the table, the exit code and the contact sheet."""
 
 import os
+import re
 
 import numpy as np
 import pytest
-from builders import jpeg, write, write_json_lines
+from builders import full_disk, jpeg, write, write_json_lines
 from PIL import Image
 
 from data_scripts import check
@@ -79,6 +80,38 @@ def test_contact_sheet(arguments, tmp_path, capsys):
         colour = np.array([60 * number, 255 - 60 * number, 128])
         assert (np.abs(pixels - colour).max(axis=1) < 6).sum() > 5000
     assert (pixels.max(axis=1) < 60).sum() > 200, "dark pixels: the captions"
+
+
+def test_captions_of_any_letters_are_drawn(tmp_path):
+    """Half a formula, control characters and half a pair of UTF-16; with some matplotlib would stop, or obey."""
+    captions = {"en": ["costs $5 or $6", "$_{", r"$\frac", "a\x1b[31mb\x00\u202ec\r\n\td", "\ud800", "5\u200b$"]}
+    check.draw_contact_sheet([(Image.new("RGB", (40, 30)), "a$^{\nb", captions)] * 2, tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").width > 100
+
+
+def test_the_sheet_is_looked_at_before_the_counting(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "check", lambda _: pytest.fail("counted before it was looked at"))
+    (tmp_path / "file").write_text("")
+    for output, message in ((tmp_path, "is a folder; name a file"), (tmp_path / "file" / "a.png", "nothing can be")):
+        assert check.main([*arguments, "--thumbnails", "3", "--output", str(output)]) == 2
+        assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
+
+
+def test_a_full_disk_is_one_line(arguments, tmp_path, capsys):
+    with full_disk(2_000):
+        assert check.main([*arguments, "--thumbnails", "3", "--output", str(tmp_path / "sheet.png")]) == 2
+    assert re.fullmatch(r"error: .*sheet\.png could not be written \(.*\); make room.*\n", capsys.readouterr().err)
+    assert not list(tmp_path.glob("sheet*"))
+
+
+def test_control_characters_in_names_are_not_obeyed(arguments, tmp_path, capsys):
+    annotations = tmp_path / "iglue/datasets/xFlickrCO/annotations"
+    for language in ("en", "ja"):
+        write_json_lines(annotations / language / "test.jsonl", [{"img_path": "a\x1b[2J\r.jpg", "sentences": ["a"]}])
+    assert check.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert r"a\x1b[2J\r.jpg" in printed.out
+    assert all(line.isprintable() for line in (printed.out + printed.err).split("\n"))
 
 
 def test_nothing_to_draw(arguments, tmp_path, capsys):

@@ -4,21 +4,28 @@ import base64
 import io
 import json
 import re
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import scipy.stats
 import torch
 import transformers
+from builders import full_disk
 from PIL import Image
+from test_convert import damaged
 from test_retrieval import make_rows, make_spread_model
 
 import data_scripts
 import eval_mrv
 import uncertainty_ccrk
+from data_scripts.rows import row_features
 from metrics.recall_at_k.recall_at_k import best_ranks
-from peers_ccrk import DualEncoder
+from peers_ccrk import DualEncoder, evaluate_arrays
 from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
 
 LANGUAGES = ("en", "de")
@@ -388,3 +395,181 @@ def test_an_interrupted_run_leaves_what_it_encoded(rows, model_dir, monkeypatch,
     monkeypatch.setattr("retrieval_ccrk.CCRKRetriever.encode_images", interrupted)
     assert run(tmp_path / "out", "--model", model_dir, "--task", "shapes")["counts"]["images"] == 6
     assert not (tmp_path / "out" / "encoded").exists()
+
+
+def bomb(path, name, shape, size):
+    """A compressed array whose header says `shape`, of `size` zeros."""
+    header = io.BytesIO()
+    fields = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file, file.open(f"{name}.npy", "w") as entry:
+        entry.write(header.getvalue() + bytes(size))
+
+
+class TestArraysOfOthers:
+    @pytest.mark.parametrize(
+        ("shape", "size", "message"),
+        [
+            ((6, 4_000_000), 96_000_000, "captions_en is 4000000 wide; an embedding has 1 to 16384 numbers"),
+            ((4_000_000, 6), 96_000_000, r"has shape \(4000000, 6\), but the data asks for \(6, None\)"),
+            ((6, 5), 96_000_000, "is damaged .captions_en is not as long as it says"),
+            ((6, 5), 3, "is damaged .captions_en is not as long as it says"),
+            ((6, 0), 0, "captions_en is 0 wide"),
+            ((6, -1), 0, r"is damaged|0 wide|-1 wide"),
+        ],
+    )
+    def test_no_more_is_read_than_the_data_asks_for(self, shape, size, message, rows, tmp_path):
+        path = arrays_file(tmp_path / "a.npz", rows, captions_en=None)
+        bomb(path, "captions_en", shape, size)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=message):
+            evaluate_arrays(path, rows, LANGUAGES)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (np.full((6, 5), "a"), "images holds <U1; give numbers"),
+            (np.ones((6, 5), complex), "images holds complex128; give numbers"),
+            (np.ones((6, 5), "M8[s]"), "images holds datetime64"),
+            (np.ones((6, 5), [("a", "f4")]), "images holds"),
+            (np.ones((6, 5, 1)), r"images has shape \(6, 5, 1\)"),
+            (np.array(3.0), r"images has shape \(\)"),
+            (np.full((6, 5), np.inf), "images holds infinity in row 0"),
+        ],
+    )
+    def test_types(self, array, message, rows, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            evaluate_arrays(arrays_file(tmp_path / "a.npz", rows, images=array), rows, LANGUAGES)
+
+    def test_any_damage_is_one_line(self, rows, tmp_path):
+        path = arrays_file(tmp_path / "a.npz", rows)
+        contents, whole = path.read_bytes(), evaluate_arrays(path, rows, LANGUAGES).rank_table()
+        refused = 0
+        for seed in range(80):
+            path.write_bytes(damaged(contents, seed))
+            try:
+                table = evaluate_arrays(path, rows, LANGUAGES).rank_table()
+            except ValueError as error:
+                refused += str(path) in str(error)
+            else:
+                pd.testing.assert_frame_equal(table, whole)
+        assert refused > 60
+
+    def test_are_looked_at_before_another_model_is_run(self, rows, model_dir, monkeypatch, tmp_path):
+        monkeypatch.setattr(eval_mrv, "load_retriever", lambda *_: pytest.fail("run before all was looked at"))
+        path = arrays_file(tmp_path / "a.npz", rows, captions_de=np.ones((5, 5)))
+        for model, message in ((path, r"captions_de has shape \(5, 5\)"), ("outputs/typo", "there is no folder")):
+            with pytest.raises(SystemExit, match=message):
+                run(tmp_path / "out", "--model", model_dir, "--model_for", f"de={model}", "--task", "shapes")
+
+
+def spoil_block(path, damage: str) -> None:
+    contents = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(contents[:-9])
+    elif damage == "no block":
+        path.write_bytes(b"\x00\x01 no block")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "numbers turned":
+        path.write_bytes(contents[:-9] + bytes(byte ^ 64 for byte in contents[-9:]))
+    else:
+        with safetensors.safe_open(path, "pt") as file:
+            block, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        changed = {"fewer rows": block["embeds"][1:], "other type": block["embeds"].half()}
+        block = {} if damage == "no tensors" else block | {"embeds": changed[damage]}
+        safetensors.torch.save_file(block, path, metadata)
+
+
+class TestEncodedBlocks:
+    def interrupt(self, monkeypatch, output_dir, model):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("retrieval_ccrk.rank_language", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(output_dir, "--model", model, "--task", "shapes")
+        return sorted((output_dir / "encoded").rglob("*.safetensors"))
+
+    @pytest.mark.parametrize(
+        "damage", ["cut", "no block", "empty", "numbers turned", "fewer rows", "other type", "no tensors"]
+    )
+    def test_a_damaged_one_is_encoded_anew(self, damage, rows, model_dir, monkeypatch, tmp_path, caplog):
+        expected = run(tmp_path / "expected", "--model", model_dir, "--task", "shapes")
+        blocks = self.interrupt(monkeypatch, tmp_path / "out", model_dir)
+        assert len(blocks) == 2
+        for path in blocks:
+            spoil_block(path, damage)
+        assert run(tmp_path / "out", "--model", model_dir, "--task", "shapes") == expected
+        for path in blocks:
+            assert f"{path} cannot be used (" in caplog.text
+
+    def test_an_evaluation_deletes_its_own_alone(self, rows, model_dir, processor, monkeypatch, tmp_path):
+        other = make_spread_model(len(processor.tokenizer))
+        other.ccrk.text_projection.weight.data.neg_()
+        other.save_pretrained(tmp_path / "other")
+        processor.save_pretrained(tmp_path / "other")
+        blocks = self.interrupt(monkeypatch, tmp_path / "out", tmp_path / "other")
+        run(tmp_path / "out", "--model", model_dir, "--task", "shapes")
+        assert sorted((tmp_path / "out" / "encoded").rglob("*")) == sorted({blocks[0].parent, *blocks})
+        run(tmp_path / "out", "--model", tmp_path / "other", "--task", "shapes")
+        assert not (tmp_path / "out" / "encoded").exists()
+
+
+class TestOutput:
+    def test_the_folder_is_looked_at_before_the_work(self, rows, monkeypatch, tmp_path):
+        monkeypatch.setattr(data_scripts, "load", lambda *_, **__: pytest.fail("read before it was looked at"))
+        (tmp_path / "file").write_text("")
+        for folder in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
+            with pytest.raises(SystemExit, match=f"nothing can be written to {folder}"):
+                eval_mrv.main(["--model", "m", "--task", "shapes", "--output_dir", str(folder)])
+
+    @pytest.mark.parametrize(
+        ("room", "name", "left"),
+        [
+            (5_000, r"images-64-0000000\.safetensors", set()),
+            (9, r"ranks\.parquet", set()),
+            (20_000, r"rank_difference\.png", {"ranks.parquet", "results.json", "recall.png"}),
+        ],
+    )
+    def test_a_full_disk_is_one_line_and_leaves_no_half_file(self, room, name, left, rows, model_dir, tmp_path):
+        model = model_dir if "images" in name else arrays_file(tmp_path / "a.npz", rows)
+        (tmp_path / "out").mkdir()
+        with full_disk(room), pytest.raises(SystemExit) as error:
+            eval_mrv.main(["--model", str(model), "--task", "shapes", "--output_dir", str(tmp_path / "out")])
+        assert re.match(rf"error: .*{name} could not be written \(.*\); make room", str(error.value)), error.value
+        assert "\n" not in str(error.value)
+        assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == left
+
+    @pytest.mark.parametrize("name", ["ranks.parquet", "report.html"])
+    def test_a_file_that_cannot_be_written(self, name, rows, tmp_path):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        with pytest.raises(SystemExit, match=f"error: .*{name} could not be written"):
+            run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "shapes")
+        assert not list((tmp_path / "out").glob("*.unfinished"))
+
+
+def test_nothing_of_names_is_obeyed(rows, monkeypatch, tmp_path, capsys):
+    """A `$` begins no formula, ESC no command, and a quote ends no attribute, wherever a name is shown."""
+    strange = ("a$_{", '"><script>\x1b[31m$\\frac')
+    hostile = [
+        dict(row, image_id=f'{i}" onerror="x$', captions=dict(zip(strange, row["captions"].values(), strict=True)))
+        for i, row in enumerate(rows)
+    ]
+    hostile = data_scripts.datasets.Dataset.from_list(hostile, features=row_features(strange))
+    monkeypatch.setattr(data_scripts, "load", lambda task, **_: hostile)
+    generator = np.random.default_rng(0)
+    arrays = {f"scores_{language}": generator.normal(size=(6, 6)) for language in strange}
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w") as entry:
+                np.save(entry, array)
+    run(tmp_path / "out", "--model", tmp_path / "a.npz", "--task", "shapes", "--split", "<b>")
+    printed = capsys.readouterr().out
+    assert r"\x1b[31m" in printed and all(line.isprintable() for line in printed.splitlines())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page and "<b>," not in page and '" onerror' not in page
+    assert (tmp_path / "out" / "rank_difference.png").exists()

@@ -5,6 +5,7 @@ import shutil
 import datasets
 import pyarrow.parquet as pq
 import pytest
+from builders import full_disk
 from test_pretraining_data import LANGUAGES, load, make_folder
 
 from data_scripts import export
@@ -84,3 +85,21 @@ def test_mistakes_end_in_one_line(arguments, message, call, tmp_path):
     with pytest.raises(SystemExit, match=message) as raised:
         call(arguments[0], tmp_path / "out", *arguments[1:], *small)
     assert str(raised.value).startswith("error: ")
+
+
+def test_the_folder_is_looked_at_before_the_work(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.data_scripts, "load", lambda *_, **__: pytest.fail("read before it was looked at"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/test-00000-of-00001.parquet").touch()
+    with pytest.raises(SystemExit, match="holds files of test already"):  # though train would be written first
+        call("shapes", tmp_path / "out")
+    with pytest.raises(SystemExit, match="nothing can be written to"):
+        call("shapes", tmp_path / "out/test-00000-of-00001.parquet/out")
+
+
+def test_a_full_disk_leaves_no_half_file(call, tmp_path):
+    config = ("--config", "num_train=9", "num_validation=1", "num_test=1")
+    call("shapes", tmp_path / "first", "--splits", "train", *config)  # the cache is made
+    with full_disk(6_000), pytest.raises(SystemExit, match=r"error: .*\.parquet could not be written") as error:
+        call("shapes", tmp_path / "out", "--splits", "train", *config)
+    assert "\n" not in str(error.value) and not list((tmp_path / "out").iterdir())

@@ -1,24 +1,31 @@
 """Folders of models that others wrote: opened whole or refused in one line, and never run. And what is printed."""
 
+import ast
 import io
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from conftest import ROOT, TINY_A, tiny_config
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from test_training import make_trainer
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 import convert_checkpoint
 import eval_mrv
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from data_scripts.rows import row_features
 from data_scripts.translate import Translator
 from errors_ccrk import one_line, one_line_errors
 from files_ccrk import open_model, open_pretrained
+from model_card_ccrk import model_card
 from peers_ccrk import DualEncoder
 from recipe_ccrk import ModelArguments, build_model, build_processor
 
@@ -268,3 +275,51 @@ class TestScreen:
         with pytest.raises(SystemExit) as ended, one_line_errors():
             raise error
         assert message in str(ended.value) and "\n" not in str(ended.value)
+
+
+NAMES = [
+    """a"b'c""",
+    "back\\slash`tick",
+    "```\nimport os",
+    "x\n---\nlicense: evil",
+    "a|b*c_d_ <b>[x](y)&amp;$x$",
+    "a: [b, {c}] # d %s {name}",
+    "\x1b[31mred\u202e",
+    "模型 😀",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_mean_nothing_in_the_model_card(name, tiny_model, processor, shapes, tmp_path):
+    languages = (name, "de")
+    features = row_features(languages)
+    rows = [dict(row, captions={name: row["captions"]["en"], "de": row["captions"]["de"]}) for row in shapes]
+    rows = datasets.Dataset.from_list(rows[:8], features=features)
+    rows.info.dataset_name = name
+    tiny_model.config.vision_config.name_or_path = tiny_model.config.text_config.name_or_path = f"lab/{name}"
+    trainer = make_trainer(tiny_model, processor, rows, tmp_path, languages)
+    metrics = {f"eval_recall_{name}": 50.0, "eval_recall_de": 51.0, "eval_mean_recall": 50.5, "step": 0}
+    trainer.state.log_history = [metrics]
+    model_card(trainer, f"lab/{name}").save(tmp_path / "README.md")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict().keys() <= {
+        "language", "library_name", "pipeline_tag", "tags", "base_model", "model-index", "model_name", "license"
+    } and card.data.license is None  # fmt: skip
+    assert card.data.language == [one_line(name), "de"]
+
+    snippets = re.findall(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 1 and card.text.count("\n```") == 4
+    opened = [node.args[0].value for node in ast.walk(ast.parse(snippets[0])) if is_call(node, "from_pretrained")]
+    assert opened == [f"lab/{name}"] * 2
+
+    prose = re.sub(r"^```.*?^```$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    assert all(line.isprintable() for line in card.text.splitlines())
+    html = re.sub(r"\\(.)", "", prose)  # what is escaped has no meaning
+    for mark in ("`tick", "_d_", "<b>", "[x](", "&amp;", "$x$", "a|b"):
+        assert mark not in html
+    table = [line for line in html.splitlines() if line.startswith("|")]
+    assert len(table) == 5 and {line.count("|") for line in table} == {3}
+
+
+def is_call(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "attr", None) == name
