@@ -30,6 +30,7 @@ from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
+from files_ccrk import deepspeed_problem
 from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss, sampling_keys
@@ -260,7 +261,7 @@ def what_is_wrong(checkpoint: Path) -> str | None:
             return f"{name} is not as it was written"
     if not any(name.startswith("rng_state") for name in files):
         return "it was saved with save_only_model and holds no optimizer"
-    return None
+    return deepspeed_problem(checkpoint)
 
 
 def _crc32(path: Path) -> int:

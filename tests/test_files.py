@@ -4,10 +4,13 @@ import ast
 import io
 import json
 import logging
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import zlib
+from collections import OrderedDict
 
 import datasets
 import pytest
@@ -28,6 +31,7 @@ from files_ccrk import open_model, open_pretrained
 from model_card_ccrk import model_card
 from peers_ccrk import DualEncoder
 from recipe_ccrk import ModelArguments, build_model, build_processor
+from trainer_ccrk import MANIFEST, what_is_wrong
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,11 @@ def refused(call, *expected: str) -> None:
         call()
     assert all(part in str(error.value) for part in expected), str(error.value)
     assert one_line(error.value) == str(error.value)
+
+
+class Plant:
+    def __reduce__(self):
+        return open, ("planted", "w")
 
 
 PLANTED = "open('planted', 'w').close()\n"
@@ -184,12 +193,7 @@ def test_a_damaged_folder_is_neither_evaluated_nor_trained_on(name, folder):
 def test_a_pickle_of_weights_is_not_run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / "model.safetensors").unlink()
-
-    class Planted:
-        def __reduce__(self):
-            return open, ("planted", "w")
-
-    torch.save(Planted(), folder / "pytorch_model.bin")
+    torch.save(Plant(), folder / "pytorch_model.bin")
     refused(lambda: eval_mrv.load_retriever(str(folder), 4, False), "more than tensors", "nothing of it was run")
     assert not (tmp_path / "planted").exists()
 
@@ -275,6 +279,61 @@ class TestScreen:
         with pytest.raises(SystemExit) as ended, one_line_errors():
             raise error
         assert message in str(ended.value) and "\n" not in str(ended.value)
+
+
+class TestCheckpointsOfDeepSpeed:
+    @pytest.fixture
+    def checkpoint(self, tmp_path, monkeypatch):
+        """Files with the classes that ZeRO-2 and ZeRO-3 write, beside a manifest that is right."""
+        pytest.importorskip("deepspeed")
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        monkeypatch.chdir(tmp_path)
+        state = {
+            "tensor": torch.ones(3),
+            "scaler": LossScaler(1.0),
+            "dynamic": DynamicLossScaler(1.0, 2, 1, 1, 1, False),
+        }
+        state |= {"stage": ZeroStageEnum.gradients, "fragments": OrderedDict(a=fragment_address(numel=1, start=0))}
+        folder = tmp_path / "checkpoint-2" / "global_step2"
+        folder.mkdir(parents=True)
+        torch.save(state, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+        torch.save(state, folder / "old_optim_states.pt", _use_new_zipfile_serialization=False)
+        torch.save({"module": {"w": torch.ones(2)}}, folder / "mp_rank_00_model_states.pt")
+        (folder.parent / "latest").write_text("global_step2")
+        torch.save({}, folder.parent / "rng_state.pth")
+        return folder.parent
+
+    def problem(self, checkpoint):
+        files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST]
+        entries = {
+            str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "crc32": zlib.crc32(path.read_bytes())}
+            for path in files
+        }
+        (checkpoint / MANIFEST).write_text(json.dumps(entries))
+        return what_is_wrong(checkpoint)
+
+    def test_as_deepspeed_writes_them(self, checkpoint):
+        assert self.problem(checkpoint) is None
+
+    @pytest.mark.parametrize("name", ["zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt"])
+    @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+    def test_with_code_in_a_pickle(self, name, write, checkpoint, tmp_path):
+        write({"module": Plant()}, checkpoint / "global_step2" / name)
+        assert f"global_step2/{name} holds " in self.problem(checkpoint)
+        assert not (tmp_path / "planted").exists()
+
+    def test_that_point_elsewhere(self, checkpoint, tmp_path):
+        shutil.copytree(checkpoint / "global_step2", tmp_path / "global_step3")
+        for name in ("../global_step3", str(tmp_path / "global_step3"), "none", "..", ""):
+            (checkpoint / "latest").write_text(name)
+            assert "its latest names" in self.problem(checkpoint)
+        (checkpoint / "latest").write_text("global_step3")
+        torch.save(Plant(), tmp_path / "global_step3" / "mp_rank_00_model_states.pt")
+        (checkpoint / "global_step3").symlink_to(tmp_path / "global_step3")
+        assert "global_step3/mp_rank_00_model_states.pt holds " in self.problem(checkpoint)
 
 
 NAMES = [
