@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = results_dictionary(result, arguments, k_test, mrv_languages, no_mrv)
     with one_line_errors():
         with written_whole(arguments.output_dir / "ranks.parquet") as path:
-            result.rank_table().to_parquet(path)
+            result.rank_table().to_parquet(path, write_page_checksum=True)
         write_results(results, arguments.output_dir)
         if other_ranks is not None:
             comparison = compare(result.ranks, other_ranks, results["mrv"]["languages"] if results["mrv"] else [])

@@ -9,13 +9,21 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_scripts.captions import is_usable
+from errors_ccrk import one_line
 from retrieval_ccrk import Ranks, row_names, shared_ranks
 
 RESAMPLES = 1_000
 SIGN_FLIPS = 10_000
 CUTOFFS = (1, 5, 10)
+# Of the ranks of another run: 36 languages of 100,000 captions and images fit.
+MAX_RANKS = 10_000_000
+MAX_BYTES = 1 << 31
+RANK_SCHEMA = pa.schema(dict.fromkeys(("instance", "language", "direction"), pa.string()) | {"rank": pa.float64()})
 _WEIGHTS_PER_CHUNK = 1 << 22
 
 
@@ -107,12 +115,19 @@ def _check_instances(name: str, ours: pd.Index, theirs: pd.Index) -> None:
 
 
 def read_ranks(path: Path) -> Ranks:
-    """A ranks.parquet as `eval_mrv.py` writes it."""
-    table = pd.read_parquet(path)
-    if missing := {"instance", "language", "direction", "rank"} - set(table):
-        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}; give a ranks.parquet of eval_mrv.py")
-    if table["rank"].isna().any() or (table["rank"] < 1).any():
+    """A ranks.parquet as `eval_mrv.py` writes it.
+
+    Raises:
+        ValueError: no such file, or a damaged one; other columns or types; more than `MAX_RANKS` rows or `MAX_BYTES`,
+            before they are read; ranks that are none, or twice for one instance.
+    """
+    table = _read_table(path)
+    if table.isna().any(axis=None) or (table["rank"] < 1).any() or (table["rank"] % 1 != 0).any():
         raise ValueError(f"{path} holds ranks below 1 or none at all; write it again with eval_mrv.py")
+    if table.duplicated(["instance", "language", "direction"]).any():
+        raise ValueError(f"{path} holds two ranks of one instance; write it again with eval_mrv.py")
+    if unknown := sorted(set(table["direction"]) - {"IR", "TR"}):
+        raise ValueError(f"{path} holds ranks of {unknown[0]!r} beside IR and TR; write it again with eval_mrv.py")
     ranks = {
         str(language): {
             direction: of_direction.set_index("instance")["rank"]
@@ -126,6 +141,39 @@ def read_ranks(path: Path) -> Ranks:
                 f"{path} has no {' or '.join(sorted(missing))} ranks of {language}; write it again with eval_mrv.py"
             )
     return ranks
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """The columns of `RANK_SCHEMA`; see `read_ranks`."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give a ranks.parquet of eval_mrv.py")
+    texts = [field.name for field in RANK_SCHEMA if field.type == pa.string()]
+    try:
+        # As dictionaries: a text that is there a million times takes its room once.
+        with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
+            kinds = {field.name: field.type for field in file.schema_arrow}
+            if missing := set(RANK_SCHEMA.names) - set(kinds):
+                raise ValueError(
+                    f"{path} lacks the columns {', '.join(sorted(missing))}; give a ranks.parquet of eval_mrv.py"
+                )
+            for name in RANK_SCHEMA.names:
+                if not (pa.types.is_dictionary if name in texts else _is_number)(kinds[name]):
+                    raise ValueError(f"{path}: {name} holds {kinds[name]}; give a ranks.parquet of eval_mrv.py")
+            rows = file.metadata.num_rows
+            stored = sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups))
+            if rows > MAX_RANKS or stored > MAX_BYTES:
+                raise ValueError(f"{path} has {rows:,} rows and {stored:,} bytes, over {MAX_RANKS:,} or {MAX_BYTES:,}")
+            table = file.read(columns=RANK_SCHEMA.names)
+            lengths = [pc.max(pc.binary_length(part.dictionary)).as_py() for n in texts for part in table[n].chunks]
+            if rows * (longest := max((length or 0 for length in lengths), default=0)) > MAX_BYTES:
+                raise ValueError(f"{path} has {rows:,} rows of up to {longest:,} bytes, over {MAX_BYTES:,} in all")
+            return table.cast(RANK_SCHEMA).to_pandas(ignore_metadata=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); write it again with eval_mrv.py") from error
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _hits(ranks: pd.Series, direction: str) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import scipy.stats
@@ -26,6 +28,7 @@ import uncertainty_ccrk
 from data_scripts.rows import row_features
 from metrics.recall_at_k.recall_at_k import best_ranks
 from peers_ccrk import DualEncoder, evaluate_arrays
+from retrieval_ccrk import CCRKRetriever, evaluate_retrieval
 from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
 
 LANGUAGES = ("en", "de")
@@ -303,6 +306,14 @@ def of_other_languages(table):
         (lambda table: table.drop(columns="rank"), r"other\.parquet lacks the columns rank; give a ranks\.parquet"),
         (lambda table: table[table["direction"] == "IR"], r"other\.parquet has no TR ranks of en; write it again"),
         (lambda table: table.assign(rank=0), r"other\.parquet holds ranks below 1"),
+        (lambda table: table.assign(rank=1.5), r"other\.parquet holds ranks below 1"),
+        (lambda table: table.assign(rank="1"), r"other\.parquet: rank holds (large_)?string"),
+        (lambda table: table.assign(rank=[[1]] * len(table)), r"other\.parquet: rank holds list"),
+        (lambda table: table.assign(instance=1), r"other\.parquet: instance holds int64"),
+        (lambda table: table.assign(language=None), r"other\.parquet: language holds null"),
+        (lambda table: table.assign(language=[None, *table["language"][1:]]), "holds ranks below 1 or none at all"),
+        (lambda table: table.assign(direction="\x1b[2J"), r"holds ranks of '\\x1b\[2J' beside IR and TR"),
+        (lambda table: pd.concat([table, table[:1]]), r"other\.parquet holds two ranks of one instance"),
     ],
 )
 def test_ranks_of_another_run(change, message, rows, monkeypatch, tmp_path):
@@ -465,6 +476,55 @@ class TestArraysOfOthers:
                 run(tmp_path / "out", "--model", model_dir, "--model_for", f"de={model}", "--task", "shapes")
 
 
+class TestRanksOfOthers:
+    def table(self, path, rows, **columns):
+        """A small file of many rows: each column is one value over and over."""
+        values = {"instance": "a#0", "language": "en", "direction": "IR", "rank": 1} | columns
+        dictionaries = {
+            name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([value]))
+            for name, value in values.items()
+            if name != "rank"
+        }
+        table = pa.table(dictionaries | {"rank": np.full(rows, values["rank"])})
+        pq.write_table(table, path, compression="zstd")
+        return path
+
+    def test_are_read_within_bounds(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(uncertainty_ccrk, "MAX_RANKS", 100_000)
+        monkeypatch.setattr(uncertainty_ccrk, "MAX_BYTES", 10_000_000)
+        before = pa.total_allocated_bytes()
+        for rows, columns, message in (
+            (200_000, {}, "has 200,000 rows and .* bytes, over 100,000"),
+            (2_000, {"instance": "a" * 100_000}, "has 2,000 rows of up to 100,000 bytes, over 10,000,000 in all"),
+            (1, {"instance": "a" * 11_000_000}, "has 1 rows and .* bytes, over"),
+        ):
+            path = self.table(tmp_path / "other.parquet", rows, **columns)
+            assert path.stat().st_size < 200_000
+            with pytest.raises(ValueError, match=message):
+                read_ranks(path)
+        assert pa.total_allocated_bytes() - before < 20_000_000
+
+    def test_any_damage_is_one_line(self, rows, tmp_path):
+        run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "shapes")
+        contents, whole = (
+            (tmp_path / "out" / "ranks.parquet").read_bytes(),
+            read_ranks(tmp_path / "out" / "ranks.parquet"),
+        )
+        path, refused = tmp_path / "other.parquet", 0
+        for seed in range(80):
+            path.write_bytes(damaged(contents, seed))
+            try:
+                found = read_ranks(path)
+            except ValueError as error:
+                refused += str(path) in str(error)
+            else:
+                assert all(found["de"][name].equals(whole["de"][name]) for name in ("IR", "TR")), seed
+        assert refused > 50
+        for other in (tmp_path, tmp_path / "none"):
+            with pytest.raises(ValueError, match="there is no file"):
+                read_ranks(other)
+
+
 def spoil_block(path, damage: str) -> None:
     contents = path.read_bytes()
     if damage == "cut":
@@ -494,18 +554,23 @@ class TestEncodedBlocks:
                 run(output_dir, "--model", model, "--task", "shapes")
         return sorted((output_dir / "encoded").rglob("*.safetensors"))
 
-    @pytest.mark.parametrize(
-        "damage", ["cut", "no block", "empty", "numbers turned", "fewer rows", "other type", "no tensors"]
-    )
-    def test_a_damaged_one_is_encoded_anew(self, damage, rows, model_dir, monkeypatch, tmp_path, caplog):
-        expected = run(tmp_path / "expected", "--model", model_dir, "--task", "shapes")
-        blocks = self.interrupt(monkeypatch, tmp_path / "out", model_dir)
-        assert len(blocks) == 2
-        for path in blocks:
-            spoil_block(path, damage)
-        assert run(tmp_path / "out", "--model", model_dir, "--task", "shapes") == expected
-        for path in blocks:
-            assert f"{path} cannot be used (" in caplog.text
+    def test_a_damaged_one_is_encoded_anew(self, rows, processor, tmp_path, caplog):
+        retriever = CCRKRetriever(make_spread_model(len(processor.tokenizer)), processor, k_test=4)
+
+        def evaluate():
+            return evaluate_retrieval(retriever, rows, LANGUAGES, cache_dir=tmp_path).rank_table()
+
+        expected, blocks = evaluate(), sorted(tmp_path.iterdir())
+        assert len(blocks) == 3 and not caplog.records
+        for damage in ("cut", "no block", "empty", "numbers turned", "fewer rows", "other type", "no tensors"):
+            for path in blocks:
+                spoil_block(path, damage)
+            pd.testing.assert_frame_equal(evaluate(), expected)
+            assert [record.args[0] for record in caplog.records] == [blocks[2], *blocks[:2]], damage
+            assert all("cannot be used" in record.getMessage() for record in caplog.records)
+            caplog.clear()
+            pd.testing.assert_frame_equal(evaluate(), expected)
+            assert not caplog.records, "they are whole again"
 
     def test_an_evaluation_deletes_its_own_alone(self, rows, model_dir, processor, monkeypatch, tmp_path):
         other = make_spread_model(len(processor.tokenizer))
