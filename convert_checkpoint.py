@@ -313,11 +313,13 @@ def convert(content: dict, overrides: dict | None = None) -> CCRKPairModel:
     state = content["model"]
     try:
         config = read_config(content, overrides or {})
+        head = CCRKForPreTraining if _text_prefix(state) == "text_encoder.bert." else CCRKForImageTextRetrieval
+        with torch.device("meta"):
+            model = head(config)
     except KeyError as error:
         raise ValueError(f"this is not a whole CCRK checkpoint: it lacks {error}; nothing was written") from error
-    head = CCRKForPreTraining if _text_prefix(state) == "text_encoder.bert." else CCRKForImageTextRetrieval
-    with torch.device("meta"):
-        model = head(config)
+    except (ArithmeticError, AssertionError, TypeError) as error:
+        raise ValueError(f"no model can be made with the fields of --config ({error}); nothing was written") from error
     return _fill(model, state)
 
 
@@ -505,6 +507,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.to_original and any(getattr(arguments, name) for name in OPTIONS):
         parser.error("--to_original takes no other option")
+    for name in ("image_size", "max_words", "max_length"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1")
     if (arguments.max_words or arguments.max_length) and not arguments.tokenizer:
         parser.error("--max_words and --max_length are saved beside a tokenizer; give --tokenizer too")
     with one_line_errors():

@@ -26,7 +26,7 @@ from data_scripts.captions import close_tags, is_close, is_usable
 from data_scripts.problems import Problems
 from data_scripts.shards import BadRow, caption_objects, find_shards, parse_row
 from data_scripts.text import is_blank_line, numbered_lines
-from errors_ccrk import log_to_screen, one_line_errors
+from errors_ccrk import log_to_screen, one_line, one_line_errors
 from files_ccrk import check_output_folder, open_model, open_pretrained
 
 _decode = json.JSONDecoder().raw_decode
@@ -158,7 +158,7 @@ def translate_shard(
                 gaps += find_gaps(line, source, languages)
             except BadRow as error:
                 problems.bad(error.reason, f"{shard} line {number}")
-    with tqdm(total=len(gaps), unit=" captions", desc=shard.name, leave=False) as progress:
+    with tqdm(total=len(gaps), unit=" captions", desc=one_line(shard.name), leave=False) as progress:
         translations = iter(translator(gaps, progress))
 
     output.parent.mkdir(parents=True, exist_ok=True)
