@@ -122,7 +122,8 @@ def _check_weights(source: str | os.PathLike, model: PreTrainedModel, found: dic
         )
     parts = {name for name, _ in model.named_children()}
     lacking = [name for name in found["missing_keys"] if _part(name) not in may_lack]
-    left_over = [name for name in found["unexpected_keys"] if _part(name) in parts]
+    above = f"{model.base_model_prefix}."  # in a file with a head, of which this model is the base
+    left_over = [name for name in found["unexpected_keys"] if {_part(name), _part(name.removeprefix(above))} & parts]
     for names, what in ((lacking, "are missing"), (left_over, "are beyond what its config.json says")):
         names = sorted(name for name in names if not any(part in name.split(".") for part in NOT_USED))
         if names:

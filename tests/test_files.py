@@ -19,7 +19,16 @@ from conftest import ROOT, TINY_A, tiny_config
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_training import make_trainer
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    SwinConfig,
+    SwinForImageClassification,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 import convert_checkpoint
 import eval_mrv
@@ -211,6 +220,36 @@ def test_parts_that_are_not_needed_may_be_there_or_not(folder, caplog):
     started = build_model(arguments, build_processor(arguments, None), CCRKForPreTraining)
     assert torch.equal(started.ccrk.text_projection.weight, model.ccrk.text_projection.weight)
     assert f"{folder} has no matching_head and no lm_head: to be trained from scratch" in caplog.text
+
+
+def test_encoders_as_the_hub_has_them(tmp_path):
+    """With a head that is left behind, a pooler, or buffers of older versions; but with no layer more."""
+    swin = SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    SwinForImageClassification(swin).save_pretrained(tmp_path / "swin")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    XLMRobertaForMaskedLM(XLMRobertaConfig(vocab_size=60, **sizes)).save_pretrained(tmp_path / "text")
+    attention = "encoder.layers.{}.blocks.0.attention.self"
+    for folder, kind, prefix, known, beyond in (
+        (
+            "swin",
+            AutoModel,
+            "swin.",
+            f"{attention.format(0)}.relative_position_index",
+            f"{attention.format(7)}.key.bias",
+        ),
+        ("text", AutoModelForMaskedLM, "roberta.", "pooler.dense.bias", "encoder.layer.4.output.dense.bias"),
+    ):
+        path = tmp_path / folder / "model.safetensors"
+        state = load_file(path) | {
+            f"{prefix}{known}": torch.zeros(1),
+            f"{prefix}embeddings.position_ids": torch.ones(1),
+        }
+        save_file(state, path, {"format": "pt"})
+        assert open_model(kind, tmp_path / folder)[1] == []
+        save_file(state | {f"{prefix}{beyond}": torch.zeros(1)}, path, {"format": "pt"})
+        refused(
+            lambda kind=kind, folder=folder: open_model(kind, tmp_path / folder), "beyond what its config.json says"
+        )
 
 
 @pytest.mark.parametrize(
