@@ -94,6 +94,9 @@ def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever 
     model, lacking = open_model(CCRKForImageTextRetrieval, name_or_path, ("matching_head",), **options)
     if k_test and lacking:
         raise ValueError(f"{name_or_path} has no matching head; rank with --no_rerank, or fine-tune it first")
+    tokens, vocab_size = len(processor.tokenizer), model.config.text_config.vocab_size
+    if tokens > vocab_size:
+        raise ValueError(f"{name_or_path}: its tokenizer has {tokens} tokens, its model {vocab_size}; restore its own")
     return CCRKRetriever(model.eval().to(device), processor, k_test)
 
 

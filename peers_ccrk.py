@@ -40,6 +40,10 @@ class DualEncoder:
                 "checkpoint, a dual encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
             )
         self.processor = open_pretrained(AutoProcessor, name_or_path)
+        if lacking := [
+            part for part in ("image_processor", "tokenizer") if getattr(self.processor, part, None) is None
+        ]:
+            raise ValueError(f"{name_or_path} holds no {' and no '.join(lacking)}; save the model's processor there")
 
     @property
     def fingerprint(self) -> str:

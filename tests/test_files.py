@@ -24,6 +24,8 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
     SwinConfig,
     SwinForImageClassification,
     XLMRobertaConfig,
@@ -269,6 +271,21 @@ def test_a_folder_that_is_not_there(name, processor, tmp_path, monkeypatch):
         with pytest.raises((ValueError, SystemExit), match=r"^(error: )?there is no folder ") as error:
             call()
         assert "epo id" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_processor_of_another_model(folder, processor, tmp_path):
+    model = CCRKForImageTextRetrieval(tiny_config(len(processor.tokenizer) - 1))
+    model.save_pretrained(folder)
+    size = len(processor.tokenizer)
+    refused(
+        lambda: eval_mrv.load_retriever(str(folder), 4, False), f"has {size} tokens, its model {size - 1}; restore"
+    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = sizes | {"image_size": 64, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=sizes, vision_config=vision)).save_pretrained(tmp_path / "clip")
+    refused(lambda: DualEncoder(tmp_path / "clip"), str(tmp_path / "clip"))
+    processor.tokenizer.save_pretrained(tmp_path / "clip")
+    refused(lambda: DualEncoder(tmp_path / "clip"), "clip")
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):
