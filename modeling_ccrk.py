@@ -14,8 +14,9 @@ from transformers import MODEL_MAPPING, AutoModel, AutoModelForMaskedLM, PreTrai
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.swin.modeling_swin import SwinModel
 from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaAttention,
     XLMRobertaIntermediate,
@@ -25,7 +26,9 @@ from transformers.models.xlm_roberta.modeling_xlm_roberta import (
     XLMRobertaSelfOutput,
     eager_attention_forward,
 )
-from transformers.utils import ModelOutput, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils.output_capturing import capture_outputs
 
 try:
     from .configuration_ccrk import CCRKConfig
@@ -38,6 +41,8 @@ try:
         similarity,
     )
 except ImportError:
+    if __package__:  # a checkpoint's copy: what it lacks must not come from the code installed here
+        raise
     from configuration_ccrk import CCRKConfig
     from objectives_ccrk import (
         IGNORE,
@@ -48,13 +53,16 @@ except ImportError:
         similarity,
     )
 
+logger = logging.get_logger(__name__)
+
 TEMPERATURE_RANGE = (0.001, 0.5)  # the published code clamps to it before each pre-training step
+RECORDED = ("output_attentions", "output_hidden_states")  # what encoders can be asked to return besides
 
 
 @dataclass
 class CCRKOutput(ModelOutput):
     """
-    Output of [`CCRKModel`]. What was not given as input is `None`.
+    Output of [`CCRKModel`], in this order. What was not given as input is `None`.
 
     Args:
         logits_per_image (`torch.FloatTensor` of shape `(B, N)`): cosine similarity / temperature, in fp32.
@@ -64,6 +72,9 @@ class CCRKOutput(ModelOutput):
             given as `(B, K, L)`): L2-normalised.
         image_states (`torch.FloatTensor` of shape `(B, T, vision_hidden_size)`): image tokens, their mean first.
         text_states (`torch.FloatTensor` of shape `(N, L, hidden_size)`): text tokens; N = B·K for nested captions.
+        hidden_states, attentions (tuples of `torch.FloatTensor`): the text encoder's, where `output_hidden_states`
+            asks for them, or `output_attentions` with eager attention.
+        image_hidden_states, image_attentions (tuples of `torch.FloatTensor`): the image encoder's.
     """
 
     logits_per_image: torch.FloatTensor | None = None
@@ -72,12 +83,16 @@ class CCRKOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
     image_states: torch.FloatTensor | None = None
     text_states: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
 class CCRKLossOutput(ModelOutput):
     """
-    Output of the heads in training.
+    Output of the heads in training, in this order.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`): the sum of the losses below, each with weight 1.
@@ -89,6 +104,7 @@ class CCRKLossOutput(ModelOutput):
             over the embeddings of all processes.
         image_embeds (`torch.FloatTensor` of shape `(B, projection_dim)`): L2-normalised.
         text_embeds (`torch.FloatTensor` of shape `(B, K, projection_dim)`): L2-normalised.
+        hidden_states, attentions, image_hidden_states, image_attentions: as in [`CCRKOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -100,6 +116,10 @@ class CCRKLossOutput(ModelOutput):
     temperature: torch.FloatTensor | None = None
     image_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class _PackedCaptions:
@@ -196,28 +216,29 @@ class CCRKCrossAttention(nn.Module):
         """(B, T, vision_hidden_size) → keys and values, each (B, heads, T, head_dim)."""
         return self._heads(self.key(image_states)), self._heads(self.value(image_states))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        attended, _ = attention(self, self._heads(query), key, value, None, dropout=dropout, scaling=self.scaling)
-        return attended.flatten(2)
+        query = self._heads(query)
+        attended, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling, **kwargs)
+        return attended.flatten(2), weights
 
     def forward(
-        self, hidden_states: Tensor, key: Tensor, value: Tensor, captions: _PackedCaptions | None = None
-    ) -> Tensor:
+        self, hidden_states: Tensor, key: Tensor, value: Tensor, captions: _PackedCaptions | None = None, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """The new states, and where attention is eager its weights, (P, heads, L, T)."""
         query = self.query(hidden_states)
-        if captions is None:
-            return self.output(self._attend(query, key, value), hidden_states)
-        return self.output(captions.pack(self._attend(captions.pad(query), key, value)), hidden_states)
+        attended, weights = self._attend(query if captions is None else captions.pad(query), key, value, **kwargs)
+        return self.output(attended if captions is None else captions.pack(attended), hidden_states), weights
 
     def forward_packed(self, tokens: Tensor, tokens_per_image: list[int], key: Tensor, value: Tensor) -> Tensor:
         """(S, hidden_size), the tokens of image 0 first: each image is asked by all of its captions at once."""
         per_image = zip(
             self.query(tokens)[None].split(tokens_per_image, dim=1), key.split(1), value.split(1), strict=True
         )
-        attended = torch.cat([self._attend(*image) for image in per_image], dim=1)
+        attended = torch.cat([self._attend(*image)[0] for image in per_image], dim=1)
         return self.output(attended[0], tokens)
 
 
@@ -240,17 +261,18 @@ class CCRKFusionLayer(GradientCheckpointingLayer):
         value: Tensor,
         captions: _PackedCaptions | None = None,
         wanted: tuple[Tensor, _PackedCaptions] | None = None,
+        **kwargs,
     ) -> Tensor:
         """
         Args:
             hidden_states: (P, L, hidden_size); or packed captions, (S, hidden_size), with `captions`.
             wanted: of the S packed tokens those that anything reads behind this layer, and how they are packed.
         """
-        hidden_states, _ = self.attention(hidden_states, attention_mask, captions=captions)
+        hidden_states, _ = self.attention(hidden_states, attention_mask, captions=captions, **kwargs)
         if wanted is not None:
             index, captions = wanted
             hidden_states = hidden_states[index]
-        hidden_states = self.cross_attention(hidden_states, key, value, captions)
+        hidden_states, _ = self.cross_attention(hidden_states, key, value, captions, **kwargs)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
     def attend_first(self, tokens: Tensor, captions: _PackedCaptions) -> Tensor:
@@ -277,6 +299,7 @@ class CCRKFusionEncoder(nn.Module):
         text_states: Tensor,
         attention_mask: Tensor | None = None,
         image_index: Tensor | None = None,
+        **kwargs,
     ) -> Tensor:
         """Fuses P captions with their images.
 
@@ -285,6 +308,7 @@ class CCRKFusionEncoder(nn.Module):
             text_states: (P, L, hidden_size) from the text encoder, one row per pair.
             attention_mask: (P, L).
             image_index: (P,), each pair's image among the B. None: pair p has image p.
+            kwargs: for the attention.
 
         Returns: (P, L, hidden_size).
         """
@@ -294,7 +318,7 @@ class CCRKFusionEncoder(nn.Module):
             key, value = layer.cross_attention.project(image_states)
             if image_index is not None:
                 key, value = key[image_index], value[image_index]
-            hidden_states = layer(hidden_states, mask, key, value)
+            hidden_states = layer(hidden_states, mask, key, value, **kwargs)
         return hidden_states
 
     def fuse_tokens(
@@ -391,7 +415,6 @@ class CCRKPreTrainedModel(PreTrainedModel):
     config: CCRKConfig
     config_class = CCRKConfig
     base_model_prefix = "ccrk"
-    main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -409,6 +432,18 @@ class CCRKPreTrainedModel(PreTrainedModel):
         elif isinstance(module, XLMRobertaLMHead):
             init.zeros_(module.bias)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As [`PreTrainedModel`]. The last token left takes the place of a mask token that is cut off; a warning."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        last = self.config.text_config.vocab_size - 1
+        if self.config.mask_token_id > last:
+            logger.warning(
+                f"mask_token_id {self.config.mask_token_id} is cut off, and {last}, the last token left, takes its "
+                "place; set model.config.mask_token_id if the tokenizer has another"
+            )
+            self.config.mask_token_id = last
+        return embeddings
+
     def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs):
         """
         Saves weights, configuration and the code that opens them with `trust_remote_code=True`.
@@ -417,6 +452,25 @@ class CCRKPreTrainedModel(PreTrainedModel):
         write by default, are not found again when the Trainer resumes, and the image encoder would restart at random.
         """
         super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
+
+def _drop_branch(branch: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return branch.drop_path(output)
+
+
+class CCRKSwinModel(SwinModel):
+    """Swin whose stochastic depth drops both branches of a block, as published; transformers' drops attention only."""
+
+    def __init__(self, config, add_pooling_layer: bool = False):
+        super().__init__(config, add_pooling_layer)
+        for stage in self.encoder.layers:
+            for block in stage.blocks:
+                block.mlp.drop_path = block.drop_path
+                block.mlp.register_forward_hook(_drop_branch)
+
+    def get_input_embeddings(self):
+        # Not the module above it: that answers a tuple, which enable_input_require_grads() cannot take.
+        return self.embeddings.patch_embeddings.projection
 
 
 class CCRKModel(CCRKPreTrainedModel):
@@ -443,21 +497,30 @@ class CCRKModel(CCRKPreTrainedModel):
 
     # Opening a head's checkpoint as the base model leaves the head behind on purpose.
     _keys_to_ignore_on_load_unexpected = [r"^matching_head\.", r"^lm_head\."]
+    # Of the fusion encoder, see `fuse`; the encoders have their own.
+    _can_record_outputs = {
+        "hidden_states": CCRKFusionLayer,
+        "attentions": CCRKSelfAttention,
+        "cross_attentions": CCRKCrossAttention,
+    }
 
     def __init__(self, config: CCRKConfig):
         super().__init__(config)
         implementation = config._attn_implementation
         if "flash" in (implementation or "") and not MODEL_MAPPING[type(config.vision_config)]._supports_flash_attn:
             implementation = "sdpa"  # Swin adds its position bias to the scores, which flash attention cannot
-        self.vision_model = AutoModel.from_config(config.vision_config, attn_implementation=implementation)
+        vision = CCRKSwinModel._from_config if config.vision_config.model_type == "swin" else AutoModel.from_config
+        self.vision_model = vision(config.vision_config, attn_implementation=implementation)
         # Token 0 is the mean made here. A pooler that nothing uses would stop distributed training.
         if hasattr(self.vision_model, "pooler"):
             self.vision_model.pooler = None
         self.text_model = AutoModel.from_config(config.text_config, add_pooling_layer=False)
         for layer in self.text_model.encoder.layer:
             layer.attention.self = CCRKSelfAttention(config.text_config)
-        # XLM-R never uses its position 1, the padding's, and blocks its gradient; here positions may start at 0.
-        self.text_model.embeddings.position_embeddings.padding_idx = None
+        # XLM-R never uses its position 1, the padding's: zero, without a gradient. Here positions may start at 0.
+        self.text_model.embeddings.position_embeddings = nn.Embedding(
+            config.text_config.max_position_embeddings, config.text_config.hidden_size
+        )
 
         vision_hidden_size = getattr(config.vision_config, "hidden_size", None)
         if vision_hidden_size is None:  # timm_wrapper's config does not say
@@ -475,14 +538,23 @@ class CCRKModel(CCRKPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """
-        Encodes images (B, 3, H, W).
+        Encodes images (B, 3, H, W), in the model's precision.
 
         Returns: `last_hidden_state` (B, T, vision_hidden_size), the image tokens after the final norm with their mean
-        prepended; `pooler_output` (B, projection_dim), the projection of that mean, not normalised.
+        prepended; `pooler_output` (B, projection_dim), the projection of that mean, not normalised; of the encoder
+        `hidden_states` and, with eager attention, `attentions`, where `output_hidden_states` or `output_attentions`
+        ask for them.
         """
-        tokens = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        _refuse_unknown(kwargs)
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"pixel_values are of type {pixel_values.dtype}; give what the processor makes of images")
+        encoded = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
+        tokens = encoded.last_hidden_state
         if tokens.dim() == 4:  # timm's Swin answers (B, height, width, channels)
             if tokens.shape[-1] != self.vision_projection.in_features:
                 raise ValueError(
@@ -491,15 +563,25 @@ class CCRKModel(CCRKPreTrainedModel):
                 )
             tokens = tokens.flatten(1, 2)
         states = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.vision_projection(states[:, 0]))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self.vision_projection(states[:, 0]),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """
         Encodes captions (N, L), padded on the right.
 
         Returns: `last_hidden_state` (N, L, hidden_size); `pooler_output` (N, projection_dim), the projection of
-        token 0, not normalised. In training no time is spent on padding, and its states are zero.
+        token 0, not normalised; `hidden_states` and `attentions` as in [`CCRKModel.get_image_features`]. In training
+        no time is spent on padding, and its states are zero, unless those are asked for.
         """
+        _refuse_unknown(kwargs)
         length = input_ids.shape[1]
         longest = self.config.text_config.max_position_embeddings - self.config.position_ids_start
         if length > longest:
@@ -507,29 +589,68 @@ class CCRKModel(CCRKPreTrainedModel):
                 f"captions of {length} tokens do not fit the model's {longest} positions; truncate them with the "
                 "processor's max_length"
             )
+        # Graphs cannot branch on what a mask holds.
+        if attention_mask is not None and not torch.compiler.is_compiling():
+            if (attention_mask.int().diff(dim=1) > 0).any():
+                raise ValueError('captions are padded on the right: set tokenizer.padding_side = "right"')
         position_ids = torch.arange(length, device=input_ids.device)[None] + self.config.position_ids_start
-        if self.training and attention_mask is not None:
-            captions = _PackedCaptions(
-                self.config.text_config, _lengths(attention_mask).cpu(), self.text_projection.weight
-            )
-            tokens = self.text_model(
+        config = self.config.text_config
+        records = any(kwargs.get(name, getattr(config, name)) for name in RECORDED)
+        if self.training and attention_mask is not None and not records:
+            captions = _PackedCaptions(config, _lengths(attention_mask).cpu(), self.text_projection.weight)
+            encoded = self.text_model(
                 input_ids=captions.pack(input_ids)[None],
                 position_ids=captions.pack(position_ids.expand_as(input_ids))[None],
                 captions=captions,
-            ).last_hidden_state
-            states = F.pad(captions.pad(tokens[0]), (0, 0, 0, length - captions.shape[1]))
+                return_dict=True,
+            )
+            states = captions.pad(encoded.last_hidden_state[0])
+            states = F.pad(states, (0, 0, 0, length - captions.shape[1]))
         else:
-            states = self.text_model(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids
-            ).last_hidden_state
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.text_projection(states[:, 0]))
+            encoded = self.text_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                return_dict=True,
+                **kwargs,
+            )
+            states = encoded.last_hidden_state
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states,
+            pooler_output=self.text_projection(states[:, 0]),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
 
+    @capture_outputs
+    def fuse(
+        self,
+        image_states: Tensor,
+        text_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithCrossAttentions:
+        """
+        Fuses P captions with their images; arguments as in [`CCRKFusionEncoder.forward`].
+
+        Returns: `last_hidden_state` (P, L, hidden_size); where `output_hidden_states` asks for it, `hidden_states`, as
+        many as fusion layers and one; where `output_attentions` does, and attention is eager, `attentions`
+        (P, heads, L, L) and `cross_attentions` (P, heads, L, T) of each fusion layer.
+        """
+        _refuse_unknown(kwargs)
+        fused = self.fusion_encoder(image_states, text_states, attention_mask, image_index, **kwargs)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=fused)
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        **kwargs,
+        caption_mask: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CCRKOutput:
         """
         Encodes the captions, the images, or both, and compares them.
@@ -537,28 +658,43 @@ class CCRKModel(CCRKPreTrainedModel):
         Args:
             input_ids, attention_mask: (N, L), or (B, K, L) for K captions per image.
             pixel_values: (B, 3, H, W).
+            caption_mask: (B, K), False where a caption is missing: its logits are the lowest that there are.
+            image_ids: (B,), of training's batches; nothing here depends on them.
         """
+        _refuse_unknown(kwargs)
         if input_ids is None and pixel_values is None:
             raise ValueError("nothing to encode: give input_ids, pixel_values or both")
-        output = CCRKOutput()
+        image = text = BaseModelOutputWithPooling()
+        image_embeds = text_embeds = logits_per_image = logits_per_text = None
         if pixel_values is not None:
-            image = self.get_image_features(pixel_values)
-            output.image_states = image.last_hidden_state
-            output.image_embeds = F.normalize(image.pooler_output.float(), dim=-1)
+            image = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+            image_embeds = F.normalize(image.pooler_output.float(), dim=-1)
         if input_ids is not None:
             flat_mask = attention_mask.flatten(0, -2) if attention_mask is not None else None
-            text = self.get_text_features(input_ids.flatten(0, -2), flat_mask)
-            output.text_states = text.last_hidden_state
-            output.text_embeds = F.normalize(text.pooler_output.float(), dim=-1).unflatten(0, input_ids.shape[:-1])
+            text = self.get_text_features(input_ids.flatten(0, -2), flat_mask, return_dict=True, **kwargs)
+            text_embeds = F.normalize(text.pooler_output.float(), dim=-1).unflatten(0, input_ids.shape[:-1])
         if pixel_values is not None and input_ids is not None:
             if self.training:
                 # On .data: the parameter itself stays in range, so that its gradient is never cut off by the clamp.
                 self.temperature.data.clamp_(*TEMPERATURE_RANGE)
-            output.logits_per_image = similarity(
-                output.image_embeds, output.text_embeds.flatten(0, -2), self.temperature
-            )
-            output.logits_per_text = output.logits_per_image.t()
-        return output
+            logits_per_image = similarity(image_embeds, text_embeds.flatten(0, -2), self.temperature)
+            if caption_mask is not None:
+                lowest = torch.finfo(logits_per_image.dtype).min
+                logits_per_image = logits_per_image.masked_fill(~caption_mask.flatten().bool(), lowest)
+            logits_per_text = logits_per_image.t()
+        # In one call: the order of a `ModelOutput` is that of assignment.
+        return CCRKOutput(
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_text,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            image_states=image.last_hidden_state,
+            text_states=text.last_hidden_state,
+            hidden_states=text.hidden_states,
+            attentions=text.attentions,
+            image_hidden_states=image.hidden_states,
+            image_attentions=image.attentions,
+        )
 
     def encode_images(self, images: Sequence, processor: Callable, batch_size: int = 32) -> Tensor:
         """
@@ -593,8 +729,8 @@ class CCRKModel(CCRKPreTrainedModel):
         embeds = [torch.empty(0, self.config.projection_dim)]
         starts = range(0, len(items), batch_size)
         for start in logging.tqdm(starts, desc=description, leave=False, delay=2):
-            inputs = prepare(list(items[start : start + batch_size])).to(self.device, self.dtype)
-            outputs = self(**inputs)
+            inputs = prepare(list(items[start : start + batch_size])).to(self.device)
+            outputs = self(**inputs, return_dict=True)
             embeds.append((outputs.image_embeds if "pixel_values" in inputs else outputs.text_embeds).cpu())
         return torch.cat(embeds)
 
@@ -746,6 +882,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
         super().__init__(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -754,7 +891,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         sampling_keys: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CCRKLossOutput:
         """
         Contrastive and matching loss of a batch.
@@ -765,11 +902,12 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
             caption_mask: (B, K), False where a caption is missing.
             image_ids: (B,), equal for equal images: positives of each other, never negatives.
             sampling_keys: (B,), what is drawn depends on them, see `objectives_ccrk.sampling_keys`. None: fresh ones.
+            kwargs: `output_attentions`, `output_hidden_states`, of the encoders.
         """
         caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        outputs = self.ccrk(input_ids, pixel_values, attention_mask)
+        outputs = self.ccrk(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
@@ -803,6 +941,7 @@ class CCRKForPreTraining(CCRKPairModel):
     def set_output_embeddings(self, new_embeddings):
         self.lm_head.decoder = new_embeddings
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -811,7 +950,7 @@ class CCRKForPreTraining(CCRKPairModel):
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         sampling_keys: Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CCRKLossOutput:
         """
         Contrastive, matching and masked-LM loss of a batch; arguments as in [`CCRKForImageTextRetrieval.forward`].
@@ -822,7 +961,7 @@ class CCRKForPreTraining(CCRKPairModel):
         caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        outputs = self.ccrk(input_ids, pixel_values, attention_mask)
+        outputs = self.ccrk(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
@@ -839,7 +978,7 @@ class CCRKForPreTraining(CCRKPairModel):
             max_ngram=self.config.mlm_max_ngram,
             keys=sampling_keys,
         )
-        masked_states = self.ccrk.get_text_features(masked.input_ids, chosen_mask).last_hidden_state
+        masked_states = self.ccrk.get_text_features(masked.input_ids, chosen_mask, return_dict=True).last_hidden_state
 
         # An image without any caption has no chosen one either.
         slot_labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), IGNORE)
@@ -863,6 +1002,12 @@ class CCRKForPreTraining(CCRKPairModel):
             (self.matching_head(fused[:num_pairs]), pairs.labels),
             (self.lm_head(fused[num_pairs:]), labels[labels != IGNORE]),
         )
+
+
+def _refuse_unknown(kwargs: dict) -> None:
+    """The encoders would take, and not heed, any argument."""
+    if unknown := kwargs.keys() - set(RECORDED):
+        raise TypeError(f"unexpected argument {', '.join(sorted(unknown))}; beside inputs take {', '.join(RECORDED)}")
 
 
 def _first_token(attention_mask: Tensor) -> Tensor:
@@ -918,6 +1063,10 @@ def _loss_output(
         temperature=model.ccrk.temperature * 1.0,
         image_embeds=outputs.image_embeds,
         text_embeds=outputs.text_embeds,
+        hidden_states=outputs.hidden_states,
+        attentions=outputs.attentions,
+        image_hidden_states=outputs.image_hidden_states,
+        image_attentions=outputs.image_attentions,
     )
 
 
