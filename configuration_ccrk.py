@@ -119,6 +119,10 @@ class CCRKConfig(PreTrainedConfig):
                         f"vision_config: stage {stage} is {vision.embed_dim * 2**stage} wide, which its {heads} heads "
                         "do not divide; change embed_dim or num_heads"
                     )
+            if not 0 <= vision.drop_path_rate < 1:
+                raise ValueError(
+                    f"vision_config.drop_path_rate is {vision.drop_path_rate}; it must be at least 0 and below 1"
+                )
         elif vision.model_type != "timm_wrapper" and getattr(vision, "hidden_size", None) is None:
             raise ValueError(
                 f"vision_config is of type {vision.model_type!r}, which has no hidden_size; take a transformer: "

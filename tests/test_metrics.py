@@ -211,6 +211,11 @@ errors = []
 for metric, inputs in (
     (recall, {"predictions": [[0.1, 0.2]], "references": [[2]]}),
     (recall_from_ranks, {"ranks": [1.5]}),
+    (recall, {"predictions": [[0.9, 0.2]], "references": [[0]], "ranks": [2]}),
+    (recall_from_ranks, {"predictions": [[0.9, 0.2]], "references": [[0]], "ranks": [2]}),
+    (recall, {"ranks": [2]}),
+    (recall, {"predictions": [[0.9, 0.2]]}),
+    (recall, {}),
     (mrv, {"ranks": [[1, 2], [1]]}),
 ):
     try:
@@ -244,5 +249,15 @@ def test_evaluate_loads_them_offline_from_another_folder(tmp_path):
         "ranks": {"recall@1": 50.0},
         "mrv": {"std": 1.5, "variance": 4.5},
     }
-    for error, message in zip(errors, ("positive 2 is not one of", "not a whole number", "row 1 has 1"), strict=True):
+    messages = [
+        "positive 2 is not one of",
+        "not a whole number",
+        "got predictions and references and ranks, and this configuration takes predictions and references alone",
+        "got predictions and references and ranks, and this configuration takes ranks alone",
+        "got ranks, and this configuration takes predictions and references alone",
+        "got predictions, and this configuration takes predictions and references alone",
+        "make sure that you call `add` or `add_batch`",
+        "row 1 has 1",
+    ]
+    for error, message in zip(errors, messages, strict=True):
         assert message in error

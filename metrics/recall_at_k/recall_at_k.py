@@ -177,6 +177,18 @@ class RecallAtK(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/2406.18254"],
         )
 
+    def compute(self, *, predictions=None, references=None, ranks=None, **kwargs) -> dict[str, float] | None:
+        """As [`evaluate.Metric.compute`], which would leave out, without a word, inputs of the other configuration."""
+        inputs = {"predictions": predictions, "references": references, "ranks": ranks}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        expected = list(self._feature_names())
+        if inputs and set(inputs) != set(expected):
+            raise ValueError(
+                f"got {' and '.join(inputs)}, and this configuration takes {' and '.join(expected)} alone; load the "
+                'metric with the name "ranks" for ranks, and without for predictions and references'
+            )
+        return super().compute(**inputs, **kwargs)
+
     def _compute(self, *, predictions=None, references=None, ranks=None, k=(1, 5, 10)) -> dict[str, float]:
         if ranks is None:
             ranks = best_ranks(predictions, references)
