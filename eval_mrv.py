@@ -8,7 +8,7 @@
     python eval_mrv.py … --output_dir OUT --compare OTHER/ranks.parquet                            against another run
     torchrun --nproc_per_node 8 eval_mrv.py …                                                      on eight devices
 
-Writes results.json, ranks.parquet (instance, language, direction, rank) and, with matplotlib installed, report.html
+Writes results.json, ranks.parquet (image, caption, language, direction, rank) and, with matplotlib, report.html
 with its plots as PNG. An interrupted run goes on from what it had encoded when it is started again.
 
 An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, compared by cosine, or `scores_de`
@@ -30,6 +30,7 @@ from transformers import AutoConfig
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
+from data_scripts.text import json_object
 from errors_ccrk import one_line_errors, printable
 from files_ccrk import check_output_folder, open_model, open_pretrained, written_whole
 from peers_ccrk import DualEncoder, check_arrays, evaluate_arrays
@@ -47,8 +48,8 @@ from uncertainty_ccrk import check_same_data, compare, mrv_intervals, read_ranks
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
 K_TEST = {"shapes": 16, "multi30k": 128, "coco": 256, "xflickrco": 128, "wit": 128}
-# COCO's figures are published as means over five folds of 1,000 of its 5,000 test images.
-FOLD_SIZE = {"coco": 1000}
+# COCO's figures are published as means over fifths of its 5,000 test images.
+FOLDS = {"coco": 5}
 # The paper's languages of MRV, where an instance is the same in all of them; None: all of the data set's.
 MRV_LANGUAGES = {"shapes": None, "multi30k": ("en", "de", "fr", "cs"), "xflickrco": ("en", "de", "ja", "zh")}
 COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
@@ -58,10 +59,20 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of CCRK or a dual encoder, or an .npz file")
     parser.add_argument("--model_for", nargs="+", default=[], metavar="LANGUAGE=MODEL", help="another model for these")
-    parser.add_argument("--task", required=True, choices=sorted(K_TEST), help="data set to evaluate on")
+    parser.add_argument("--task", "--dataset", required=True, choices=sorted(K_TEST), help="data set to evaluate on")
     parser.add_argument("--data_dir", help="folder of the data set's annotations")
     parser.add_argument("--image_dir", help="folder of its photographs")
     parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
+    parser.add_argument(
+        "--dataset_config",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="its further options, such as '{\"task\": 2}'",
+    )
+    parser.add_argument(
+        "--max_bad_fraction", type=float, help="share of rows and images that may be bad, 0.05 by default"
+    )
     parser.add_argument("--mrv_languages", nargs="+", help="MRV over these; the paper's by default")
     parser.add_argument("--split", default="test", help="train, validation, test (default); xflickrco, wit: test_gmt")
     parser.add_argument("--max_rows", type=int, help="evaluate on the first N images only")
@@ -113,7 +124,7 @@ def evaluate(
     languages_of: dict[str, list[str]] = {}
     for language in languages:
         languages_of.setdefault(arguments.model_for.get(language, arguments.model), []).append(language)
-    fold_size = FOLD_SIZE.get(arguments.task)
+    folds = 0 if "fold" in arguments.dataset_config else FOLDS.get(arguments.task, 0)
     result, re_scored, encoded = RetrievalResult(), 0, []
     for model, own_languages in languages_of.items():  # before the first of them takes its hours
         if model.endswith(".npz"):
@@ -122,7 +133,7 @@ def evaluate(
             open_pretrained(AutoConfig, model)
     for model, own_languages in languages_of.items():
         if model.endswith(".npz"):
-            part = evaluate_arrays(Path(model), dataset, own_languages, fold_size)
+            part = evaluate_arrays(Path(model), dataset, own_languages, folds)
         else:
             retriever = load_retriever(model, k_test, arguments.bf16)
             re_scored = max(re_scored, retriever.k_test)
@@ -134,7 +145,7 @@ def evaluate(
                 dataset,
                 own_languages,
                 arguments.batch_size,
-                fold_size,
+                folds,
                 Share.of_this_process(),
                 cache_dir,
             )
@@ -147,7 +158,7 @@ def evaluate(
 
 def choose_mrv_languages(arguments: argparse.Namespace, languages: Sequence[str]) -> tuple[list[str], str | None]:
     """The languages of MRV, or none and the reason why."""
-    if arguments.task not in MRV_LANGUAGES:
+    if arguments.task not in MRV_LANGUAGES or arguments.dataset_config.get("task") == 2:
         reason = f"the captions of {arguments.task} in one language are not those in another: no instances align"
         if arguments.mrv_languages:
             raise ValueError(f"{reason}; leave --mrv_languages out")
@@ -194,9 +205,11 @@ def results_dictionary(
         results["no_mrv_because"] = no_mrv or f"no instance has a caption in all of {', '.join(mrv_languages)}"
     if arguments.model_for:
         results["model_for"] = arguments.model_for
+    if arguments.dataset_config:
+        results["dataset_config"] = arguments.dataset_config
     if result.fold_ranks:
         results["recall_in_folds"] = recall_table(result.fold_ranks)
-        results["fold_size"] = FOLD_SIZE[arguments.task]
+        results["folds"] = FOLDS[arguments.task]
     return results
 
 
@@ -248,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         # Scoring may take hours: what would spoil its result is looked for before.
         check_output_folder(arguments.output_dir)
+        options = dict(arguments.dataset_config)
+        if arguments.max_bad_fraction is not None:
+            options["max_bad_fraction"] = arguments.max_bad_fraction
         other_ranks = read_ranks(arguments.compare) if arguments.compare else None
         with state.main_process_first():  # one process prepares the data and writes the cache
             dataset = data_scripts.load(
@@ -256,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 languages=arguments.languages,
                 data_dir=arguments.data_dir,
                 image_dir=arguments.image_dir,
+                **options,
             )
         if arguments.max_rows is not None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))

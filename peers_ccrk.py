@@ -74,7 +74,7 @@ class DualEncoder:
 
 
 def evaluate_arrays(
-    path: Path, dataset: datasets.Dataset, languages: Sequence[str], fold_size: int | None = None
+    path: Path, dataset: datasets.Dataset, languages: Sequence[str], folds: int = 0
 ) -> RetrievalResult:
     """Ranks from an .npz file, in the order of the data set's rows and of the captions in them.
 
@@ -96,9 +96,9 @@ def evaluate_arrays(
             ]
             similarity = _by_score(*found) if len(found) == 1 else by_cosine(*(F.normalize(x, dim=-1) for x in found))
             result.left_out[language] = captions.left_out
-            result.ranks[language], folds = rank_language(captions, similarity, fold_size=fold_size, share=Share())
-            if fold_size:
-                result.fold_ranks[language] = folds
+            result.ranks[language], in_folds = rank_language(captions, similarity, folds=folds, share=Share())
+            if folds:
+                result.fold_ranks[language] = in_folds
     return result
 
 

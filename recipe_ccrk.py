@@ -22,7 +22,7 @@ from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
 from data_scripts.captions import is_usable
 from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.shards import ShardRows
-from data_scripts.text import read_text
+from data_scripts.text import json_object, read_text
 from data_scripts.tokenizer import train_tokenizer
 from errors_ccrk import log_to_screen
 from files_ccrk import open_model, open_pretrained
@@ -75,7 +75,8 @@ class DataArguments:
         default=None, metadata={"help": "Caption languages, such as: en de fr. All by default, of coco en alone."}
     )
     dataset_config: dict | None = field(
-        default=None, metadata={"help": "Further options of the data set (a mapping in the YAML file)."}
+        default=None,
+        metadata={"help": "Further options of the data set: a mapping in the YAML file, JSON on the command line."},
     )
     streaming: bool = field(
         default=False,
@@ -117,7 +118,8 @@ class ModelArguments:
     config: dict | None = field(
         default=None,
         metadata={
-            "help": "Fields of CCRKConfig (a mapping in the YAML file). Alone: from scratch, tokenizer included."
+            "help": "Fields of CCRKConfig: a mapping in the YAML file, JSON on the command line. Alone: from scratch, "
+            "tokenizer included."
         },
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
@@ -158,6 +160,9 @@ def parse_recipe(
         "transformers.TrainingArguments works too; --help_all lists them.",
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        if action.type is dict:
+            action.type = json_object
     if "--help_all" in argv:
         argv = ["--help"]
     else:

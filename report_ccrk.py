@@ -15,7 +15,7 @@ from PIL import Image
 from data_scripts.check import LITERAL_TEXT
 from data_scripts.images import read_image
 from files_ccrk import written_whole
-from retrieval_ccrk import Ranks, row_names, shared_ranks
+from retrieval_ccrk import Ranks, image_index, shared_ranks
 
 GALLERY_SIZE = 12
 THUMBNAIL = 240  # pixels
@@ -140,7 +140,7 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         _recall_table(results["recall"], results["intervals"]["recall"]),
     ]
     if "recall_in_folds" in results:
-        parts += [f"<h2>Recall in folds of at most {results['fold_size']:,} images</h2>"]
+        parts += [f"<h2>Recall in {results['folds']} folds: the mean over equal parts of the images</h2>"]
         parts += [_recall_table(results["recall_in_folds"], {})]
     parts.append("<h2>Consistency</h2>")
     if mrv_languages:
@@ -304,18 +304,17 @@ def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) 
     table = shared_ranks(ranks, languages, "IR")
     spread = table.std(axis=1, ddof=0)
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
-    row_of = {name: row for row, name in enumerate(row_names(dataset))}
+    row_of = {image: row for row, image in enumerate(image_index(dataset))}
     items = []
     for instance in spread[spread > 0].sort_values(ascending=False, kind="stable").index[:GALLERY_SIZE]:
-        name, _, index = instance.rpartition("#")
-        row = dataset[row_of[name]]
+        *image, place = instance
+        row = dataset[row_of[tuple(image)]]
         lines = "".join(
-            f"<li><i>{escape(language)}</i><span>{escape(row['captions'][language][int(index)])}</span>"
-            f"<b>{rank:,}</b></li>"
+            f"<li><i>{escape(language)}</i><span>{escape(row['captions'][language][place])}</span><b>{rank:,}</b></li>"
             for language, rank in table.loc[instance].items()
         )
         picture = _data_uri("image/jpeg", _thumbnail(read_image(row["image"])))
-        items.append(f'<div class="item"><img src="{picture}" alt="{escape(name)}"><ul>{lines}</ul></div>')
+        items.append(f'<div class="item"><img src="{picture}" alt="{escape(image[0])}"><ul>{lines}</ul></div>')
     return f'<div class="gallery">{"".join(items)}</div>' if items else "<p>None does: all ranks are equal.</p>"
 
 

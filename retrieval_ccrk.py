@@ -45,8 +45,12 @@ _SIMILARITIES_PER_CHUNK = 1 << 24  # 64 MB in fp32
 
 _NAN_CURE = "look for the overflow in the model, or evaluate without --bf16"
 
-# language → "IR" or "TR" → ranks from 1, by the name of the instance
+# language → "IR" or "TR" → ranks from 1 of the instances, which are indexed by `IMAGE` and, for IR, `CAPTION` as well
 Ranks = dict[str, dict[str, pd.Series]]
+# An image is its id and its number among the rows with that id; a caption is its place in its row.
+IMAGE = ["image", "repeat"]
+CAPTION = [*IMAGE, "caption"]
+INDEX = {"IR": CAPTION, "TR": IMAGE}
 
 
 def process_state() -> PartialState:
@@ -202,13 +206,18 @@ class RetrievalResult:
         return mrv_table(self.ranks)
 
     def rank_table(self) -> pd.DataFrame:
-        """One row per instance, language and direction: `instance`, `language`, `direction`, `rank`."""
+        """
+        One row per instance, language and direction: `image`, its id, and `repeat`, 0 but for further rows of the same
+        id; `caption`, its place among the row's captions in the language, missing for TR; `language`, `direction` and
+        `rank`.
+        """
         parts = [
-            pd.DataFrame({"instance": ranks.index, "language": language, "direction": direction, "rank": ranks.values})
+            ranks.rename("rank").reset_index().assign(language=language, direction=direction)
             for language, directions in self.ranks.items()
             for direction, ranks in directions.items()
         ]
-        return pd.concat(parts, ignore_index=True)
+        table = pd.concat(parts, ignore_index=True).astype({"caption": "Int64"})
+        return table[[*CAPTION, "language", "direction", "rank"]]
 
 
 def evaluate_retrieval(
@@ -216,7 +225,7 @@ def evaluate_retrieval(
     dataset: datasets.Dataset,
     languages: Sequence[str],
     batch_size: int = 64,
-    fold_size: int | None = None,
+    folds: int = 0,
     share: Share = Share(),
     cache_dir: Path | None = None,
 ) -> RetrievalResult:
@@ -230,7 +239,7 @@ def evaluate_retrieval(
         retriever: a `CCRKRetriever` or a `DualEncoder`.
         dataset: rows of `data_scripts.rows.row_features`.
         batch_size: images encoded at a time.
-        fold_size: rank also within folds of so many consecutive images.
+        folds: rank also within so many equal parts of the images, in their order.
         share: of the work; every process that takes part must call.
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
     """
@@ -243,11 +252,11 @@ def evaluate_retrieval(
         captions = encode_captions(retriever, found.texts, share, cache_dir)
         score = partial(score_pairs, retriever, images, captions, share) if retriever.k_test else None
         result.left_out[language] = found.left_out
-        result.ranks[language], folds = rank_language(
-            found, by_cosine(images.embeds, captions.embeds), retriever.k_test, score, fold_size, share
+        result.ranks[language], in_folds = rank_language(
+            found, by_cosine(images.embeds, captions.embeds), retriever.k_test, score, folds, share
         )
-        if fold_size:
-            result.fold_ranks[language] = folds
+        if folds:
+            result.fold_ranks[language] = in_folds
     return result
 
 
@@ -257,38 +266,38 @@ class UsableCaptions:
 
     texts: list[str]
     rows: np.ndarray  # (N,), ascending
+    places: np.ndarray  # (N,), of each among its row's captions
     ids: np.ndarray  # (rows of the data set,), equal for equal images
-    row_names: list[str]  # of all rows of the data set
-    names: list[str]  # of the N captions
+    images: pd.MultiIndex  # all rows of the data set, by `IMAGE`
     left_out: int
 
+    def index(self, chosen: np.ndarray) -> pd.MultiIndex:
+        """Some of the captions, by `CAPTION`."""
+        image, repeat = (self.images.get_level_values(level)[self.rows[chosen]] for level in IMAGE)
+        return pd.MultiIndex.from_arrays([image, repeat, self.places[chosen]], names=CAPTION)
 
-def row_names(dataset: datasets.Dataset) -> list[str]:
-    """A row's name in ranks.parquet: its image id, with `~2` for the second row of the same image."""
-    seen: dict[str, int] = {}
-    names = []
-    for image_id in dataset["image_id"]:
-        seen[image_id] = seen.get(image_id, 0) + 1
-        names.append(image_id if seen[image_id] == 1 else f"{image_id}~{seen[image_id]}")
-    return names
+
+def image_index(dataset: datasets.Dataset) -> pd.MultiIndex:
+    """The rows of a data set, by `IMAGE`."""
+    ids = pd.Series(dataset["image_id"][:])
+    return pd.MultiIndex.from_arrays([ids, ids.groupby(ids).cumcount()], names=IMAGE)
 
 
 def usable_captions(dataset: datasets.Dataset, language: str) -> UsableCaptions:
-    """The captions of a language that are usable. A caption is named by its row and place: `1000092795#0`."""
-    names = row_names(dataset)
-    texts, rows, caption_names, left_out = [], [], [], 0
+    """The captions of a language that are usable."""
+    texts, rows, places, left_out = [], [], [], 0
     for row, captions in enumerate(dataset["captions"]):
-        for index, caption in enumerate(captions[language]):
+        for place, caption in enumerate(captions[language]):
             if is_usable(caption):
                 texts.append(caption)
                 rows.append(row)
-                caption_names.append(f"{names[row]}#{index}")
+                places.append(place)
             elif caption is not None:  # it is there, and not only the place of one
                 left_out += 1
     if not texts:
         raise ValueError(f"the data has no usable caption in {language!r}; ask for other languages")
     ids = np.unique(dataset["image_id"], return_inverse=True)[1]
-    return UsableCaptions(texts, np.array(rows), ids, names, caption_names, left_out)
+    return UsableCaptions(texts, np.array(rows), np.array(places), ids, image_index(dataset), left_out)
 
 
 def encode_images(
@@ -338,10 +347,10 @@ def rank_language(
     similarity: Callable[[Pool], tuple[Callable, Callable]],
     k_test: int = 0,
     score: Callable[[np.ndarray], np.ndarray] | None = None,
-    fold_size: int | None = None,
+    folds: int = 0,
     share: Share = Share(),
 ) -> tuple[dict[str, pd.Series], dict[str, pd.Series]]:
-    """IR and TR ranks of one language, and the same within folds (empty without `fold_size`).
+    """IR and TR ranks of one language, and the same within folds (empty without any).
 
     Args:
         similarity: of a pool, per image and per caption; see `by_cosine`.
@@ -350,8 +359,7 @@ def rank_language(
     """
     rows = np.unique(captions.rows)
     pools = [Pool(rows, np.arange(len(captions.rows)))]
-    for start in range(0, len(rows) if fold_size else 0, fold_size or 1):
-        fold = rows[start : start + fold_size]
+    for fold in np.array_split(rows, folds) if folds else ():
         pools.append(Pool(fold, np.flatnonzero((captions.rows >= fold[0]) & (captions.rows <= fold[-1]))))
 
     searches, pairs = [], []
@@ -375,11 +383,11 @@ def rank_language(
     def named(searches: list[tuple[Candidates, Candidates]], pools: list[Pool]) -> dict[str, pd.Series]:
         if not pools:
             return {}
-        ir_names = [captions.names[i] for pool in pools for i in pool.captions]
-        tr_names = [captions.row_names[i] for pool in pools for i in pool.images]
+        ir_index = captions.index(np.concatenate([pool.captions for pool in pools]))
+        tr_index = captions.images[np.concatenate([pool.images for pool in pools])]
         return {
-            "IR": pd.Series(np.concatenate([ir.ranks for _, ir in searches]), index=ir_names),
-            "TR": pd.Series(np.concatenate([tr.ranks for tr, _ in searches]), index=tr_names),
+            "IR": pd.Series(np.concatenate([ir.ranks for _, ir in searches]), index=ir_index),
+            "TR": pd.Series(np.concatenate([tr.ranks for tr, _ in searches]), index=tr_index),
         }
 
     return named(searches[:1], pools[:1]), named(searches[1:], pools[1:])

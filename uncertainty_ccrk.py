@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data_scripts.captions import is_usable
 from errors_ccrk import one_line
-from retrieval_ccrk import Ranks, row_names, shared_ranks
+from retrieval_ccrk import CAPTION, INDEX, Ranks, image_index, shared_ranks
 
 RESAMPLES = 1_000
 SIGN_FLIPS = 10_000
@@ -23,7 +23,10 @@ CUTOFFS = (1, 5, 10)
 # Of the ranks of another run: 36 languages of 100,000 captions and images fit.
 MAX_RANKS = 10_000_000
 MAX_BYTES = 1 << 31
-RANK_SCHEMA = pa.schema(dict.fromkeys(("instance", "language", "direction"), pa.string()) | {"rank": pa.float64()})
+RANK_SCHEMA = pa.schema(
+    dict.fromkeys(("image", "language", "direction"), pa.string())
+    | dict.fromkeys(("repeat", "caption", "rank"), pa.float64())
+)
 _WEIGHTS_PER_CHUNK = 1 << 22
 
 
@@ -31,7 +34,7 @@ def recall_intervals(ranks: Ranks, seed: int = 0) -> dict[str, dict[str, list[fl
     """95 % intervals of `recall_table`'s figures: `[low, high]` in percent (percentile bootstrap)."""
     intervals = {}
     for language in ranks:
-        ir, tr = _resampled_means([_hits(ranks[language][direction], direction) for direction in ("IR", "TR")], seed)
+        ir, tr = _resampled_means([_hits(ranks[language][direction]) for direction in ("IR", "TR")], seed)
         six = np.concatenate([ir, tr], axis=1)
         names = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
         intervals[language] = dict(zip(names, map(_interval, six.T), strict=True)) | {
@@ -65,10 +68,7 @@ def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int 
             ours, theirs = ranks[language][direction].index, other[language][direction].index
             _check_instances(f"{language} {direction}", ours, theirs)
     tables = {
-        language: [
-            _hits(ranks[language][direction], direction) - _hits(other[language][direction], direction)
-            for direction in ("IR", "TR")
-        ]
+        language: [_hits(ranks[language][direction]) - _hits(other[language][direction]) for direction in ("IR", "TR")]
         for language in languages
     }
     result = {"recall": {language: _paired(difference, seed) for language, difference in tables.items()}, "mrv": None}
@@ -85,16 +85,16 @@ def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int 
 
 def check_same_data(dataset: datasets.Dataset, other: Ranks) -> None:
     """Raises what `compare` would raise after all is scored, as far as the rows show it."""
-    names, captions = row_names(dataset), dataset["captions"][:]
+    images, captions = image_index(dataset), dataset["captions"][:]
     for language in _languages_in_both(list(dataset.features["captions"]), other):
-        theirs = other[language]["IR"].index
         ours = [
-            f"{name}#{index}"
-            for name, of_row in zip(names, captions, strict=True)
-            for index, caption in enumerate(of_row[language])
+            (*image, place)
+            for image, of_row in zip(images, captions, strict=True)
+            for place, caption in enumerate(of_row[language])
             if is_usable(caption)
         ]
-        _check_instances(f"{language} IR", pd.Index(ours), theirs)
+        index = pd.MultiIndex.from_tuples(ours, names=CAPTION)
+        _check_instances(f"{language} IR", index, other[language]["IR"].index)
 
 
 def _languages_in_both(languages: Sequence[str], other: Ranks) -> list[str]:
@@ -122,15 +122,18 @@ def read_ranks(path: Path) -> Ranks:
             before they are read; ranks that are none, or twice for one instance.
     """
     table = _read_table(path)
-    if table.isna().any(axis=None) or (table["rank"] < 1).any() or (table["rank"] % 1 != 0).any():
-        raise ValueError(f"{path} holds ranks below 1 or none at all; write it again with eval_mrv.py")
-    if table.duplicated(["instance", "language", "direction"]).any():
-        raise ValueError(f"{path} holds two ranks of one instance; write it again with eval_mrv.py")
-    if unknown := sorted(set(table["direction"]) - {"IR", "TR"}):
+    if unknown := sorted(set(table["direction"].dropna()) - {"IR", "TR"}):
         raise ValueError(f"{path} holds ranks of {unknown[0]!r} beside IR and TR; write it again with eval_mrv.py")
+    table["caption"] = table["caption"].where(table["direction"] == "IR", 0.0)  # a TR rank is of all of its image's
+    numbers = table[["repeat", "caption", "rank"]]
+    if table.isna().any(axis=None) or (numbers < [0, 0, 1]).any(axis=None) or (numbers % 1 != 0).any(axis=None):
+        raise ValueError(f"{path} holds ranks below 1 or none at all; write it again with eval_mrv.py")
+    if table.duplicated([*CAPTION, "language", "direction"]).any():
+        raise ValueError(f"{path} holds two ranks of one instance; write it again with eval_mrv.py")
+    table = table.astype({"repeat": "int64", "caption": "int64"})
     ranks = {
         str(language): {
-            direction: of_direction.set_index("instance")["rank"]
+            direction: of_direction.set_index(INDEX[direction])["rank"]
             for direction, of_direction in of_language.groupby("direction")
         }
         for language, of_language in table.groupby("language", sort=False)
@@ -149,13 +152,14 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise ValueError(f"there is no file {path}; give a ranks.parquet of eval_mrv.py")
     texts = [field.name for field in RANK_SCHEMA if field.type == pa.string()]
     try:
+        if missing := set(RANK_SCHEMA.names) - set(pq.read_schema(path).names):
+            raise ValueError(
+                f"{path} lacks the columns {', '.join(sorted(missing))}; give a ranks.parquet that this version of "
+                "eval_mrv.py wrote"
+            )
         # As dictionaries: a text that is there a million times takes its room once.
         with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
             kinds = {field.name: field.type for field in file.schema_arrow}
-            if missing := set(RANK_SCHEMA.names) - set(kinds):
-                raise ValueError(
-                    f"{path} lacks the columns {', '.join(sorted(missing))}; give a ranks.parquet of eval_mrv.py"
-                )
             for name in RANK_SCHEMA.names:
                 if not (pa.types.is_dictionary if name in texts else _is_number)(kinds[name]):
                     raise ValueError(f"{path}: {name} holds {kinds[name]}; give a ranks.parquet of eval_mrv.py")
@@ -176,22 +180,15 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _hits(ranks: pd.Series, direction: str) -> pd.DataFrame:
-    """100 where an instance is among the first k, else 0; a column for each k, indexed by image and instance."""
-    hits = pd.DataFrame({k: 100.0 * (ranks <= k) for k in CUTOFFS})
-    return hits.set_index(_by_image(ranks.index, direction))
+def _hits(ranks: pd.Series) -> pd.DataFrame:
+    """100 where an instance is among the first k, else 0; a column for each k."""
+    return pd.DataFrame({k: 100.0 * (ranks <= k) for k in CUTOFFS})
 
 
 def _spreads(ranks: Ranks, languages: Sequence[str], direction: str) -> pd.DataFrame:
     """Standard deviation and variance of each instance's ranks over the languages."""
     table = shared_ranks(ranks, languages, direction)
-    values = {"std": table.std(axis=1, ddof=0), "variance": table.var(axis=1, ddof=0)}
-    return pd.DataFrame(values).set_index(_by_image(table.index, direction))
-
-
-def _by_image(instances: pd.Index, direction: str) -> pd.MultiIndex:
-    images = instances.str.rsplit("#", n=1).str[0] if direction == "IR" else instances
-    return pd.MultiIndex.from_arrays([images, instances], names=["image", "instance"])
+    return pd.DataFrame({"std": table.std(axis=1, ddof=0), "variance": table.var(axis=1, ddof=0)})
 
 
 def _sums_and_counts(tables: list[pd.DataFrame]) -> tuple[list[np.ndarray], list[np.ndarray]]:

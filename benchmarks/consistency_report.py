@@ -95,7 +95,7 @@ def load_ranks(study: Path, name: str, seeds: Sequence[int], languages: Sequence
         columns = []
         for language in languages or sorted(ranks):
             text_to_image = ranks[language]["IR"].copy()
-            text_to_image.index = text_to_image.index.str.rsplit("#", n=1).str[0]
+            text_to_image.index = text_to_image.index.droplevel("caption")
             both = pd.concat([text_to_image, ranks[language]["TR"]], axis=1, join="inner").sort_index()
             columns.append(both.to_numpy())
         tables.append(np.stack(columns, axis=1))

@@ -5,17 +5,17 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import datasets
 from tqdm.auto import tqdm
 
 from data_scripts.captions import close_tags, is_close, is_usable, what_is
-from data_scripts.images import BadImage, locate, read_image
+from data_scripts.images import BadImage, ImageFolder, is_tail, picture_name, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
 from data_scripts.rows import row_features
 from data_scripts.text import BadField, read_lines, read_text, text_field, texts_field
@@ -33,13 +33,10 @@ _PARSING_ERRORS = (ValueError, RecursionError)
 class Annotation:
     """One image and its captions, none of them empty."""
 
-    image: str  # path below the folder of photographs, or a URL
+    image: str  # path below the folder of photographs, or a URL, as written
+    image_id: str  # the same for each way to write it, see `AnnotationConfig.identity`
     captions: dict[str, list[str]]
     where: str  # file and line, or row, for reports
-
-    @property
-    def image_id(self) -> str:
-        return self.image if "://" in self.image else PurePosixPath(self.image).stem
 
 
 @dataclass
@@ -66,6 +63,7 @@ class AnnotationConfig(datasets.BuilderConfig):
     splits = ("train", "validation", "test")
     annotations = "annotations"  # what data_dir should hold, in words
     photographs = "photographs"  # what image_dir should hold
+    photographs_folder = ""  # what it is called where image_dir is the folder above it
     languages_apart = False  # each language has images of its own
 
     def __post_init__(self):
@@ -81,6 +79,9 @@ class AnnotationConfig(datasets.BuilderConfig):
             raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")
         self.data_dir = self._folder("data_dir", self.data_dir, self.annotations)
         self.image_dir = self._folder("image_dir", self.image_dir, self.photographs)
+        if self.photographs_folder and os.path.isdir(below := os.path.join(self.image_dir, self.photographs_folder)):
+            self.image_dir = below
+        self.pictures = ImageFolder(self.image_dir)
         self.files = self.find_files()
 
     def _folder(self, argument: str, path: str | None, contents: str) -> str:
@@ -105,6 +106,10 @@ class AnnotationConfig(datasets.BuilderConfig):
     def read(self, problems: Problems) -> Iterable[Annotation]:
         """Every annotation of the split, with a photograph or without; counts what it reads, and what is bad of it."""
         raise NotImplementedError
+
+    def identity(self, image: str) -> str:
+        """What makes two images of the annotations one: their path below `image_dir`, however it is written."""
+        return self.pictures.identity(image)
 
     def published_counts(self) -> dict[str, int]:
         """What `data_scripts.check` should find: "rows", and "captions LANGUAGE" with the empty ones; where known."""
@@ -138,7 +143,7 @@ class AnnotationConfig(datasets.BuilderConfig):
         """What changes when a photograph does."""
         for annotation in self.read(Problems(self.source, 1.0, quiet=True)):
             try:
-                status = os.stat(locate(self.image_dir, annotation.image))
+                status = os.stat(self.pictures.locate(annotation.image)[0])
             except (BadImage, OSError):
                 continue
             yield f"{annotation.image}\n{status.st_size}\n{status.st_mtime_ns}\n"
@@ -202,11 +207,21 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
         problems = Problems(f"{self.config.source} annotations", self.config.max_bad_fraction)
         annotations = list(self.config.read(problems))
         problems.check()
+        self._check_folder(annotations)
         return annotations, problems
+
+    def _check_folder(self, annotations: Sequence[Annotation]) -> None:
+        """Raises ValueError where images of different folders were looked for in one of these."""
+        if (names := self.config.pictures.contradiction()) is not None:
+            rows = [next((row.where for row in annotations if row.image == name), "an earlier row") for name in names]
+            raise ValueError(
+                f"image_dir {self.config.image_dir} is the folder of {names[0]} ({rows[0]}), and {names[1]} "
+                f"({rows[1]}) has another; set image_dir to the folder that holds both, or rename it"
+            )
 
     def locate(self, annotation: Annotation) -> Any:
         """Where an annotation's image is, in terms that `encoded` understands; BadImage where it is not."""
-        return locate(self.config.image_dir, annotation.image)
+        return self.config.pictures.locate(annotation.image)[0]
 
     def encoded(self, image: Any) -> str | bytes:
         """The path or the encoded bytes of an image."""
@@ -282,19 +297,33 @@ def without_empty(captions: Iterable[str], language: str, where: str, problems: 
 
 
 def merge_by_image(
-    parts: Iterable[tuple[str, str, list[str], str]], languages: Sequence[str], problems: Problems
+    parts: Iterable[tuple[str, str, list[str], str]],
+    languages: Sequence[str],
+    problems: Problems,
+    identity: Callable[[str], str],
 ) -> list[Annotation]:
     """One annotation per image, in the order in which images come up.
 
     Args:
         parts: image, language, captions in it, and where they are from.
+        identity: `AnnotationConfig.identity`.
+
+    Raises:
+        ValueError: images of different names turn out to be one file.
     """
     merged: dict[str, Annotation] = {}
     for image, language, captions, where in parts:
-        if image not in merged:
-            merged[image] = Annotation(image, {language: [] for language in languages}, where)
+        image_id = identity(image)
+        if image_id not in merged:
+            merged[image_id] = Annotation(image, image_id, {language: [] for language in languages}, where)
+        annotation = merged[image_id]
+        if image != annotation.image and not is_tail(picture_name(image), picture_name(annotation.image)):
+            raise ValueError(
+                f"{where}: {image}, and {annotation.where}: {annotation.image}, are both found as {image_id}; set "
+                "image_dir to the folder that these names are relative to"
+            )
         # An empty list is counted as an empty caption.
-        merged[image].captions[language] += without_empty(captions or [""], language, where, problems)
+        annotation.captions[language] += without_empty(captions or [""], language, where, problems)
     return list(merged.values())
 
 

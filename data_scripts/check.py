@@ -26,6 +26,7 @@ import data_scripts
 from data_scripts.annotations import EMPTY_CAPTION, AnnotatedImages, Annotation
 from data_scripts.images import read_image
 from data_scripts.problems import Problems
+from data_scripts.text import json_object
 from errors_ccrk import log_to_screen, one_line, printable
 from files_ccrk import check_output_folder, written_whole
 
@@ -173,6 +174,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
     parser.add_argument("--few_shot", help="LANGUAGE,SHOTS such as de,100: the train split of xflickrco")
     parser.add_argument("--task", type=int, help="of multi30k: 1 (default) or 2")
+    parser.add_argument(
+        "--dataset_config", type=json_object, default={}, metavar="JSON", help="its options, such as '{\"fold\": 0}'"
+    )
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true", help="differences are no failure")
     parser.add_argument("--thumbnails", type=int, metavar="N", help="draw N rows of the first split with any")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="where to draw them")
@@ -182,7 +186,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages]:
     """The builder of a split; one for each language where languages have images of their own."""
     options = {"few_shot": arguments.few_shot, "task": arguments.task}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None} | arguments.dataset_config
 
     def make(languages: Sequence[str] | None) -> AnnotatedImages:
         return data_scripts.make_builder(
@@ -191,8 +195,7 @@ def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages
             languages=languages,
             data_dir=arguments.data_dir,
             image_dir=arguments.image_dir,
-            max_bad_fraction=1.0,  # all of it is to be seen
-            **options,
+            **{"max_bad_fraction": 1.0} | options,  # all of it is to be seen
         )
 
     builder = make(arguments.languages)
@@ -213,7 +216,7 @@ def _check_sheet(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     log_to_screen(logging.ERROR)  # what is wrong is in the tables
     arguments = parse_arguments(argv)
-    splits = ["train"] if arguments.few_shot else arguments.splits
+    splits = ["train"] if "few_shot" in arguments.dataset_config or arguments.few_shot else arguments.splits
     complete, sheet = True, None
     try:
         if arguments.thumbnails:

@@ -17,6 +17,7 @@ import yaml
 from datasets.table import embed_table_storage
 
 import data_scripts
+from data_scripts.text import json_object
 from errors_ccrk import log_to_screen, one_line_errors
 from files_ccrk import check_output_folder, written_whole
 
@@ -72,6 +73,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="further options of the data set, such as preset=2m",
     )
+    parser.add_argument("--dataset_config", type=json_object, default={}, metavar="JSON", help="the same, as JSON")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload to this data set repository as well")
     arguments = parser.parse_args(argv)
     if wrong := [option for option in arguments.config if "=" not in option]:
@@ -82,7 +84,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     log_to_screen()
     arguments = parse_arguments(argv)
-    config = {name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in arguments.config)}
+    config = arguments.dataset_config | {
+        name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in arguments.config)
+    }
     options = {
         "languages": arguments.languages,
         "data_dir": arguments.data_dir,

@@ -4,7 +4,10 @@ import base64
 import binascii
 import io
 import os
-from pathlib import PurePosixPath, PureWindowsPath
+import stat
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PureWindowsPath
 
 from PIL import Image
 
@@ -18,6 +21,8 @@ MIN_SIDE = 8
 MISSING = "image file missing"
 UNREADABLE = "image file cannot be opened"
 OUTSIDE = "image path leaves its folder"
+TOO_LONG = "image path is too long"
+NOT_A_FILE = "image is no file"
 EMPTY = "image of zero bytes"
 NOT_BASE64 = "image is no base64"
 NOT_AN_IMAGE = "not an image"
@@ -102,33 +107,98 @@ def decode_base64(text: str | bytes, where: str) -> bytes:
         raise BadImage(NOT_BASE64, where) from error
 
 
-def inside(folder: str | os.PathLike, name: str) -> str:
-    """The absolute path of `name` in `folder`, whether it exists or not.
+# A path with more bytes names no file on any common system, and its many tails would take for ever to look up.
+MAX_NAME_BYTES = 4096
+
+
+def picture_name(name: str) -> str:
+    """A picture's name as annotations have it, in the one form that equal pictures share.
+
+    A relative path: `/` between folders, neither `.` nor doubled separators, accents composed. It is taken as written
+    otherwise: case, folders and ending are part of it.
 
     Raises:
-        BadImage: it would lead out of the folder: absolute, with a drive letter, by `..` or by a symbolic link.
+        BadImage: it would lead out of its folder: absolute, with a drive letter, or by `..`.
     """
     path = PureWindowsPath(name)  # knows drives and both separators
     if not path.name or path.anchor or ".." in path.parts or "\0" in name:
         raise BadImage(OUTSIDE, repr(name))
-    root = os.path.realpath(folder)
-    resolved = os.path.realpath(os.path.join(root, name))
-    if os.path.commonpath((root, resolved)) != root:
-        raise BadImage(OUTSIDE, repr(name))
-    return os.path.join(os.path.abspath(folder), name)
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise BadImage(TOO_LONG, repr(name[:100]))
+    return unicodedata.normalize("NFC", path.as_posix())
 
 
-def locate(folder: str | os.PathLike, name: str) -> str:
-    """Finds an image below a folder, whichever of the folders in its name that folder itself is.
+def is_tail(name: str, other: str) -> bool:
+    """Whether one of two names is the end of the other: `val2014/a.jpg` of `coco/val2014/a.jpg`."""
+    return f"/{other}".endswith(f"/{name}") or f"/{name}".endswith(f"/{other}")
 
-    `coco/val2014/a.jpg` is looked for as that, as `val2014/a.jpg` and as `a.jpg`.
+
+def find_file(folder: str | os.PathLike, name: str) -> str | None:
+    """The path of a file in a folder, following the owner's links; None where there is none.
+
+    Args:
+        name: of `picture_name`.
 
     Raises:
-        BadImage: `OUTSIDE` as `inside` does, or `MISSING`.
+        BadImage: what is there cannot be read, or is no file.
     """
-    parts = PurePosixPath(name).parts
-    for start in range(max(1, len(parts))):
-        path = inside(folder, os.path.join(*parts[start:]) if start else name)
-        if os.path.exists(path):
-            return path
-    raise BadImage(MISSING, f"{name} in {os.path.abspath(folder)}")
+    # macOS writes accents apart from their letters.
+    for form in dict.fromkeys((name, unicodedata.normalize("NFD", name))):
+        path = os.path.join(os.path.abspath(folder), form)
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise BadImage(UNREADABLE, f"{path} ({error.strerror})") from error
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+            raise BadImage(NOT_A_FILE, path)
+        return path
+    return None
+
+
+class ImageFolder:
+    """Pictures below a folder, whichever of the folders in their names that folder itself is.
+
+    `coco/val2014/a.jpg` is looked for as that, as `val2014/a.jpg` and as `a.jpg`.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = os.path.abspath(folder)
+        self.dropped: dict[str, str] = {}  # beginnings of names that led to no folder, each with the first such name
+
+    def locate(self, name: str) -> tuple[str, str]:
+        """A picture's path, and its name relative to the folder.
+
+        Raises:
+            BadImage: there is none, or `find_file` or `picture_name` says why not.
+        """
+        whole = picture_name(name)
+        for start in [0, *(place + 1 for place, letter in enumerate(whole) if letter == "/")]:
+            if (path := find_file(self.folder, whole[start:])) is not None:
+                if start:
+                    self.dropped.setdefault(whole[: start - 1], name)
+                return path, whole[start:]
+        raise BadImage(MISSING, f"{name} in {self.folder}")
+
+    def identity(self, name: str) -> str:
+        """What a picture is called, the same for each of its names, whether it is there or not."""
+        try:
+            return self.locate(name)[1]
+        except BadImage as error:
+            if error.reason in (OUTSIDE, TOO_LONG):
+                return name
+        whole = picture_name(name)
+        beginnings = [beginning for beginning in self.dropped if whole.startswith(f"{beginning}/")]
+        parts = whole.split("/")[:-1]
+        beginnings += ["/".join(parts[:end]) for end in range(1, len(parts) + 1) if self._is_here(parts[:end])]
+        return whole.removeprefix(max(beginnings, key=len) + "/") if beginnings else whole
+
+    def _is_here(self, folders: Sequence[str]) -> bool:
+        return f"{self.folder}/".endswith(f"/{'/'.join(folders)}/")
+
+    def contradiction(self) -> tuple[str, str] | None:
+        """Two names of which one says that this is its folder, and the other was found as if it were its own."""
+        own = [name for beginning, name in self.dropped.items() if self._is_here(beginning.split("/")[-1:])]
+        others = [name for beginning, name in self.dropped.items() if name not in own]
+        return (own[0], others[0]) if own and others else None

@@ -65,6 +65,7 @@ class Multi30KConfig(AnnotationConfig):
     homepage = HOMEPAGE
     annotations = f"a clone of {HOMEPAGE}"
     photographs = "Flickr30k's photographs"
+    photographs_folder = "flickr30k-images"
 
     def known_languages(self) -> Sequence[str]:
         if self.task not in LANGUAGES:
@@ -98,6 +99,7 @@ class Multi30KConfig(AnnotationConfig):
             ),
             self.languages,
             problems,
+            self.identity,
         )
 
     def _read_release(self, problems: Problems, cure: str) -> Iterator[Annotation]:
@@ -117,7 +119,7 @@ class Multi30KConfig(AnnotationConfig):
             for (language, number), path in files.items():
                 caption = lines[language, number][row]
                 captions[language] += without_empty([caption], language, f"{path} line {row + 1}", problems)
-            yield Annotation(name, captions, f"{image_list} line {row + 1}")
+            yield Annotation(name, self.identity(name), captions, f"{image_list} line {row + 1}")
 
     def published_counts(self) -> dict[str, int]:
         rows = PUBLISHED_ROWS[self.split]
@@ -128,7 +130,7 @@ class Multi30KConfig(AnnotationConfig):
 class Multi30K(AnnotatedImages):
     """Builds one split of Multi30K; `data_scripts.load("multi30k", …)` is the short way."""
 
-    VERSION = datasets.Version("2.1.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("3.0.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = Multi30KConfig
 
     def _info(self) -> datasets.DatasetInfo:

@@ -82,7 +82,7 @@ class Pretraining(datasets.GeneratorBasedBuilder):
     A stream is `ShardRows`. The Arrow cache holds a copy of inline images, and only rows whose image decodes.
     """
 
-    VERSION = datasets.Version("2.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("3.0.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = PretrainingConfig
 
     def _info(self) -> datasets.DatasetInfo:

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from data_scripts.captions import caption_problem, report_tags, what_is
-from data_scripts.images import MISSING, BadImage, decode_base64, inside, read_image
+from data_scripts.images import MISSING, BadImage, decode_base64, find_file, picture_name, read_image
 from data_scripts.problems import Problems
 from data_scripts.rows import is_text, row_features
 from data_scripts.text import check_encoding, is_blank_line, numbered_lines
@@ -140,17 +140,17 @@ def read_captions(row: dict, languages: Sequence[str]) -> tuple[dict[str, list[s
     return captions, problems
 
 
-def image_source(row: dict, image_dir: str) -> tuple[str | None, str | None]:
-    """A parsed row's absolute image path, or else its base64.
+def image_source(row: dict) -> tuple[str | None, str | None]:
+    """A parsed row's image path, as `picture_name` has it, or else its base64.
 
     Raises:
         BadRow: there is neither.
-        BadImage: the path leaves `image_dir`.
+        BadImage: the path leads out of its folder.
     """
     if (name := row.get("image_path")) is not None:
         if not is_text(name):
             raise BadRow(NO_IMAGE)
-        return inside(image_dir, name), None
+        return picture_name(name), None
     inline = row.get("image", row.get("binary"))
     if not isinstance(inline, str) or not inline:
         raise BadRow(NO_IMAGE)
@@ -190,14 +190,14 @@ class ShardRows(torch.utils.data.Dataset):
         """A row. Raises IndexError beyond the end, BadImage where the picture is to be decoded and cannot be."""
         number = range(len(self))[number]
         row = self._parse(number)
-        path, inline = image_source(row, self.image_dir)
+        name, inline = image_source(row)
         contents = None if inline is None else decode_base64(inline, self._where(number))
-        image = {"bytes": contents, "path": path}
+        image = {"bytes": contents, "path": None if name is None else self._path(name)}
         captions, _ = read_captions(row, self.languages)
         return {
             "image": read_image(image, where=self._where(number)) if self.decode else image,
             # Equal images share their id: by path, or else by content.
-            "image_id": row["image_path"] if inline is None else hashlib.sha256(contents).hexdigest(),
+            "image_id": name or hashlib.sha256(contents).hexdigest(),
             "captions": captions,
             "aligned": True,
         }
@@ -236,6 +236,13 @@ class ShardRows(torch.utils.data.Dataset):
     def select(self, numbers: Sequence[int]) -> "ShardRows":
         """These rows only."""
         return replace(self, index=self.index[np.asarray(numbers)])
+
+    def _path(self, name: str) -> str:
+        try:
+            found = find_file(self.image_dir, name)
+        except BadImage:  # whoever reads it will say so
+            found = None
+        return found or os.path.join(self.image_dir, name)
 
     def _where(self, number: int) -> str:
         shard, _, offset = self.index[number]
@@ -299,15 +306,16 @@ def check_line(line: bytes, languages: Sequence[str], image_dir: str, problems: 
         for tag in (tag for caption in caption_objects(row) for tag in caption if tag not in languages):
             problems.other_language(tag)
         captions, reasons = read_captions(row, languages)
-        path, inline = image_source(row, image_dir)
+        name, inline = image_source(row)
         if inline is not None:
             decode_base64(inline, where)
+        elif find_file(image_dir, name) is None:
+            raise BadImage(MISSING, f"{name} in {image_dir}")
     except (BadRow, BadImage) as error:
         # A choice of languages leaves rows out, as images that were not downloaded do: that is not bad.
-        (problems.absent if error.reason == NO_LANGUAGE else problems.bad)(error.reason, where)
-        return set()
-    if path is not None and not os.path.isfile(path):
-        problems.absent(MISSING, f"{where}, {path}")
+        is_absent = error.reason in (NO_LANGUAGE, MISSING)
+        place = f"{where}, {error.where}" if isinstance(error, BadImage) else where
+        (problems.absent if is_absent else problems.bad)(error.reason, place)
         return set()
     for reason in sorted(reasons):
         problems.bad(reason, where)

@@ -1,5 +1,6 @@
 """Text files as people have them: with a byte-order mark, Windows line ends or none of it, and within a bound."""
 
+import argparse
 import gzip
 import json
 import zlib
@@ -76,6 +77,17 @@ def numbered_lines(file: BinaryIO, path: Path | str) -> Iterator[tuple[int, byte
                 f"{path} line {number} is longer than {MAX_LINE_BYTES:,} bytes; is it a file of lines, and whole?"
             )
         yield number, line
+
+
+def json_object(text: str) -> dict:
+    """A command line's value that is a JSON object; for argparse, whose error says what is expected."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error}); write it as '{{\"name\": 1}}'") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is {what_is(value)}; write a JSON object as '{{\"name\": 1}}'")
+    return value
 
 
 def text_field(entry: Any, name: str) -> str:

@@ -83,7 +83,7 @@ class XFlickrCOConfig(AnnotationConfig):
         }
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
-        return merge_by_image(self._read_files(problems), self.languages, problems)
+        return merge_by_image(self._read_files(problems), self.languages, problems, self.identity)
 
     def _read_files(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         for language, path in self.files.items():
@@ -119,5 +119,5 @@ def _parse_few_shot(few_shot: str) -> tuple[str, str]:
 class XFlickrCO(AnnotatedImages):
     """Builds one split of xFlickr&CO; `data_scripts.load("xflickrco", …)` is the short way."""
 
-    VERSION = datasets.Version("1.1.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("2.0.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = XFlickrCOConfig

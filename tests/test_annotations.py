@@ -179,5 +179,5 @@ def test_fuzzed_lines_are_rows_or_counted(opened, data):
     for annotation, image in builder.check_images(annotations, in_images):
         assert in_images.total() == (image is None)
         annotation.image_id.encode()  # as the cache does
-    assert set(in_images.counts) <= {images.OUTSIDE, images.UNREADABLE, images.NOT_AN_IMAGE}
+    assert set(in_images.counts) <= {images.OUTSIDE, images.TOO_LONG, images.UNREADABLE, images.NOT_AN_IMAGE}
     assert set(in_images.absences) <= {images.MISSING}

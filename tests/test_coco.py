@@ -12,6 +12,11 @@ def image_name(number: int, folder: str) -> str:
     return f"COCO_{folder}_{number:012d}"
 
 
+def image_path(number):
+    folder = "train2014" if number > 12 else "val2014"
+    return f"coco/{folder}/{image_name(number, folder)}.jpg"
+
+
 @pytest.fixture
 def coco(tmp_path):
     """Images 1 to 10 test, 11 validation, 12 restval (all val2014), 13 to 15 train (train2014)."""
@@ -64,15 +69,15 @@ def load(coco, split, **arguments):
 
 def test_english_follows_karpathy(coco):
     test = load(coco, "test")
-    assert test["image_id"][:] == [image_name(number, "val2014") for number in range(1, 11)]
+    assert test["image_id"][:] == [image_path(number) for number in range(1, 11)]
     assert test[2]["captions"] == {"en": [f"en 3.{n}" for n in range(5)]}
-    assert load(coco, "validation")["image_id"][:] == [image_name(11, "val2014")]
-    assert [name[-2:] for name in load(coco, "train")["image_id"]] == ["12", "13", "14", "15"], "restval is train"
+    assert load(coco, "validation")["image_id"][:] == [image_path(11)]
+    assert [name[-6:-4] for name in load(coco, "train")["image_id"]] == ["12", "13", "14", "15"], "restval is train"
 
 
 def test_japanese_joins_karpathy_by_number(coco):
     train = load(coco, "train", languages=["ja"])
-    assert {row["image_id"][-2:]: row["captions"]["ja"] for row in train} == {
+    assert {row["image_id"][-6:-4]: row["captions"]["ja"] for row in train} == {
         "14": ["十四の一", "十四の二"],
         "13": ["十三"],
     }
@@ -82,13 +87,13 @@ def test_japanese_joins_karpathy_by_number(coco):
 
 def test_chinese_has_a_split_of_its_own(coco):
     (row,) = load(coco, "test", languages=["zh"])
-    assert row["image_id"] == image_name(2, "val2014") and row["captions"] == {"zh": ["二", "二二"]}
+    assert row["image_id"] == image_path(2) and row["captions"] == {"zh": ["二", "二二"]}
     (row,) = load(coco, "validation", languages=["zh"])
-    assert row["image_id"] == image_name(14, "train2014")
+    assert row["image_id"] == image_path(14)
 
 
 def test_languages_of_an_image_are_one_row(coco):
-    rows = {row["image_id"][-2:]: row["captions"] for row in load(coco, "train", languages=["en", "ja", "zh"])}
+    rows = {row["image_id"][-6:-4]: row["captions"] for row in load(coco, "train", languages=["en", "ja", "zh"])}
     assert list(rows) == ["12", "13", "14", "15"]
     assert rows["12"]["ja"] == rows["12"]["zh"] == []
     assert rows["13"] == {"en": [f"en 13.{n}" for n in range(5)], "ja": ["十三"], "zh": ["一"]}

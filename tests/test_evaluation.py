@@ -146,12 +146,12 @@ class TestOtherModels:
 
 class TestTasks:
     def test_folds_of_coco(self, rows, monkeypatch, tmp_path):
-        monkeypatch.setitem(eval_mrv.FOLD_SIZE, "coco", 2)
+        monkeypatch.setitem(eval_mrv.FOLDS, "coco", 3)
         results = run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "coco")
         assert results["recall_in_folds"]["en"]["IR@5"] == 100 > results["recall"]["en"]["IR@5"]
         assert results["mrv"] is None and "no instances align" in results["no_mrv_because"]
         page = (tmp_path / "out" / "report.html").read_text()
-        assert "No mean rank variance" in page and "Recall in folds of at most 2 images" in page
+        assert "No mean rank variance" in page and "Recall in 3 folds" in page
 
     def test_languages_with_pictures_of_their_own(self, monkeypatch, tmp_path):
         rows = [dict(row) for row in make_rows([[4], [3], [5], [2], [6], [3]], languages=LANGUAGES)]
@@ -201,8 +201,9 @@ def test_the_report_shows_transparent_pictures_on_white(rows, monkeypatch, tmp_p
 
 def make_ranks(hits: np.ndarray, captions_per_image: int = 1) -> dict:
     """Rank 1 for a hit and 99 for none: (languages, images) hits, the same in both directions."""
-    images = [str(image) for image in range(hits.shape[1])]
-    captions = [f"{image}#{index}" for image in images for index in range(captions_per_image)]
+    names = [str(image) for image in range(hits.shape[1])]
+    images = pd.MultiIndex.from_product([names, [0]], names=["image", "repeat"])
+    captions = pd.MultiIndex.from_product([names, [0], range(captions_per_image)], names=[*images.names, "caption"])
     ranks = np.where(hits, 1, 99)
     return {
         f"language {number}": {
@@ -211,6 +212,24 @@ def make_ranks(hits: np.ndarray, captions_per_image: int = 1) -> dict:
         }
         for number, row in enumerate(ranks)
     }
+
+
+def test_every_option_of_a_data_set(rows, monkeypatch, tmp_path):
+    given = {}
+    monkeypatch.setattr(data_scripts, "load", lambda _, **options: (given.update(options), rows)[1])
+    arguments = ["--model", arrays_file(tmp_path / "a.npz", rows), "--dataset", "multi30k"]
+    results = run(
+        tmp_path / "out", *arguments, "--max_bad_fraction", "0.5", "--dataset_config", '{"task": 2, "cache_dir": null}'
+    )
+    assert (given["task"], given["max_bad_fraction"], given["cache_dir"]) == (2, 0.5, None)
+    assert results["dataset_config"]["task"] == 2 and results["mrv"] is None, "five independent captions do not align"
+
+
+@pytest.mark.parametrize("value", ["{", "[1]", "task=2", "3", ""])
+def test_options_that_are_no_json_object(value, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        eval_mrv.main(["--model", "m", "--task", "coco", "--output_dir", str(tmp_path), "--dataset_config", value])
+    assert "--dataset_config" in capsys.readouterr().err.splitlines()[-1]
 
 
 class TestUncertainty:
@@ -309,7 +328,14 @@ def of_other_languages(table):
         (lambda table: table.assign(rank=1.5), r"other\.parquet holds ranks below 1"),
         (lambda table: table.assign(rank="1"), r"other\.parquet: rank holds (large_)?string"),
         (lambda table: table.assign(rank=[[1]] * len(table)), r"other\.parquet: rank holds list"),
-        (lambda table: table.assign(instance=1), r"other\.parquet: instance holds int64"),
+        (lambda table: table.assign(image=1), r"other\.parquet: image holds int64"),
+        (lambda table: table.assign(caption=-1), r"other\.parquet holds ranks below 1 or none at all"),
+        (lambda table: table.assign(repeat=None), r"other\.parquet: repeat holds null"),
+        (lambda table: pd.concat([table, table[-1:].assign(caption=3)]), "holds two ranks of one instance"),
+        (
+            lambda table: table.rename(columns={"image": "instance"}).drop(columns=["caption", "repeat"]),
+            r"other\.parquet lacks the columns caption, image, repeat; .* that this version of eval_mrv\.py wrote",
+        ),
         (lambda table: table.assign(language=None), r"other\.parquet: language holds null"),
         (lambda table: table.assign(language=[None, *table["language"][1:]]), "holds ranks below 1 or none at all"),
         (lambda table: table.assign(direction="\x1b[2J"), r"holds ranks of '\\x1b\[2J' beside IR and TR"),
@@ -375,7 +401,7 @@ def test_a_damaged_npz(damage, rows, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "pretraining"], "--task: invalid choice: 'pretraining'"),
+        (["--task", "pretraining"], "--dataset: invalid choice: 'pretraining'"),
         (["--max_rows", 0], "--max_rows must be at least 1"),
         (["--batch_size", 0], "--batch_size must be at least 1"),
     ],
@@ -479,13 +505,14 @@ class TestArraysOfOthers:
 class TestRanksOfOthers:
     def table(self, path, rows, **columns):
         """A small file of many rows: each column is one value over and over."""
-        values = {"instance": "a#0", "language": "en", "direction": "IR", "rank": 1} | columns
+        values = {"image": "a", "language": "en", "direction": "IR", "repeat": 0, "caption": 0, "rank": 1} | columns
         dictionaries = {
             name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([value]))
+            if isinstance(value, str)
+            else np.full(rows, value)
             for name, value in values.items()
-            if name != "rank"
         }
-        table = pa.table(dictionaries | {"rank": np.full(rows, values["rank"])})
+        table = pa.table(dictionaries)
         pq.write_table(table, path, compression="zstd")
         return path
 
@@ -495,8 +522,8 @@ class TestRanksOfOthers:
         before = pa.total_allocated_bytes()
         for rows, columns, message in (
             (200_000, {}, "has 200,000 rows and .* bytes, over 100,000"),
-            (2_000, {"instance": "a" * 100_000}, "has 2,000 rows of up to 100,000 bytes, over 10,000,000 in all"),
-            (1, {"instance": "a" * 11_000_000}, "has 1 rows and .* bytes, over"),
+            (2_000, {"image": "a" * 100_000}, "has 2,000 rows of up to 100,000 bytes, over 10,000,000 in all"),
+            (1, {"image": "a" * 11_000_000}, "has 1 rows and .* bytes, over"),
         ):
             path = self.table(tmp_path / "other.parquet", rows, **columns)
             assert path.stat().st_size < 200_000

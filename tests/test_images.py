@@ -1,9 +1,13 @@
 """Every kind of image file becomes RGB or is refused for the right reason; counting, and training, go on."""
 
 import io
+import os
 import pickle
 import struct
+import time
+import unicodedata
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_scripts import images
-from data_scripts.images import BadImage, decode_base64, inside, locate, read_image
+from data_scripts.images import BadImage, ImageFolder, decode_base64, find_file, picture_name, read_image
 from data_scripts.problems import Problems
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments
 
@@ -334,38 +338,90 @@ def test_base64():
     ],
 )
 def test_names_that_leave_the_folder(tmp_path, name):
-    with pytest.raises(BadImage) as caught:
-        inside(tmp_path, name)
-    assert caught.value.reason == images.OUTSIDE
-    with pytest.raises(BadImage):
-        locate(tmp_path, name)
+    for find in (picture_name, ImageFolder(tmp_path).locate):
+        with pytest.raises(BadImage) as caught:
+            find(name)
+        assert caught.value.reason == images.OUTSIDE
 
 
-def test_symbolic_links(tmp_path):
+@pytest.mark.parametrize("name", ["a/b.jpg", "./a/b.jpg", "a//b.jpg", "a/./b.jpg", r"a\b.jpg", r".\a\b.jpg"])
+def test_one_name_for_each_way_to_write_it(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.jpg").write_bytes(JPEG)
+    assert picture_name(name) == "a/b.jpg"
+    assert ImageFolder(tmp_path).locate(name) == (str(tmp_path / "a" / "b.jpg"), "a/b.jpg")
+
+
+def test_what_distinguishes_names():
+    names = ["1.jpg", "1.png", "1.JPG", "VG_100K/1.jpg", "VG_100K_2/1.jpg", "1.jpg "]
+    assert len({picture_name(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_accents_apart_from_their_letters(tmp_path, on_disk, written):
+    path = tmp_path / unicodedata.normalize(on_disk, "été.jpg")
+    path.write_bytes(JPEG)
+    found, name = ImageFolder(tmp_path).locate(unicodedata.normalize(written, "été.jpg"))
+    assert Path(found).samefile(path) and name == unicodedata.normalize("NFC", "été.jpg")
+
+
+def test_links_are_the_owners_choice(tmp_path):
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
     for path in (folder, elsewhere):
         path.mkdir()
-        (path / "a.jpg").write_bytes(JPEG)
-    (folder / "inward.jpg").symlink_to(folder / "a.jpg")
-    (folder / "outward.jpg").symlink_to(elsewhere / "a.jpg")
-    (folder / "linked").symlink_to(elsewhere)
-    assert inside(folder, "inward.jpg") == str(folder / "inward.jpg")
-    for name in ("outward.jpg", "linked/a.jpg"):
-        with pytest.raises(BadImage, match="leaves its folder"):
-            inside(folder, name)
+    (elsewhere / "a.jpg").write_bytes(JPEG)
+    (folder / "farm.jpg").symlink_to(elsewhere / "a.jpg")
+    (folder / "val2014").symlink_to(elsewhere)
     (tmp_path / "alias").symlink_to(folder)
-    assert inside(tmp_path / "alias", "a.jpg") == str(tmp_path / "alias" / "a.jpg"), "the folder itself may be a link"
+    (folder / "gone.jpg").symlink_to(tmp_path / "unplugged" / "a.jpg")
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    for name in ("farm.jpg", "val2014/a.jpg"):
+        assert ImageFolder(tmp_path / "alias").locate(name) == (str(tmp_path / "alias" / name), name)
+    for name, reason in (("gone.jpg", images.MISSING), ("loop.jpg", images.UNREADABLE)):
+        with pytest.raises(BadImage) as caught:
+            ImageFolder(folder).locate(name)
+        assert caught.value.reason == reason
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "folder.jpg", "device.jpg"):
+        with pytest.raises(BadImage) as caught:
+            find_file(tmp_path, name)
+        assert caught.value.reason == images.NOT_A_FILE
+
+
+@pytest.mark.parametrize("name", ["a/" * 200_000 + "b.jpg", "a" * 300 + ".jpg", "a" * 5_000])
+def test_names_too_long_for_a_file(tmp_path, name):
+    started = time.perf_counter()
+    with pytest.raises(BadImage) as caught:
+        ImageFolder(tmp_path).locate(name)
+    assert caught.value.reason in (images.TOO_LONG, images.UNREADABLE)
+    assert time.perf_counter() - started < 1
 
 
 def test_locate_drops_the_folders_that_it_is_in(tmp_path):
     path = tmp_path / "coco" / "val2014" / "a.jpg"
     path.parent.mkdir(parents=True)
     path.write_bytes(JPEG)
-    for folder in (tmp_path, tmp_path / "coco", tmp_path / "coco" / "val2014"):
-        assert locate(folder, "coco/val2014/a.jpg") == str(path)
+    for folder, name in ((".", "coco/val2014/a.jpg"), ("coco", "val2014/a.jpg"), ("coco/val2014", "a.jpg")):
+        assert ImageFolder(tmp_path / folder).locate("coco/val2014/a.jpg") == (str(path), name)
     with pytest.raises(BadImage) as caught:
-        locate(tmp_path, "coco/val2014/b.jpg")
+        ImageFolder(tmp_path).locate("coco/val2014/b.jpg")
     assert caught.value.reason == images.MISSING
+
+
+def test_missing_pictures_have_one_identity_too(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "here.jpg").write_bytes(JPEG)
+    folder = ImageFolder(tmp_path / "photographs")
+    assert {folder.identity(name) for name in ("gone.jpg", "./gone.jpg", "photographs/gone.jpg")} == {"gone.jpg"}
+    assert folder.identity("flickr30k-images/here.jpg") == "here.jpg"
+    assert folder.identity("flickr30k-images/gone.jpg") == "gone.jpg"
+    assert folder.identity("other/gone.jpg") == "other/gone.jpg"
 
 
 def test_errors_cross_processes():

@@ -53,12 +53,12 @@ def reports(caplog):
 def test_rows(release, caplog):
     train = load(release)
     assert train.column_names == ["image", "image_id", "captions"]
-    assert train["image_id"][:] == ["a", "b", "c", "d"]
+    assert train["image_id"][:] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert list(train.features["captions"]) == LANGUAGES
     assert train[1]["captions"] == {language: [f"{language} caption of b"] for language in LANGUAGES}
     assert train[1]["image"].size == (48, 32)
-    assert load(release, "validation")["image_id"][:] == ["v"]
-    assert load(release, "test")["image_id"][:] == ["t"]
+    assert load(release, "validation")["image_id"][:] == ["v.jpg"]
+    assert load(release, "test")["image_id"][:] == ["t.jpg"]
     assert reports(caplog) == []
 
 
@@ -105,7 +105,7 @@ def test_missing_photographs_are_reported_at_every_load(release, caplog, streami
     for _ in range(2):  # the second time from the cache
         caplog.clear()
         rows = load(release, streaming=streaming)
-        assert [row["image_id"] for row in rows] == ["a", "c"]
+        assert [row["image_id"] for row in rows] == ["a.jpg", "c.jpg"]
         assert reports(caplog)[-1] == expected
     assert load(release)[1]["captions"]["de"] == ["de caption of c"], "captions stay with their photograph"
 
@@ -118,7 +118,7 @@ def test_broken_photographs_are_counted_by_reason(release, caplog):
     (photographs / "c.jpg").write_bytes(whole[: len(whole) // 2])  # a download that broke off
     for _ in range(2):
         caplog.clear()
-        assert load(release, max_bad_fraction=0.75)["image_id"][:] == ["d"]
+        assert load(release, max_bad_fraction=0.75)["image_id"][:] == ["d.jpg"]
         lines = reports(caplog)[-1].splitlines()
         assert [line.split(",")[0].split(maxsplit=1) for line in lines[1:]] == [
             ["1", "image of zero bytes"],
@@ -141,7 +141,7 @@ def test_empty_caption_leaves_the_language_empty(release, caplog):
 def test_a_row_without_any_caption_is_left_out(release):
     write_lines(release / "m30k/task1/raw/train.fr.gz", ["un", "  ", "trois", "quatre"])
     train = load(release, languages=["fr"], max_bad_fraction=0.25)
-    assert train["image_id"][:] == ["a", "c", "d"]
+    assert train["image_id"][:] == ["a.jpg", "c.jpg", "d.jpg"]
 
 
 def test_rare_line_separators_inside_a_caption_do_not_break_the_alignment(release):
@@ -240,6 +240,68 @@ def test_task_2_has_five_captions(release):
         load(release, task=2, languages=["fr"])
 
 
+def research_files(folder, names, split="train"):
+    """One row per language, whose image is called by that language's name."""
+    for language, name in names.items():
+        names_of = [name] if isinstance(name, str) else name
+        rows = [{"image": image, "caption": f"{language} of {image}", "image_id": 7} for image in names_of]
+        (folder / f"{split}.{language}.json").write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("folder", ["flickr30k-images", "photos"])
+def test_one_picture_however_each_language_writes_it(tmp_path, folder):
+    (tmp_path / "json").mkdir()
+    write_photograph(tmp_path / folder / "x.jpg")
+    research_files(
+        tmp_path / "json", {"en": "x.jpg", "de": "./x.jpg", "fr": "flickr30k-images/x.jpg", "cs": r".\x.jpg"}
+    )
+    for image_dir in {tmp_path / folder, tmp_path} if folder == "flickr30k-images" else {tmp_path / folder}:
+        (row,) = load(tmp_path, data_dir=tmp_path / "json", image_dir=image_dir)
+        assert row["image_id"] == "x.jpg"
+        assert row["captions"]["cs"] == [r"cs of .\x.jpg"] and len(row["captions"]["fr"]) == 1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["VG_100K/1.jpg", "VG_100K_2/1.jpg"],
+        ["cats/001.jpg", "dogs/001.jpg", "birds/001.jpg"],
+        ["2.jpg", "2.png"],
+        ["a/b/1.jpg", "b/1.jpg", "1.jpg"],
+    ],
+)
+def test_pictures_of_one_name_in_several_folders_stay_apart(tmp_path, names):
+    (tmp_path / "json").mkdir()
+    for shade, name in enumerate(names):
+        write_photograph(tmp_path / "photos" / name, 60 * shade)
+    research_files(tmp_path / "json", {"en": names})
+    rows = load(tmp_path, data_dir=tmp_path / "json", image_dir=tmp_path / "photos", languages=["en"])
+    assert rows["image_id"][:] == names
+    assert [row["captions"]["en"] for row in rows] == [[f"en of {name}"] for name in names]
+    assert len({row["image"].tobytes() for row in rows}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "image_dir", "message"),
+    [
+        (
+            ["dogs/001.jpg", "cats/001.jpg"],
+            "photos/dogs",
+            "cats/001.jpg, and .*: dogs/001.jpg, are both found as 001.jpg",
+        ),
+        (["cats/001.jpg", "birds/001.jpg"], "photos/dogs", "entry 2: birds/001.jpg, and .*entry 1: cats/001.jpg"),
+        (["dogs/001.jpg", "cats/002.jpg"], "photos/dogs", r"folder of dogs/001.jpg \(.*entry 1\), and cats/002.jpg"),
+    ],
+)
+def test_no_picture_is_taken_for_another_of_its_name(tmp_path, names, image_dir, message):
+    (tmp_path / "json").mkdir()
+    for name in ("cats/001.jpg", "dogs/001.jpg", "dogs/002.jpg", "birds/001.jpg"):
+        write_photograph(tmp_path / "photos" / name)
+    research_files(tmp_path / "json", {"en": names})
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, data_dir=tmp_path / "json", image_dir=tmp_path / image_dir, languages=["en"])
+
+
 def test_layout_of_the_research_code(release, caplog):
     folder = release / "json"
     folder.mkdir()
@@ -254,7 +316,7 @@ def test_layout_of_the_research_code(release, caplog):
         (folder / f"test_2016_flickr.{language}.json").write_text(json.dumps([entry]))
     arguments = {"data_dir": folder, "languages": ["en", "cs"], "max_bad_fraction": 0.2}
     train = load(release, **arguments)
-    assert train["image_id"][:] == ["a", "b"]
+    assert train["image_id"][:] == ["a.jpg", "b.jpg"]
     assert train[1]["captions"] == {"en": ["en b 1", "en b 2"], "cs": ["cs b 1", "cs b 2"]}
     assert "2  caption is a number, not text or a list of texts, first: " in reports(caplog)[-1]
     (row,) = load(release, "test", **arguments)

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import random
 import re
 import shutil
@@ -181,7 +182,9 @@ BAD_LINES = [
     (row(0, image_path="../secret.jpg"), images.OUTSIDE),
     (row(0, image_path="/etc/hostname"), images.OUTSIDE),
     (row(0, image_path="C:\\secret.jpg"), images.OUTSIDE),
-    (row(0, image_path="link/secret.jpg"), images.OUTSIDE),
+    (row(0, image_path="cc3m-mm-data-all"), images.NOT_A_FILE),
+    (row(0, image_path="pipe.jpg"), images.NOT_A_FILE),
+    (row(0, image_path="a/" * 100_000 + "0.jpg"), images.TOO_LONG),
     (row(0, image_path="nowhere.jpg"), images.MISSING),
 ]
 # Rows that stay, without the caption that is wrong.
@@ -203,7 +206,7 @@ DAMAGED_LINES = [
 def bad_folder(folder):
     """Bad lines before the good ones, damaged images among them and at the very end."""
     (folder.parent / "secret.jpg").write_bytes(jpeg())
-    (folder / "link").symlink_to(folder.parent)
+    os.mkfifo(folder / "pipe.jpg")
     (folder / "page.jpg").write_text("<html>not found</html>")
     (folder / "zero.jpg").touch()
     lines = [line for line, _ in BAD_LINES + MENDED_LINES]
@@ -215,12 +218,28 @@ def bad_folder(folder):
     return folder
 
 
+def test_links_in_the_image_folder_are_followed(folder):
+    elsewhere = folder.parent / "big-disk"
+    elsewhere.mkdir()
+    (folder / "0.jpg").rename(elsewhere / "0.jpg")
+    (folder / "0.jpg").symlink_to(elsewhere / "0.jpg")
+    (folder / "1.jpg").rename(elsewhere / "1.jpg")
+    before = len(load(folder))
+    (folder / "linked").symlink_to(elsewhere)
+    shard = folder / "cc3m-mm-data-all/part_000.data"
+    lines = shard.read_text().replace('"1.jpg"', '"./linked//1.jpg"')
+    shard.write_text(lines)
+    rows = load(folder)
+    assert len(rows) == before + 2, "rows 6 and 21 are there again"
+    assert "linked/1.jpg" in {row["image_id"] for row in rows}
+
+
 class TestBadInput:
     def test_every_line_is_counted_under_its_reason(self, bad_folder, caplog):
         rows = load(bad_folder, max_bad_fraction=0.9)
         assert len(rows) == 3 + 10 + 9 + 4
         table = caplog.messages[-1]
-        assert "pretraining: 53 rows, of which" in table and f"delete {bad_folder.parent}/cache/" in table
+        assert "pretraining: 55 rows, of which" in table and f"delete {bad_folder.parent}/cache/" in table
         expected = Counter(reason for _, reason in BAD_LINES + MENDED_LINES)
         counted = {
             reason: int(n)

@@ -117,3 +117,17 @@ def test_pre_training(shards, checkpoint, monkeypatch):  # noqa: F811
     call(train_pretrain, ROOT / "configs" / "pretrain_2m.yaml", *arguments, monkeypatch=monkeypatch)
     results = json.loads((shards.parent / "out" / "train_results.json").read_text())
     assert results["train_steps"] == 3 and results["train_mlm_loss"] > 0
+
+
+def test_mappings_on_the_command_line():
+    argv = ["--config", '{"projection_dim": 8, "text_config": {"vocab_size": 9}}', "--dataset_config", '{"seed": 2}']
+    data, model, _ = parse_recipe("", Path("none.yaml"), [*argv, "--output_dir", "out"])
+    assert data.dataset_config == {"seed": 2}
+    assert model.config == {"projection_dim": 8, "text_config": {"vocab_size": 9}}
+
+
+@pytest.mark.parametrize("value", ["{", "[]", "a=1"])
+def test_mappings_that_are_none(value, capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe("", Path("none.yaml"), ["--config", value, "--output_dir", "out"])
+    assert "argument --config" in capsys.readouterr().err.splitlines()[-1]

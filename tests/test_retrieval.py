@@ -142,8 +142,18 @@ def test_recall_and_mrv_of_ranks_by_hand(spread_model, processor):
     assert mrv["TR"] == pytest.approx({"std": 1 / 3, "variance": 1 / 3})
     assert mrv["mean"] == pytest.approx({"std": 1 / 3, "variance": 1 / 3})
     table = result.rank_table()
-    assert list(table) == ["instance", "language", "direction", "rank"] and len(table) == 12
-    assert table.loc[1].tolist() == ["1#0", "en", "IR", 2]
+    assert list(table) == ["image", "repeat", "caption", "language", "direction", "rank"] and len(table) == 12
+    assert table.loc[1].tolist() == ["1", 0, 0, "en", "IR", 2]
+    assert table["caption"][table["direction"] == "TR"].isna().all()
+
+
+def test_names_that_look_like_others_stay_apart(spread_model, processor):
+    ids = ["x", "d/x", "x~2", "x", "x#0"]
+    rows = make_rows([[4], [3], [5], [6], [2]])
+    rows = rows.remove_columns("image_id").add_column("image_id", ids).cast(rows.features)
+    table = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"]).rank_table()
+    found = table[table["direction"] == "IR"][["image", "repeat", "caption"]]
+    assert found.values.tolist() == [["x", 0, 0], ["d/x", 0, 0], ["x~2", 0, 0], ["x", 1, 0], ["x#0", 0, 0]]
 
 
 def test_mrv_takes_only_instances_that_every_language_has(spread_model, processor):
@@ -152,7 +162,7 @@ def test_mrv_takes_only_instances_that_every_language_has(spread_model, processo
     lacking[1]["captions"] = {"en": ["a red star"], "de": []}
     rows = datasets.Dataset.from_list(lacking, features=rows.features)
     result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"])
-    assert result.ranks["de"]["TR"].index.tolist() == ["0", "2"]
+    assert result.ranks["de"]["TR"].index.tolist() == [("0", 0), ("2", 0)]
     shared = np.stack([result.ranks["en"]["TR"].to_numpy()[[0, 2]], result.ranks["de"]["TR"].to_numpy()], axis=1)
     assert result.mrv()["TR"]["std"] == pytest.approx(shared.std(axis=1).mean())
     assert evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"]).mrv() is None
@@ -204,15 +214,15 @@ def test_each_pair_is_scored_once(spread_model, processor):
         scored.extend(map(tuple, pairs.tolist())),
         score_pairs(states, captions, pairs),
     )[1]
-    result = evaluate_retrieval(retriever, rows, ["en"], fold_size=2)
+    result = evaluate_retrieval(retriever, rows, ["en"], folds=3)
     assert len(scored) == len(set(scored)) <= 5 * 7
-    assert result.fold_ranks["en"]["TR"].index.tolist() == list("01234")
+    assert result.fold_ranks["en"]["TR"].index.tolist() == [(name, 0) for name in "01234"]
 
 
 def test_folds_are_searched_by_themselves(spread_model, processor):
     rows = make_rows([[4], [9, 2], [2], [], [6], [3]])
     retriever = CCRKRetriever(spread_model, processor, 1)
-    result = evaluate_retrieval(retriever, rows, ["en"], fold_size=2)
+    result = evaluate_retrieval(retriever, rows, ["en"], folds=3)
     for fold in ([0, 1], [2, 4], [5]):
         alone = evaluate_retrieval(retriever, rows.select(fold), ["en"])
         for direction in ("IR", "TR"):
@@ -295,7 +305,7 @@ def test_nan(spread_model, processor, module, message):
 
 LARGE = """
 import resource, sys, time
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from torch.nn import functional as F
 from retrieval_ccrk import UsableCaptions, by_cosine, rank_language
 images, per_image, k_test = map(int, sys.argv[1:])
@@ -303,8 +313,9 @@ generator = torch.Generator().manual_seed(0)
 image_embeds = F.normalize(torch.randn(images, 16, generator=generator), dim=1)
 rows = np.arange(images).repeat(per_image)
 caption_embeds = F.normalize(image_embeds[rows] + 0.3 * torch.randn(len(rows), 16, generator=generator), dim=1)
-image_names, names = ([str(number) for number in range(count)] for count in (images, len(rows)))
-captions = UsableCaptions(names, rows, np.arange(images), image_names, names, 0)
+texts, places, ids = [""] * len(rows), np.tile(np.arange(per_image), images), np.arange(images)
+index = pd.MultiIndex.from_arrays([ids.astype(str), 0 * ids], names=["image", "repeat"])
+captions = UsableCaptions(texts, rows, places, ids, index, 0)
 scored = lambda pairs: -np.arange(len(pairs), dtype=np.float32)
 started = time.perf_counter()
 score = scored if k_test else None

@@ -47,7 +47,7 @@ def load(iglue, split="test", **arguments):
 
 def test_eight_languages_of_an_image_are_one_row(iglue, caplog):
     test = load(iglue)
-    assert test["image_id"][:] == [FLICKR, COCO]
+    assert test["image_id"][:] == [f"flickr30k-images/{FLICKR}.jpg", f"coco/val2014/{COCO}.jpg"]
     assert test[0]["captions"] == {language: [f"{language} f"] for language in LANGUAGES}
     assert test[1]["captions"]["zh"] == ["zh c"]
     assert reports(caplog) == ""
@@ -110,7 +110,7 @@ def test_every_folder_of_a_clone_will_do(iglue, data_dir):
 
 def test_photographs_in_one_folder_and_half_of_them_missing(iglue, caplog):
     (row,) = load(iglue, image_dir=iglue / "images/flickr30k-images")
-    assert row["image_id"] == FLICKR
+    assert row["image_id"] == f"{FLICKR}.jpg"
     assert f"1  image file missing, first: coco/val2014/{COCO}.jpg in " in reports(caplog)
 
 
@@ -119,7 +119,7 @@ def test_bad_lines_are_counted(iglue, caplog):
     bad = ["{", '"text"', {**good, "sentences": "ein Mann"}, {**good, "img_path": 7}, {"id": "1"}, "[" * 2000]
     write_json_lines(iglue / "iglue/datasets/xFlickrCO/annotations/de/test.jsonl", [good, *bad, entry(COCO, "  ")])
     (row,) = load(iglue, languages=["de"], max_bad_fraction=1.0)
-    assert row["image_id"] == FLICKR, "a row without any caption is left out"
+    assert row["image_id"] == f"flickr30k-images/{FLICKR}.jpg", "a row without any caption is left out"
     text = reports(caplog)
     assert "2  broken JSON line, first: " in text and "de/test.jsonl line 2" in text
     assert "1  line is text, not an object" in text and "1  sentences is text, not a list of texts" in text
