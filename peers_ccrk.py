@@ -3,7 +3,7 @@
 import contextlib
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -74,7 +74,7 @@ class DualEncoder:
 
 
 def evaluate_arrays(
-    path: Path, dataset: datasets.Dataset, languages: Sequence[str], folds: int = 0
+    path: Path, dataset: datasets.Dataset, languages: Sequence[str], folds: Mapping[str, int] | None = None
 ) -> RetrievalResult:
     """Ranks from an .npz file, in the order of the data set's rows and of the captions in them.
 
@@ -96,8 +96,10 @@ def evaluate_arrays(
             ]
             similarity = _by_score(*found) if len(found) == 1 else by_cosine(*(F.normalize(x, dim=-1) for x in found))
             result.left_out[language] = captions.left_out
-            result.ranks[language], in_folds = rank_language(captions, similarity, folds=folds, share=Share())
-            if folds:
+            result.ranks[language], in_folds = rank_language(
+                captions, similarity, folds=(folds or {}).get(language, 0), share=Share()
+            )
+            if in_folds:
                 result.fold_ranks[language] = in_folds
     return result
 

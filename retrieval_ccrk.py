@@ -10,7 +10,7 @@ them gives the ranks of one, and nothing of size (images x captions) is ever hel
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -225,7 +225,7 @@ def evaluate_retrieval(
     dataset: datasets.Dataset,
     languages: Sequence[str],
     batch_size: int = 64,
-    folds: int = 0,
+    folds: Mapping[str, int] | None = None,
     share: Share = Share(),
     cache_dir: Path | None = None,
 ) -> RetrievalResult:
@@ -239,13 +239,13 @@ def evaluate_retrieval(
         retriever: a `CCRKRetriever` or a `DualEncoder`.
         dataset: rows of `data_scripts.rows.row_features`.
         batch_size: images encoded at a time.
-        folds: rank also within so many equal parts of the images, in their order.
+        folds: in these languages rank also within so many equal parts of the images, in their order.
         share: of the work; every process that takes part must call.
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
     """
     texts = {language: usable_captions(dataset, language) for language in languages}
     images = encode_images(retriever, dataset, batch_size, share, cache_dir)
-    result = RetrievalResult()
+    result, folds = RetrievalResult(), folds or {}
     for language, found in texts.items():
         if found.left_out:
             logger.warning("%s: %d captions left out, empty after normalisation", language, found.left_out)
@@ -253,9 +253,9 @@ def evaluate_retrieval(
         score = partial(score_pairs, retriever, images, captions, share) if retriever.k_test else None
         result.left_out[language] = found.left_out
         result.ranks[language], in_folds = rank_language(
-            found, by_cosine(images.embeds, captions.embeds), retriever.k_test, score, folds, share
+            found, by_cosine(images.embeds, captions.embeds), retriever.k_test, score, folds.get(language, 0), share
         )
-        if folds:
+        if in_folds:
             result.fold_ranks[language] = in_folds
     return result
 
@@ -359,7 +359,7 @@ def rank_language(
     """
     rows = np.unique(captions.rows)
     pools = [Pool(rows, np.arange(len(captions.rows)))]
-    for fold in np.array_split(rows, folds) if folds else ():
+    for fold in np.array_split(rows, min(folds, len(rows))) if folds else ():
         pools.append(Pool(fold, np.flatnonzero((captions.rows >= fold[0]) & (captions.rows <= fold[-1]))))
 
     searches, pairs = [], []

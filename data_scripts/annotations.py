@@ -1,13 +1,14 @@
 """What data sets of annotation files and photographs share: reading, checking, caching and reporting their rows."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from data_scripts.captions import close_tags, is_close, is_usable, what_is
-from data_scripts.images import BadImage, ImageFolder, is_tail, picture_name, read_image
+from data_scripts.images import MISSING, BadImage, Found, ImageFolder, is_same_name, picture_name, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
 from data_scripts.rows import row_features
 from data_scripts.text import BadField, read_lines, read_text, text_field, texts_field
@@ -34,7 +35,7 @@ class Annotation:
     """One image and its captions, none of them empty."""
 
     image: str  # path below the folder of photographs, or a URL, as written
-    image_id: str  # the same for each way to write it, see `AnnotationConfig.identity`
+    image_id: str  # of `AnnotationConfig.image_id`
     captions: dict[str, list[str]]
     where: str  # file and line, or row, for reports
 
@@ -63,7 +64,7 @@ class AnnotationConfig(datasets.BuilderConfig):
     splits = ("train", "validation", "test")
     annotations = "annotations"  # what data_dir should hold, in words
     photographs = "photographs"  # what image_dir should hold
-    photographs_folder = ""  # what it is called where image_dir is the folder above it
+    published_folders = ()  # of the photographs; of a single one their names need not say it
     languages_apart = False  # each language has images of its own
 
     def __post_init__(self):
@@ -79,9 +80,10 @@ class AnnotationConfig(datasets.BuilderConfig):
             raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")
         self.data_dir = self._folder("data_dir", self.data_dir, self.annotations)
         self.image_dir = self._folder("image_dir", self.image_dir, self.photographs)
-        if self.photographs_folder and os.path.isdir(below := os.path.join(self.image_dir, self.photographs_folder)):
-            self.image_dir = below
-        self.pictures = ImageFolder(self.image_dir)
+        if len(self.published_folders) == 1:
+            below = os.path.join(self.image_dir, *self.published_folders)
+            self.image_dir = below if os.path.isdir(below) else self.image_dir
+        self.pictures = ImageFolder(self.image_dir, self.published_folders)
         self.files = self.find_files()
 
     def _folder(self, argument: str, path: str | None, contents: str) -> str:
@@ -107,9 +109,54 @@ class AnnotationConfig(datasets.BuilderConfig):
         """Every annotation of the split, with a photograph or without; counts what it reads, and what is bad of it."""
         raise NotImplementedError
 
-    def identity(self, image: str) -> str:
-        """What makes two images of the annotations one: their path below `image_dir`, however it is written."""
-        return self.pictures.identity(image)
+    def image_id(self, image: str) -> str:
+        """An image's name in the rows, the same wherever the photographs are: its path, however it is written."""
+        try:
+            name = picture_name(image)
+        except BadImage:  # counted where the image is looked for
+            return image
+        return name.removeprefix(f"{self.published_folders[0]}/") if len(self.published_folders) == 1 else name
+
+    def place(self, image: str) -> str:
+        """Where an image is in the folder of photographs, or would be: images of one place are one."""
+        try:
+            return self.pictures.find(image).name
+        except BadImage as error:
+            name = self.image_id(image)
+            if error.reason == MISSING:
+                folders = name.split("/")[:-1]
+                own = ["/".join(folders[:end]) for end in range(len(folders), 0, -1)]
+                name = name.removeprefix(next((f"{folder}/" for folder in own if self.pictures.is_own(folder)), ""))
+            return name
+
+    def check_places(self, annotations: Iterable[Annotation]) -> str:
+        """Whether the images may be where they were found; says so where only a guess leads there.
+
+        Raises:
+            ValueError: of images found in one folder, the names begin with different ones, or it is in another
+                that they are by their whole names.
+        """
+        by_guess: dict[str, tuple[Annotation, Found]] = {}
+        for annotation in annotations:
+            with contextlib.suppress(BadImage):
+                found = self.pictures.find(annotation.image)
+                by_guess.setdefault(found.guess, (annotation, found))
+        if by_guess.keys() <= {""}:
+            return ""
+        (one, found), *others = sorted(by_guess.values(), key=lambda pair: not pair[1].guess)
+        cure = "set image_dir to the folder that the names begin in"
+        if others:
+            other, of_other = others[0]
+            raise ValueError(
+                f"{one.where}: {one.image}, and {other.where}: {other.image}, are of different folders, but both were "
+                f"looked for in {self.image_dir} and found, as {found.name} and {of_other.name}; {cure}"
+            )
+        if (above := self.pictures.elsewhere(found)) is not None:
+            raise ValueError(
+                f"{one.where}: {one.image} is there in {above}, and another picture is {found.name} in image_dir "
+                f"{self.image_dir}; {cure}"
+            )
+        return f"{self.source}: {found.guess}/ in the images' names is taken for image_dir {self.image_dir}"
 
     def published_counts(self) -> dict[str, int]:
         """What `data_scripts.check` should find: "rows", and "captions LANGUAGE" with the empty ones; where known."""
@@ -143,7 +190,7 @@ class AnnotationConfig(datasets.BuilderConfig):
         """What changes when a photograph does."""
         for annotation in self.read(Problems(self.source, 1.0, quiet=True)):
             try:
-                status = os.stat(self.pictures.locate(annotation.image)[0])
+                status = os.stat(self.pictures.find(annotation.image).path)
             except (BadImage, OSError):
                 continue
             yield f"{annotation.image}\n{status.st_size}\n{status.st_mtime_ns}\n"
@@ -194,7 +241,8 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
                 f"{self.config.photographs}"
             )
         # The description is kept beside the rows in the cache: a later load repeats what was left out.
-        self.info.description = "\n".join(filter(None, (in_files.table(), in_images.table())))
+        notes = (self.config.check_places(annotations), in_files.table(), in_images.table())
+        self.info.description = "\n".join(filter(None, notes))
         # A list is what `datasets` cuts into shards: a stream can then be split and shuffled row by row.
         return [datasets.SplitGenerator(name=self.config.split, gen_kwargs={"rows": rows})]
 
@@ -207,21 +255,12 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
         problems = Problems(f"{self.config.source} annotations", self.config.max_bad_fraction)
         annotations = list(self.config.read(problems))
         problems.check()
-        self._check_folder(annotations)
+        self.config.check_places(annotations)
         return annotations, problems
-
-    def _check_folder(self, annotations: Sequence[Annotation]) -> None:
-        """Raises ValueError where images of different folders were looked for in one of these."""
-        if (names := self.config.pictures.contradiction()) is not None:
-            rows = [next((row.where for row in annotations if row.image == name), "an earlier row") for name in names]
-            raise ValueError(
-                f"image_dir {self.config.image_dir} is the folder of {names[0]} ({rows[0]}), and {names[1]} "
-                f"({rows[1]}) has another; set image_dir to the folder that holds both, or rename it"
-            )
 
     def locate(self, annotation: Annotation) -> Any:
         """Where an annotation's image is, in terms that `encoded` understands; BadImage where it is not."""
-        return self.config.pictures.locate(annotation.image)[0]
+        return self.config.pictures.find(annotation.image).path
 
     def encoded(self, image: Any) -> str | bytes:
         """The path or the encoded bytes of an image."""
@@ -297,31 +336,24 @@ def without_empty(captions: Iterable[str], language: str, where: str, problems: 
 
 
 def merge_by_image(
-    parts: Iterable[tuple[str, str, list[str], str]],
-    languages: Sequence[str],
-    problems: Problems,
-    identity: Callable[[str], str],
+    config: AnnotationConfig, parts: Iterable[tuple[str, str, list[str], str]], problems: Problems
 ) -> list[Annotation]:
     """One annotation per image, in the order in which images come up.
 
     Args:
         parts: image, language, captions in it, and where they are from.
-        identity: `AnnotationConfig.identity`.
 
     Raises:
-        ValueError: images of different names turn out to be one file.
+        ValueError: images of different names are one file, and only by a guess.
     """
     merged: dict[str, Annotation] = {}
     for image, language, captions, where in parts:
-        image_id = identity(image)
-        if image_id not in merged:
-            merged[image_id] = Annotation(image, image_id, {language: [] for language in languages}, where)
-        annotation = merged[image_id]
-        if image != annotation.image and not is_tail(picture_name(image), picture_name(annotation.image)):
-            raise ValueError(
-                f"{where}: {image}, and {annotation.where}: {annotation.image}, are both found as {image_id}; set "
-                "image_dir to the folder that these names are relative to"
-            )
+        place = config.place(image)
+        if place not in merged:
+            merged[place] = Annotation(image, config.image_id(image), {name: [] for name in config.languages}, where)
+        annotation = merged[place]
+        if config.image_id(image) != annotation.image_id:
+            config.check_places([annotation, replace(annotation, image=image, where=where)])
         # An empty list is counted as an empty caption.
         annotation.captions[language] += without_empty(captions or [""], language, where, problems)
     return list(merged.values())
@@ -361,11 +393,16 @@ def read_json_lines(path: Path, problems: Problems, cure: str) -> Iterator[tuple
 def read_caption_list(path: Path, problems: Problems, cure: str) -> Iterator[tuple[str, list[str], str]]:
     """The research code's layout: a JSON list of `{"image": …, "caption": … or [… , …], "image_id": …}`.
 
-    Gives image, captions, and where they are from.
+    Gives image, captions, and where they are from. Images are told apart by their paths; files number them as they
+    like, each on its own.
+
+    Raises:
+        ValueError: it is no such list, or has one `image_id` for two images.
     """
     entries = read_json(path, cure)
     if not isinstance(entries, list):
         raise ValueError(f"{path} is {what_is(entries)}, but a JSON list is expected; {cure}")
+    images: dict[int | str, tuple[str, str]] = {}  # image_id → its image, and where that is from
     for number, entry in enumerate(entries, start=1):
         where = f"{path} entry {number}"
         problems.rows += 1
@@ -374,6 +411,15 @@ def read_caption_list(path: Path, problems: Problems, cure: str) -> Iterator[tup
                 captions = [text_field(entry, "caption")]
             else:
                 captions = texts_field(entry, "caption", "text or a list of texts")
-            yield text_field(entry, "image"), captions, where
+            image = text_field(entry, "image")
         except BadField as error:
             problems.bad(str(error), where)
+            continue
+        if isinstance(image_id := entry.get("image_id"), int | str):
+            earlier, there = images.setdefault(image_id, (image, where))
+            if image != earlier and not is_same_name(image, earlier):
+                raise ValueError(
+                    f"{there}: {earlier}, and {where}: {image}, both have image_id {image_id}; give each its own, or "
+                    "one name to one image"
+                )
+        yield image, captions, where

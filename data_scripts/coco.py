@@ -33,7 +33,7 @@ from data_scripts.annotations import (
     read_json,
 )
 from data_scripts.problems import Problems
-from data_scripts.text import BadField, read_lines, text_field, typed_field
+from data_scripts.text import BadField, files_below, read_lines, text_field, typed_field
 
 HOMEPAGE = "https://cocodataset.org"
 COCO_CN_HOMEPAGE = "https://github.com/li-xirong/coco-cn"
@@ -66,6 +66,7 @@ class COCOConfig(AnnotationConfig):
     homepage = HOMEPAGE
     annotations = f"{KARPATHY}, {YJ_CAPTIONS} and COCO-CN, or of the research code's JSON files"
     photographs = "COCO's train2014 and val2014"
+    published_folders = ("coco/train2014", "coco/val2014")
     languages_apart = True
 
     def __post_init__(self):
@@ -98,16 +99,12 @@ class COCOConfig(AnnotationConfig):
 
     def _anywhere(self, name: str) -> Path:
         """The first file of that name, nearest to data_dir first."""
-        found = sorted(Path(self.data_dir).rglob(name), key=lambda path: (len(path.parts), path))
+        found = sorted(files_below(self.data_dir, name), key=lambda path: len(path.parts))
         return self.file(name, folder=found[0].parent if found else self.data_dir)
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
-        annotations = merge_by_image(
-            (part for language in self.languages for part in self._read_language(language, problems)),
-            self.languages,
-            problems,
-            self.identity,
-        )
+        parts = (part for language in self.languages for part in self._read_language(language, problems))
+        annotations = merge_by_image(self, parts, problems)
         if self.fold is None:
             return annotations
         return [annotations[row] for row in np.array_split(range(len(annotations)), FOLDS)[self.fold]]
@@ -204,5 +201,5 @@ def _entries(path: Path, field: str) -> list:
 class COCO(AnnotatedImages):
     """Builds one split of COCO; `data_scripts.load("coco", …)` is the short way."""
 
-    VERSION = datasets.Version("2.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("2.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = COCOConfig

@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PureWindowsPath
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -71,6 +72,8 @@ def read_image(
     else:
         where = where or os.fspath(source)
         try:
+            if os.path.exists(source) and not os.path.isfile(source):  # a pipe would wait for someone to write to it
+                raise BadImage(UNREADABLE, where)
             with open(source, "rb") as file:
                 contents = file.read()
         except FileNotFoundError as error:
@@ -114,37 +117,59 @@ MAX_NAME_BYTES = 4096
 def picture_name(name: str) -> str:
     """A picture's name as annotations have it, in the one form that equal pictures share.
 
-    A relative path: `/` between folders, neither `.` nor doubled separators, accents composed. It is taken as written
-    otherwise: case, folders and ending are part of it.
+    A relative path: `/` between folders, neither `.` nor doubled separators, accents composed (NFC). It is taken as
+    written otherwise: case, folders and ending are part of it.
 
     Raises:
-        BadImage: it would lead out of its folder: absolute, with a drive letter, or by `..`.
+        BadImage: it would lead out of its folder: absolute, with a drive letter, or by `..`; or it is too long.
     """
+    return unicodedata.normalize("NFC", relative_name(name))
+
+
+def relative_name(name: str) -> str:
+    """A picture's name as it is to be looked for; as `picture_name`, but with accents as they are written."""
+    if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
+        raise BadImage(TOO_LONG, repr(name[:100]))
     path = PureWindowsPath(name)  # knows drives and both separators
     if not path.name or path.anchor or ".." in path.parts or "\0" in name:
         raise BadImage(OUTSIDE, repr(name))
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise BadImage(TOO_LONG, repr(name[:100]))
-    return unicodedata.normalize("NFC", path.as_posix())
+    return path.as_posix()
 
 
-def is_tail(name: str, other: str) -> bool:
-    """Whether one of two names is the end of the other: `val2014/a.jpg` of `coco/val2014/a.jpg`."""
-    return f"/{other}".endswith(f"/{name}") or f"/{name}".endswith(f"/{other}")
+def is_same_name(name: str, other: str) -> bool:
+    """Whether two names may be one picture's: `val2014/a.jpg` and `./coco/val2014/a.jpg`, or are none at all."""
+    try:
+        one, two = f"/{picture_name(name)}", f"/{picture_name(other)}"
+    except BadImage:  # which is counted where it is looked for
+        return True
+    return one.endswith(two) or two.endswith(one)
+
+
+def with_folder(folder: str, name: str) -> str:
+    """A name that begins with the folder it is in: `a.jpg`, `./a.jpg`, `val2014/a.jpg` in `coco/val2014`."""
+    try:
+        name = relative_name(name)
+    except BadImage:
+        return name  # it will be said where the picture is looked for
+    parts = folder.split("/")
+    for start in range(len(parts)):
+        if name.startswith(beginning := "/".join([*parts[start:], ""])):
+            return f"{folder}/{name.removeprefix(beginning)}"
+    return f"{folder}/{name}"
 
 
 def find_file(folder: str | os.PathLike, name: str) -> str | None:
     """The path of a file in a folder, following the owner's links; None where there is none.
 
     Args:
-        name: of `picture_name`.
+        name: relative to the folder, as `picture_name` has it or as written.
 
     Raises:
         BadImage: what is there cannot be read, or is no file.
     """
     # macOS writes accents apart from their letters.
-    for form in dict.fromkeys((name, unicodedata.normalize("NFD", name))):
-        path = os.path.join(os.path.abspath(folder), form)
+    forms = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+    for path in (os.path.join(os.path.abspath(folder), form) for form in dict.fromkeys(forms)):
         try:
             mode = os.stat(path).st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -157,48 +182,64 @@ def find_file(folder: str | os.PathLike, name: str) -> str | None:
     return None
 
 
-class ImageFolder:
-    """Pictures below a folder, whichever of the folders in their names that folder itself is.
+class Found(NamedTuple):
+    """A picture in an `ImageFolder`."""
 
-    `coco/val2014/a.jpg` is looked for as that, as `val2014/a.jpg` and as `a.jpg`.
+    path: str
+    name: str  # relative to the folder, of `picture_name`
+    guess: str  # the folders that its name begins with and that were left out at a guess
+
+
+class ImageFolder:
+    """Pictures in a folder that may be one of those which their names begin with.
+
+    `coco/val2014/a.jpg` is looked for as that, as `val2014/a.jpg` and as `a.jpg`. What is left out of a name is this
+    folder's own path, or of the folders in which the data set is published; anything else is a guess, which whoever
+    asks must check: `dogs/a.jpg` in a folder of cats.
+
+    Args:
+        published: folders in which the data set's pictures are published, such as `coco/val2014`.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, published: Sequence[str] = ()):
         self.folder = os.path.abspath(folder)
-        self.dropped: dict[str, str] = {}  # beginnings of names that led to no folder, each with the first such name
+        self.published = published
+        self._looked_for: dict[str, Found | BadImage] = {}  # a picture has many captions
 
-    def locate(self, name: str) -> tuple[str, str]:
-        """A picture's path, and its name relative to the folder.
+    def find(self, name: str) -> Found:
+        """Where a picture is.
 
         Raises:
-            BadImage: there is none, or `find_file` or `picture_name` says why not.
+            BadImage: it is not there, or `picture_name` or `find_file` says why not.
         """
-        whole = picture_name(name)
-        for start in [0, *(place + 1 for place, letter in enumerate(whole) if letter == "/")]:
-            if (path := find_file(self.folder, whole[start:])) is not None:
-                if start:
-                    self.dropped.setdefault(whole[: start - 1], name)
-                return path, whole[start:]
+        if name not in self._looked_for:
+            try:
+                self._looked_for[name] = self._find(relative_name(name))
+            except BadImage as error:
+                self._looked_for[name] = error
+        found = self._looked_for[name]
+        if isinstance(found, BadImage):
+            raise BadImage(found.reason, found.where)
+        return found
+
+    def _find(self, name: str) -> Found:
+        for start in [0, *(place + 1 for place, letter in enumerate(name) if letter == "/")]:
+            if (path := find_file(self.folder, name[start:])) is not None:
+                left_out = name[: max(0, start - 1)]
+                guess = "" if self.is_own(left_out) or self._is_published(left_out) else left_out
+                return Found(path, picture_name(name[start:]), guess)
         raise BadImage(MISSING, f"{name} in {self.folder}")
 
-    def identity(self, name: str) -> str:
-        """What a picture is called, the same for each of its names, whether it is there or not."""
-        try:
-            return self.locate(name)[1]
-        except BadImage as error:
-            if error.reason in (OUTSIDE, TOO_LONG):
-                return name
-        whole = picture_name(name)
-        beginnings = [beginning for beginning in self.dropped if whole.startswith(f"{beginning}/")]
-        parts = whole.split("/")[:-1]
-        beginnings += ["/".join(parts[:end]) for end in range(1, len(parts) + 1) if self._is_here(parts[:end])]
-        return whole.removeprefix(max(beginnings, key=len) + "/") if beginnings else whole
+    def is_own(self, folders: str) -> bool:
+        """Whether this folder's path ends with others."""
+        return f"{self.folder}/".endswith(f"/{folders}/")
 
-    def _is_here(self, folders: Sequence[str]) -> bool:
-        return f"{self.folder}/".endswith(f"/{'/'.join(folders)}/")
+    def _is_published(self, folders: str) -> bool:
+        return any(f"/{folders}/" in f"/{published}/" for published in self.published)
 
-    def contradiction(self) -> tuple[str, str] | None:
-        """Two names of which one says that this is its folder, and the other was found as if it were its own."""
-        own = [name for beginning, name in self.dropped.items() if self._is_here(beginning.split("/")[-1:])]
-        others = [name for beginning, name in self.dropped.items() if name not in own]
-        return (own[0], others[0]) if own and others else None
+    def elsewhere(self, found: Found) -> str | None:
+        """The folder beside or above this one in which a guessed picture's whole name is, where there is one."""
+        above = self.folder
+        for _ in found.guess.split("/"):
+            above = os.path.dirname(above)
+        return above if os.path.exists(os.path.join(above, found.guess, found.name)) else None

@@ -65,7 +65,7 @@ class Multi30KConfig(AnnotationConfig):
     homepage = HOMEPAGE
     annotations = f"a clone of {HOMEPAGE}"
     photographs = "Flickr30k's photographs"
-    photographs_folder = "flickr30k-images"
+    published_folders = ("flickr30k-images",)
 
     def known_languages(self) -> Sequence[str]:
         if self.task not in LANGUAGES:
@@ -91,16 +91,12 @@ class Multi30KConfig(AnnotationConfig):
         cure = f"download it again from {HOMEPAGE}"
         if "images" in self.files:
             return self._read_release(problems, cure)
-        return merge_by_image(
-            (
-                (image, language, captions, where)
-                for language, path in self.files.items()
-                for image, captions, where in read_caption_list(path, problems, cure)
-            ),
-            self.languages,
-            problems,
-            self.identity,
+        parts = (
+            (image, language, captions, where)
+            for language, path in self.files.items()
+            for image, captions, where in read_caption_list(path, problems, cure)
         )
+        return merge_by_image(self, parts, problems)
 
     def _read_release(self, problems: Problems, cure: str) -> Iterator[Annotation]:
         files = dict(self.files)
@@ -119,7 +115,7 @@ class Multi30KConfig(AnnotationConfig):
             for (language, number), path in files.items():
                 caption = lines[language, number][row]
                 captions[language] += without_empty([caption], language, f"{path} line {row + 1}", problems)
-            yield Annotation(name, self.identity(name), captions, f"{image_list} line {row + 1}")
+            yield Annotation(name, self.image_id(name), captions, f"{image_list} line {row + 1}")
 
     def published_counts(self) -> dict[str, int]:
         rows = PUBLISHED_ROWS[self.split]

@@ -26,10 +26,18 @@ import torch
 from tqdm import tqdm
 
 from data_scripts.captions import caption_problem, report_tags, what_is
-from data_scripts.images import MISSING, BadImage, decode_base64, find_file, picture_name, read_image
+from data_scripts.images import (
+    MISSING,
+    BadImage,
+    decode_base64,
+    find_file,
+    picture_name,
+    read_image,
+    relative_name,
+)
 from data_scripts.problems import Problems
 from data_scripts.rows import is_text, row_features
-from data_scripts.text import check_encoding, is_blank_line, numbered_lines
+from data_scripts.text import check_encoding, files_below, is_blank_line, numbered_lines
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +71,7 @@ def find_shards(folder: str | os.PathLike, sets: Sequence[str] | None = None) ->
     """
     shards = []
     for part in [Path(folder) / name for name in sets] if sets else [Path(folder)]:
-        found = sorted(path for path in part.rglob("part_*.data") if path.is_file())
+        found = files_below(part, "part_*.data")
         if not found:
             names = (path.name for path in part.rglob("*") if re.search(r"^part|\.data|\.jsonl?\b", path.name))
             likely = sorted(islice(names, 5))
@@ -141,7 +149,7 @@ def read_captions(row: dict, languages: Sequence[str]) -> tuple[dict[str, list[s
 
 
 def image_source(row: dict) -> tuple[str | None, str | None]:
-    """A parsed row's image path, as `picture_name` has it, or else its base64.
+    """A parsed row's image path, as `relative_name` has it, or else its base64.
 
     Raises:
         BadRow: there is neither.
@@ -150,7 +158,7 @@ def image_source(row: dict) -> tuple[str | None, str | None]:
     if (name := row.get("image_path")) is not None:
         if not is_text(name):
             raise BadRow(NO_IMAGE)
-        return picture_name(name), None
+        return relative_name(name), None
     inline = row.get("image", row.get("binary"))
     if not isinstance(inline, str) or not inline:
         raise BadRow(NO_IMAGE)
@@ -197,7 +205,7 @@ class ShardRows(torch.utils.data.Dataset):
         return {
             "image": read_image(image, where=self._where(number)) if self.decode else image,
             # Equal images share their id: by path, or else by content.
-            "image_id": name or hashlib.sha256(contents).hexdigest(),
+            "image_id": picture_name(name) if inline is None else hashlib.sha256(contents).hexdigest(),
             "captions": captions,
             "aligned": True,
         }

@@ -1,8 +1,10 @@
 """Text files as people have them: with a byte-order mark, Windows line ends or none of it, and within a bound."""
 
 import argparse
+import fnmatch
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +63,22 @@ def read_lines(path: Path, cure: str) -> list[str]:
     lines = text.removesuffix("\n").split("\n") if text else []
     # Files that were joined to one have a mark in their midst.
     return [line.removeprefix(BYTE_ORDER_MARK).removesuffix("\r") for line in lines]
+
+
+def files_below(folder: str | os.PathLike, pattern: str) -> list[Path]:
+    """The files of some name at any depth of a folder, in the order of their paths.
+
+    Links are followed, to folders too, into each folder once: data lies where there is room for it.
+    """
+    found, seen = [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(path, name) for name in fnmatch.filter(names, pattern)]
+    return sorted(path for path in found if path.is_file())
 
 
 def is_blank_line(line: bytes) -> bool:

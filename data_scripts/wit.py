@@ -33,7 +33,7 @@ from data_scripts.annotations import (
 )
 from data_scripts.images import MISSING, BadImage, decode_base64
 from data_scripts.problems import Problems
-from data_scripts.text import BYTE_ORDER_MARK, BadField, numbered_lines, text_field
+from data_scripts.text import BYTE_ORDER_MARK, BadField, files_below, numbered_lines, text_field
 
 HOMEPAGE = "https://github.com/e-bug/iglue"
 LANGUAGES = ("ar", "bg", "da", "el", "en", "et", "id", "ja", "ko", "tr", "vi")
@@ -80,7 +80,7 @@ class WITConfig(AnnotationConfig):
             "test": "test_{}.jsonl",
             "test_gmt": "test_{}_gmt.jsonl",
         }[self.split]
-        self.tables = sorted(Path(self.image_dir).rglob("*.csv"))
+        self.tables = files_below(self.image_dir, "*.csv")
         if not self.tables:
             raise FileNotFoundError(
                 f"wit: there is no *.csv below {self.image_dir}; unpack the pixel files of WIT there"
@@ -90,7 +90,7 @@ class WITConfig(AnnotationConfig):
         }
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
-        return merge_by_image(self._read_files(problems), self.languages, problems, self.identity)
+        return merge_by_image(self, self._read_files(problems), problems)
 
     def _read_files(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         for language, path in self.files.items():
@@ -103,8 +103,14 @@ class WITConfig(AnnotationConfig):
                 except BadField as error:
                     problems.bad(str(error), where)
 
-    def identity(self, image: str) -> str:
+    def image_id(self, image: str) -> str:
         return image  # its URL
+
+    def place(self, image: str) -> str:
+        return image
+
+    def check_places(self, annotations: Iterable[Annotation]) -> str:
+        return ""  # a URL is found as a whole or not at all
 
     def published_counts(self) -> dict[str, int]:
         if self.split != "test" or len(self.languages) > 1 or self.languages[0] not in PUBLISHED_TEST:

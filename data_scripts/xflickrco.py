@@ -26,6 +26,7 @@ from data_scripts.annotations import (
     read_json_lines,
 )
 from data_scripts.captions import close_tags
+from data_scripts.images import with_folder
 from data_scripts.problems import Problems
 from data_scripts.text import BadField, text_field, texts_field
 
@@ -33,6 +34,7 @@ HOMEPAGE = "https://github.com/e-bug/iglue"
 LANGUAGES = ("de", "en", "es", "id", "ja", "ru", "tr", "zh")
 # English was not translated into English.
 TRANSLATED = tuple(language for language in LANGUAGES if language != "en")
+FLICKR, COCO = "flickr30k-images", "coco/val2014"
 STEMS = {"train": "train", "validation": "valid"}
 # Flickr30k in Karpathy's split, and the published test sets; few-shot files hold what their names say.
 PUBLISHED_ROWS = {"train": 29_000, "validation": 1_014, "test": 2_000, "test_gmt": 2_000}
@@ -54,6 +56,7 @@ class XFlickrCOConfig(AnnotationConfig):
     splits = ("train", "validation", "test", "test_gmt")
     annotations = f"a clone of {HOMEPAGE}"
     photographs = "flickr30k-images and val2014"
+    published_folders = (FLICKR, COCO)
 
     def __post_init__(self):
         shots = None if self.few_shot is None else _parse_few_shot(self.few_shot)
@@ -83,7 +86,7 @@ class XFlickrCOConfig(AnnotationConfig):
         }
 
     def read(self, problems: Problems) -> Iterable[Annotation]:
-        return merge_by_image(self._read_files(problems), self.languages, problems, self.identity)
+        return merge_by_image(self, self._read_files(problems), problems)
 
     def _read_files(self, problems: Problems) -> Iterator[tuple[str, str, list[str], str]]:
         for language, path in self.files.items():
@@ -93,8 +96,7 @@ class XFlickrCOConfig(AnnotationConfig):
                 except BadField as error:
                     problems.bad(str(error), where)
                     continue
-                folder = "coco/val2014" if "COCO" in image else "flickr30k-images"
-                yield f"{folder}/{image}", language, captions, where
+                yield with_folder(COCO if "COCO" in image else FLICKR, image), language, captions, where
 
     def published_counts(self) -> dict[str, int]:
         if self.shots is None:
@@ -119,5 +121,5 @@ def _parse_few_shot(few_shot: str) -> tuple[str, str]:
 class XFlickrCO(AnnotatedImages):
     """Builds one split of xFlickr&CO; `data_scripts.load("xflickrco", …)` is the short way."""
 
-    VERSION = datasets.Version("2.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("2.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = XFlickrCOConfig

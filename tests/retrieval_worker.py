@@ -16,7 +16,9 @@ def evaluate(processor_dir: str, share: Share) -> pd.DataFrame:
     processor = CCRKProcessor.from_pretrained(processor_dir)
     retriever = CCRKRetriever(make_spread_model(len(processor.tokenizer), num_fusion_layers=2), processor, k_test=3)
     rows = make_rows(LENGTHS, languages=("en", "de"))
-    return evaluate_retrieval(retriever, rows, ["en", "de"], batch_size=2, folds=2, share=share).rank_table()
+    return evaluate_retrieval(
+        retriever, rows, ["en", "de"], batch_size=2, folds={"en": 2, "de": 2}, share=share
+    ).rank_table()
 
 
 if __name__ == "__main__":

@@ -146,9 +146,10 @@ class TestOtherModels:
 
 class TestTasks:
     def test_folds_of_coco(self, rows, monkeypatch, tmp_path):
-        monkeypatch.setitem(eval_mrv.FOLDS, "coco", 3)
+        monkeypatch.setattr(eval_mrv, "FOLDS", 3)
         results = run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "coco")
         assert results["recall_in_folds"]["en"]["IR@5"] == 100 > results["recall"]["en"]["IR@5"]
+        assert results["folds"] == 3 and list(results["recall_in_folds"]) == ["en"], "Chinese is published as a whole"
         assert results["mrv"] is None and "no instances align" in results["no_mrv_because"]
         page = (tmp_path / "out" / "report.html").read_text()
         assert "No mean rank variance" in page and "Recall in 3 folds" in page

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_scripts import images
-from data_scripts.images import BadImage, ImageFolder, decode_base64, find_file, picture_name, read_image
+from data_scripts.images import BadImage, ImageFolder, decode_base64, find_file, picture_name, read_image, with_folder
 from data_scripts.problems import Problems
 from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments
 
@@ -338,7 +338,7 @@ def test_base64():
     ],
 )
 def test_names_that_leave_the_folder(tmp_path, name):
-    for find in (picture_name, ImageFolder(tmp_path).locate):
+    for find in (picture_name, ImageFolder(tmp_path).find):
         with pytest.raises(BadImage) as caught:
             find(name)
         assert caught.value.reason == images.OUTSIDE
@@ -349,7 +349,7 @@ def test_one_name_for_each_way_to_write_it(tmp_path, name):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.jpg").write_bytes(JPEG)
     assert picture_name(name) == "a/b.jpg"
-    assert ImageFolder(tmp_path).locate(name) == (str(tmp_path / "a" / "b.jpg"), "a/b.jpg")
+    assert ImageFolder(tmp_path).find(name) == (str(tmp_path / "a" / "b.jpg"), "a/b.jpg", "")
 
 
 def test_what_distinguishes_names():
@@ -362,8 +362,17 @@ def test_what_distinguishes_names():
 def test_accents_apart_from_their_letters(tmp_path, on_disk, written):
     path = tmp_path / unicodedata.normalize(on_disk, "été.jpg")
     path.write_bytes(JPEG)
-    found, name = ImageFolder(tmp_path).locate(unicodedata.normalize(written, "été.jpg"))
-    assert Path(found).samefile(path) and name == unicodedata.normalize("NFC", "été.jpg")
+    found = ImageFolder(tmp_path).find(unicodedata.normalize(written, "été.jpg"))
+    assert Path(found.path).samefile(path) and found.name == unicodedata.normalize("NFC", "été.jpg")
+
+
+def test_accents_in_both_ways(tmp_path):
+    """A folder from one system in a file tree of another; and letters that NFC makes others of."""
+    for name in (f"{unicodedata.normalize('NFC', 'é')}/{unicodedata.normalize('NFD', 'é')}.jpg", "\uf900.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(JPEG)
+        assert ImageFolder(tmp_path).find(name).path == str(path)
 
 
 def test_links_are_the_owners_choice(tmp_path):
@@ -377,10 +386,10 @@ def test_links_are_the_owners_choice(tmp_path):
     (folder / "gone.jpg").symlink_to(tmp_path / "unplugged" / "a.jpg")
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
     for name in ("farm.jpg", "val2014/a.jpg"):
-        assert ImageFolder(tmp_path / "alias").locate(name) == (str(tmp_path / "alias" / name), name)
+        assert ImageFolder(tmp_path / "alias").find(name) == (str(tmp_path / "alias" / name), name, "")
     for name, reason in (("gone.jpg", images.MISSING), ("loop.jpg", images.UNREADABLE)):
         with pytest.raises(BadImage) as caught:
-            ImageFolder(folder).locate(name)
+            ImageFolder(folder).find(name)
         assert caught.value.reason == reason
 
 
@@ -398,7 +407,7 @@ def test_what_is_no_file_is_not_opened(tmp_path):
 def test_names_too_long_for_a_file(tmp_path, name):
     started = time.perf_counter()
     with pytest.raises(BadImage) as caught:
-        ImageFolder(tmp_path).locate(name)
+        ImageFolder(tmp_path).find(name)
     assert caught.value.reason in (images.TOO_LONG, images.UNREADABLE)
     assert time.perf_counter() - started < 1
 
@@ -408,20 +417,26 @@ def test_locate_drops_the_folders_that_it_is_in(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(JPEG)
     for folder, name in ((".", "coco/val2014/a.jpg"), ("coco", "val2014/a.jpg"), ("coco/val2014", "a.jpg")):
-        assert ImageFolder(tmp_path / folder).locate("coco/val2014/a.jpg") == (str(path), name)
+        assert ImageFolder(tmp_path / folder).find("coco/val2014/a.jpg") == (str(path), name, "")
     with pytest.raises(BadImage) as caught:
-        ImageFolder(tmp_path).locate("coco/val2014/b.jpg")
+        ImageFolder(tmp_path).find("coco/val2014/b.jpg")
     assert caught.value.reason == images.MISSING
 
 
-def test_missing_pictures_have_one_identity_too(tmp_path):
-    (tmp_path / "photographs").mkdir()
-    (tmp_path / "photographs" / "here.jpg").write_bytes(JPEG)
-    folder = ImageFolder(tmp_path / "photographs")
-    assert {folder.identity(name) for name in ("gone.jpg", "./gone.jpg", "photographs/gone.jpg")} == {"gone.jpg"}
-    assert folder.identity("flickr30k-images/here.jpg") == "here.jpg"
-    assert folder.identity("flickr30k-images/gone.jpg") == "gone.jpg"
-    assert folder.identity("other/gone.jpg") == "other/gone.jpg"
+def test_what_is_left_out_at_a_guess(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    folder = ImageFolder(tmp_path, ["coco/val2014"])
+    guesses = {
+        name: folder.find(name).guess for name in ("coco/val2014/a.jpg", "val2014/a.jpg", "x/a.jpg", "x/y/a.jpg")
+    }
+    assert list(guesses.values()) == ["", "", "x", "x/y"]
+
+
+def test_the_folder_of_a_name():
+    names = ["a.jpg", "./a.jpg", "val2014/a.jpg", "coco//val2014/a.jpg", r"val2014\a.jpg"]
+    assert {with_folder("coco/val2014", name) for name in names} == {"coco/val2014/a.jpg"}
+    assert with_folder("coco/val2014", "b/a.jpg") == "coco/val2014/b/a.jpg"
+    assert with_folder("coco/val2014", "../a.jpg") == "../a.jpg", "and is refused where it is looked for"
 
 
 def test_errors_cross_processes():

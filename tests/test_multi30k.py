@@ -241,24 +241,44 @@ def test_task_2_has_five_captions(release):
 
 
 def research_files(folder, names, split="train"):
-    """One row per language, whose image is called by that language's name."""
-    for language, name in names.items():
-        names_of = [name] if isinstance(name, str) else name
-        rows = [{"image": image, "caption": f"{language} of {image}", "image_id": 7} for image in names_of]
+    """One file per language, with a row for each of its names."""
+    folder.mkdir(exist_ok=True)
+    for language, of_language in names.items():
+        rows = [{"image": name, "caption": f"{language} of {name}", "image_id": name} for name in of_language]
         (folder / f"{split}.{language}.json").write_text(json.dumps(rows))
 
 
-@pytest.mark.parametrize("folder", ["flickr30k-images", "photos"])
-def test_one_picture_however_each_language_writes_it(tmp_path, folder):
-    (tmp_path / "json").mkdir()
-    write_photograph(tmp_path / folder / "x.jpg")
-    research_files(
-        tmp_path / "json", {"en": "x.jpg", "de": "./x.jpg", "fr": "flickr30k-images/x.jpg", "cs": r".\x.jpg"}
-    )
-    for image_dir in {tmp_path / folder, tmp_path} if folder == "flickr30k-images" else {tmp_path / folder}:
-        (row,) = load(tmp_path, data_dir=tmp_path / "json", image_dir=image_dir)
-        assert row["image_id"] == "x.jpg"
-        assert row["captions"]["cs"] == [r"cs of .\x.jpg"] and len(row["captions"]["fr"]) == 1
+def load_research_files(tmp_path, image_dir, names, **arguments):
+    research_files(tmp_path / "json", names)
+    arguments = {"languages": list(names), "max_bad_fraction": 1.0} | arguments
+    return load(tmp_path, data_dir=tmp_path / "json", image_dir=tmp_path / image_dir, **arguments)
+
+
+SPELLINGS = {"en": ["x.jpg"], "de": ["./x.jpg"], "fr": ["flickr30k-images/x.jpg"], "cs": [r".\x.jpg"]}
+
+
+@pytest.mark.parametrize("image_dir", ["flickr30k-images", "photos", "."])
+def test_one_picture_however_each_language_writes_it(tmp_path, image_dir):
+    write_photograph(tmp_path / image_dir.replace(".", "flickr30k-images") / "x.jpg")
+    (row,) = load_research_files(tmp_path, image_dir, SPELLINGS)
+    assert row["image_id"] == "x.jpg"
+    assert row["captions"] == {language: [f"{language} of {name}"] for language, (name,) in SPELLINGS.items()}
+
+
+def test_one_picture_of_the_folder_that_is_given(tmp_path):
+    write_photograph(tmp_path / "data" / "photos" / "x.jpg")
+    names = {"en": ["data/photos/x.jpg"], "de": ["x.jpg"], "fr": ["photos//x.jpg"]}
+    (row,) = load_research_files(tmp_path, "data/photos", names)
+    assert all(len(captions) == 1 for captions in row["captions"].values())
+
+
+def test_missing_pictures_have_one_row_too(tmp_path, caplog):
+    write_photograph(tmp_path / "photos" / "here.jpg")
+    names = {language: ["here.jpg", *spelt] for language, spelt in SPELLINGS.items()}
+    names["en"].append("photos/y.jpg")
+    names["de"].append("y.jpg")
+    assert len(load_research_files(tmp_path, "photos", names)) == 1
+    assert "images: 3 rows, of which\n          2  image file missing" in reports(caplog)[-1]
 
 
 @pytest.mark.parametrize(
@@ -266,40 +286,67 @@ def test_one_picture_however_each_language_writes_it(tmp_path, folder):
     [
         ["VG_100K/1.jpg", "VG_100K_2/1.jpg"],
         ["cats/001.jpg", "dogs/001.jpg", "birds/001.jpg"],
-        ["2.jpg", "2.png"],
+        ["2.jpg", "2.png", "2.JPG"],
         ["a/b/1.jpg", "b/1.jpg", "1.jpg"],
+        ["photos/1.jpg", "1.jpg"],
     ],
 )
 def test_pictures_of_one_name_in_several_folders_stay_apart(tmp_path, names):
-    (tmp_path / "json").mkdir()
     for shade, name in enumerate(names):
         write_photograph(tmp_path / "photos" / name, 60 * shade)
-    research_files(tmp_path / "json", {"en": names})
-    rows = load(tmp_path, data_dir=tmp_path / "json", image_dir=tmp_path / "photos", languages=["en"])
+    rows = load_research_files(tmp_path, "photos", {"en": names})
     assert rows["image_id"][:] == names
     assert [row["captions"]["en"] for row in rows] == [[f"en of {name}"] for name in names]
     assert len({row["image"].tobytes() for row in rows}) == len(names)
 
 
 @pytest.mark.parametrize(
-    ("names", "image_dir", "message"),
+    ("names", "message"),
     [
+        (["dogs/001.jpg", "cats/001.jpg"], r"entry 2: cats/001.jpg, and .*entry 1: dogs/001.jpg, are of different"),
+        (["cats/001.jpg", "birds/001.jpg"], "entry 1: cats/001.jpg, and .*entry 2: birds/001.jpg"),
+        (["001.jpg", "cats/001.jpg"], "entry 2: cats/001.jpg, and .*entry 1: 001.jpg"),
+        (["dogs/001.jpg", "cats/002.jpg"], "entry 2: cats/002.jpg, and .*entry 1: dogs/001.jpg"),
+        (["cats/001.jpg", "birds/002.jpg"], "entry 1: cats/001.jpg, and .*entry 2: birds/002.jpg"),
+        (["001.jpg", "cats/002.jpg"], "entry 2: cats/002.jpg, and .*entry 1: 001.jpg"),
         (
-            ["dogs/001.jpg", "cats/001.jpg"],
-            "photos/dogs",
-            "cats/001.jpg, and .*: dogs/001.jpg, are both found as 001.jpg",
+            ["cats/001.jpg"],
+            r"entry 1: cats/001.jpg is there in \S+/photos, and another picture is 001.jpg in",
         ),
-        (["cats/001.jpg", "birds/001.jpg"], "photos/dogs", "entry 2: birds/001.jpg, and .*entry 1: cats/001.jpg"),
-        (["dogs/001.jpg", "cats/002.jpg"], "photos/dogs", r"folder of dogs/001.jpg \(.*entry 1\), and cats/002.jpg"),
+        (["photos/cats/001.jpg"], "entry 1: photos/cats/001.jpg is there in "),
     ],
 )
-def test_no_picture_is_taken_for_another_of_its_name(tmp_path, names, image_dir, message):
-    (tmp_path / "json").mkdir()
-    for name in ("cats/001.jpg", "dogs/001.jpg", "dogs/002.jpg", "birds/001.jpg"):
+@pytest.mark.parametrize("layout", ["research", "release"])
+def test_no_picture_is_taken_for_another_of_its_name(tmp_path, names, message, layout):
+    """The folder of dogs is given as that of all photographs."""
+    for name in ("cats/001.jpg", "dogs/001.jpg", "dogs/002.jpg"):
         write_photograph(tmp_path / "photos" / name)
-    research_files(tmp_path / "json", {"en": names})
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path, data_dir=tmp_path / "json", image_dir=tmp_path / image_dir, languages=["en"])
+    if layout == "release":
+        message = message.replace("entry", "line")
+        write_lines(tmp_path / "m30k/task1/image_splits/train.txt", names)
+        write_lines(tmp_path / "m30k/task1/raw/train.en", [f"en of {name}" for name in names])
+    with pytest.raises(ValueError, match=f"{message}.*; set image_dir to"):
+        if layout == "release":
+            load(tmp_path, image_dir=tmp_path / "photos/dogs", languages=["en"])
+        else:
+            load_research_files(tmp_path, "photos/dogs", {"en": names})
+
+
+def test_a_guess_is_reported_at_every_load(tmp_path, caplog):
+    write_photograph(tmp_path / "photos" / "1.jpg")
+    for _ in range(2):
+        caplog.clear()
+        assert len(load_research_files(tmp_path, "photos", {"en": ["elsewhere/1.jpg"]})) == 1
+        assert "elsewhere/ in the images' names is taken for image_dir" in reports(caplog)[-1]
+
+
+def test_an_image_id_of_two_images(tmp_path):
+    research_files(tmp_path / "json", {"en": ["a.jpg", "b.jpg"]})
+    path = tmp_path / "json" / "train.en.json"
+    path.write_text(path.read_text().replace('"image_id": "b.jpg"', '"image_id": "a.jpg"'))
+    write_photograph(tmp_path / "photos" / "a.jpg")
+    with pytest.raises(ValueError, match=r"entry 1: a.jpg, and .* entry 2: b.jpg, both have image_id a.jpg"):
+        load(tmp_path, data_dir=tmp_path / "json", image_dir=tmp_path / "photos", languages=["en"])
 
 
 def test_layout_of_the_research_code(release, caplog):

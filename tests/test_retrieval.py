@@ -214,7 +214,7 @@ def test_each_pair_is_scored_once(spread_model, processor):
         scored.extend(map(tuple, pairs.tolist())),
         score_pairs(states, captions, pairs),
     )[1]
-    result = evaluate_retrieval(retriever, rows, ["en"], folds=3)
+    result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 3})
     assert len(scored) == len(set(scored)) <= 5 * 7
     assert result.fold_ranks["en"]["TR"].index.tolist() == [(name, 0) for name in "01234"]
 
@@ -222,7 +222,7 @@ def test_each_pair_is_scored_once(spread_model, processor):
 def test_folds_are_searched_by_themselves(spread_model, processor):
     rows = make_rows([[4], [9, 2], [2], [], [6], [3]])
     retriever = CCRKRetriever(spread_model, processor, 1)
-    result = evaluate_retrieval(retriever, rows, ["en"], folds=3)
+    result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 3})
     for fold in ([0, 1], [2, 4], [5]):
         alone = evaluate_retrieval(retriever, rows.select(fold), ["en"])
         for direction in ("IR", "TR"):

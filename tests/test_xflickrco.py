@@ -110,7 +110,7 @@ def test_every_folder_of_a_clone_will_do(iglue, data_dir):
 
 def test_photographs_in_one_folder_and_half_of_them_missing(iglue, caplog):
     (row,) = load(iglue, image_dir=iglue / "images/flickr30k-images")
-    assert row["image_id"] == f"{FLICKR}.jpg"
+    assert row["image_id"] == f"flickr30k-images/{FLICKR}.jpg", "wherever the photographs are"
     assert f"1  image file missing, first: coco/val2014/{COCO}.jpg in " in reports(caplog)
 
 
