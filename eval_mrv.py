@@ -263,19 +263,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         # Scoring may take hours: what would spoil its result is looked for before.
         check_output_folder(arguments.output_dir)
-        options = dict(arguments.dataset_config)
-        if arguments.max_bad_fraction is not None:
-            options["max_bad_fraction"] = arguments.max_bad_fraction
+        options = data_scripts.merge_options(
+            arguments.dataset_config,
+            split=arguments.split,
+            languages=arguments.languages,
+            data_dir=arguments.data_dir,
+            image_dir=arguments.image_dir,
+            max_bad_fraction=arguments.max_bad_fraction,
+            streaming=False,
+        )
         other_ranks = read_ranks(arguments.compare) if arguments.compare else None
         with state.main_process_first():  # one process prepares the data and writes the cache
-            dataset = data_scripts.load(
-                arguments.task,
-                split=arguments.split,
-                languages=arguments.languages,
-                data_dir=arguments.data_dir,
-                image_dir=arguments.image_dir,
-                **options,
-            )
+            dataset = data_scripts.load(arguments.task, **options)
         if arguments.max_rows is not None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
         if not len(dataset):

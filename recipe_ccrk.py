@@ -184,6 +184,8 @@ def parse_recipe(
         value = values.get(action.dest, action.default)
         if action.choices and value not in (*action.choices, action.default):
             raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(action.choices)}")
+        if action.type is json_object and not isinstance(value, dict | str | None):  # argparse reads text itself
+            raise ValueError(f"{recipe}: {action.dest} is {value!r}; write a mapping")
     parser.set_defaults(**values)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
@@ -210,17 +212,17 @@ def load_rows(
     data: DataArguments, split: str, languages: Sequence[str] | None = None, streaming: bool = False
 ) -> datasets.Dataset | ShardRows:
     """One split of the recipe's data set."""
-    given = {"few_shot": data.few_shot, "max_bad_fraction": data.max_bad_fraction}
-    return data_scripts.load(
-        data.dataset,
+    options = data_scripts.merge_options(
+        data.dataset_config or {},
         split=split,
         languages=languages or data.languages,
         data_dir=data.data_dir,
         image_dir=data.image_dir,
         streaming=streaming,
-        **{name: value for name, value in given.items() if value is not None},
-        **(data.dataset_config or {}),
+        few_shot=data.few_shot,
+        max_bad_fraction=data.max_bad_fraction,
     )
+    return data_scripts.load(data.dataset, **options)
 
 
 def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:

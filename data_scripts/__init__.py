@@ -2,8 +2,10 @@
 
 import inspect
 import os
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any, get_args, get_origin, get_type_hints
 
 import datasets
 
@@ -87,19 +89,49 @@ def make_builder(
     builder_class = getattr(module, class_name)
 
     if languages is not None:
-        if isinstance(languages, str) or not languages or len(set(languages)) < len(languages):
+        codes = languages if _is_of(languages, Sequence) and all(_is_of(code, str) for code in languages) else ()
+        if not codes or len(set(codes)) < len(codes):
             raise ValueError(f"{name}: languages is a list of different codes such as ['en', 'de'], not {languages!r}")
         config["languages"] = tuple(languages)
-    folders = {"data_dir": data_dir, "image_dir": image_dir}
-    config |= {argument: os.fspath(path) for argument, path in folders.items() if path is not None}
+    folders = {"data_dir": data_dir, "image_dir": image_dir, "cache_dir": cache_dir}
+    if wrong := [argument for argument, path in folders.items() if not _is_of(path, str | os.PathLike | None)]:
+        raise ValueError(f"{name}: {wrong[0]} is {folders[wrong[0]]!r}, not the path of a folder")
+    config |= {argument: os.fspath(folders[argument]) for argument in ("data_dir", "image_dir") if folders[argument]}
     declared = _declared_fields(builder_class.BUILDER_CONFIG_CLASS)
     if unknown := config.keys() - declared:
         raise ValueError(f"{name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(declared))}")
+    kinds = get_type_hints(builder_class.BUILDER_CONFIG_CLASS)
+    for argument, value in config.items():
+        if not _is_of(value, kinds[argument]):
+            kind = getattr(kinds[argument], "__name__", str(kinds[argument]))
+            raise ValueError(f"{name}: {argument} is {value!r}, not of the kind {kind}")
     if "split" in declared:  # it prepares and checks only the split that is asked for
         config["split"] = split
     elif split not in module.SPLITS:
         raise ValueError(f"{name} has no split {split!r}; choose one of {', '.join(module.SPLITS)}")
     return builder_class(cache_dir=cache_dir, **config)
+
+
+def merge_options(dataset_config: Mapping[str, Any], **given) -> dict[str, Any]:
+    """Arguments of `load` but for the name: those that are given and not None, and the others, a data set's own.
+
+    Raises:
+        ValueError: one is in both.
+    """
+    given = {argument: value for argument, value in given.items() if value is not None}
+    if twice := sorted(dataset_config.keys() & {"name", *given}):
+        raise ValueError(f"{', '.join(twice)} is given twice, by its own argument and in dataset_config; give it once")
+    return given | dict(dataset_config)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value is of a field's type: a class, a union of such, or a sequence."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, member) for member in get_args(kind))
+    kind = get_origin(kind) or kind
+    if isinstance(value, bool | str):  # which Python takes for an int and a sequence
+        return kind in (bool, str) and isinstance(value, kind)
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _declared_fields(config_class: type[datasets.BuilderConfig]) -> set[str]:

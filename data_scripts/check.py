@@ -185,20 +185,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages]:
     """The builder of a split; one for each language where languages have images of their own."""
-    options = {"few_shot": arguments.few_shot, "task": arguments.task}
-    options = {name: value for name, value in options.items() if value is not None} | arguments.dataset_config
+    options = data_scripts.merge_options(
+        arguments.dataset_config,
+        split=split,
+        languages=arguments.languages,
+        data_dir=arguments.data_dir,
+        image_dir=arguments.image_dir,
+        max_bad_fraction=1.0,  # all of it is to be seen
+        few_shot=arguments.few_shot,
+        task=arguments.task,
+    )
 
     def make(languages: Sequence[str] | None) -> AnnotatedImages:
-        return data_scripts.make_builder(
-            arguments.name,
-            split=split,
-            languages=languages,
-            data_dir=arguments.data_dir,
-            image_dir=arguments.image_dir,
-            **{"max_bad_fraction": 1.0} | options,  # all of it is to be seen
-        )
+        return data_scripts.make_builder(arguments.name, **options | {"languages": languages})
 
-    builder = make(arguments.languages)
+    builder = make(options.get("languages"))
     if not builder.config.languages_apart:
         return [builder]
     return [make([language]) for language in builder.config.languages]

@@ -9,11 +9,12 @@ web images may not.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
-import yaml
 from datasets.table import embed_table_storage
 
 import data_scripts
@@ -73,32 +74,43 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="further options of the data set, such as preset=2m",
     )
-    parser.add_argument("--dataset_config", type=json_object, default={}, metavar="JSON", help="the same, as JSON")
+    parser.add_argument("--dataset_config", type=json_object, metavar="JSON", help="the same as a JSON object")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload to this data set repository as well")
     arguments = parser.parse_args(argv)
     if wrong := [option for option in arguments.config if "=" not in option]:
         parser.error(f"--config takes NAME=VALUE, not {' '.join(wrong)}")
+    named = (option.split("=", 1) for option in arguments.config)
+    arguments.dataset_config = {name: _value(text) for name, text in named} | (arguments.dataset_config or {})
     return arguments
+
+
+def _value(text: str) -> Any:
+    """A number, `true`, `null`, a JSON object or list; or else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     log_to_screen()
     arguments = parse_arguments(argv)
-    config = arguments.dataset_config | {
-        name: yaml.safe_load(value) for name, value in (option.split("=", 1) for option in arguments.config)
-    }
-    options = {
-        "languages": arguments.languages,
-        "data_dir": arguments.data_dir,
-        "image_dir": arguments.image_dir,
-        **config,
-    }
+
+    def options(split: str) -> dict[str, Any]:
+        return data_scripts.merge_options(
+            arguments.dataset_config,
+            split=split,
+            languages=arguments.languages,
+            data_dir=arguments.data_dir,
+            image_dir=arguments.image_dir,
+        )
+
     with one_line_errors():
         for split in arguments.splits:  # a mistake in the arguments of the last comes up before the first is written
-            data_scripts.make_builder(arguments.name, split=split, **options)
+            data_scripts.make_builder(arguments.name, **options(split))
         check_output(arguments.output, arguments.splits)
         for split in arguments.splits:
-            dataset = data_scripts.load(arguments.name, split=split, **options)
+            dataset = data_scripts.load(arguments.name, **options(split))
             for file in export(dataset, split, arguments.output):
                 print(file)
             if arguments.push_to_hub is not None:

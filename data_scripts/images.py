@@ -22,7 +22,7 @@ MIN_SIDE = 8
 MISSING = "image file missing"
 UNREADABLE = "image file cannot be opened"
 OUTSIDE = "image path leaves its folder"
-TOO_LONG = "image path is too long"
+TOO_LONG = "image path is too long or too deep"
 NOT_A_FILE = "image is no file"
 EMPTY = "image of zero bytes"
 NOT_BASE64 = "image is no base64"
@@ -110,8 +110,9 @@ def decode_base64(text: str | bytes, where: str) -> bytes:
         raise BadImage(NOT_BASE64, where) from error
 
 
-# A path with more bytes names no file on any common system, and its many tails would take for ever to look up.
+# A path with more bytes names no file on any common system; and nobody's folders are as deep, while each takes a look.
 MAX_NAME_BYTES = 4096
+MAX_FOLDERS = 64
 
 
 def picture_name(name: str) -> str:
@@ -133,6 +134,8 @@ def relative_name(name: str) -> str:
     path = PureWindowsPath(name)  # knows drives and both separators
     if not path.name or path.anchor or ".." in path.parts or "\0" in name:
         raise BadImage(OUTSIDE, repr(name))
+    if len(path.parts) > MAX_FOLDERS + 1:
+        raise BadImage(TOO_LONG, repr(name[:100]))
     return path.as_posix()
 
 

@@ -71,6 +71,8 @@ def test_push_to_hub(call, tmp_path, monkeypatch):
         (("pretraining", "--splits", "train"), "pretraining needs data_dir"),
         (("shapes", "--splits", "dev"), "shapes has no split 'dev'"),
         (("shapes", "--config", "sides=3"), "shapes takes no sides"),
+        (("shapes", "--config", "num_test=many"), "shapes: num_test is 'many', not of the kind int"),
+        (("shapes", "--dataset_config", '{"split": "test"}'), "split is given twice"),
         (("shapes", "--splits", "train"), "holds files of train already"),
     ],
 )

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import train_pretrain
 import train_retrieval
 from modeling_ccrk import CCRKForImageTextRetrieval
-from recipe_ccrk import parse_recipe
+from recipe_ccrk import DataArguments, load_rows, parse_recipe
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -131,3 +131,39 @@ def test_mappings_that_are_none(value, capsys):
     with pytest.raises(SystemExit):
         parse_recipe("", Path("none.yaml"), ["--config", value, "--output_dir", "out"])
     assert "argument --config" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_mappings_in_a_recipe(tmp_path):
+    for value in ("[1]", "3"):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"dataset_config: {value}\noutput_dir: {tmp_path}\n")
+        with pytest.raises(ValueError, match=r"dataset_config is .*; write a mapping"):
+            parse_recipe("", Path("none.yaml"), [str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("shapes", {"seed": "2"}, "shapes: seed is '2', not of the kind int"),
+        ("shapes", {"seed": True}, "shapes: seed is True"),
+        ("shapes", {"translation_noise": [0]}, r"shapes: translation_noise is \[0\], not of the kind float"),
+        ("shapes", {"languages": [["en"]]}, r"shapes: languages is a list of different codes .* not \[\['en'\]\]"),
+        ("shapes", {"languages": 3}, "shapes: languages is a list of different codes .* not 3"),
+        ("multi30k", {"task": [1]}, r"multi30k: task is \[1\], not of the kind int"),
+        ("multi30k", {"max_bad_fraction": "0.5"}, "multi30k: max_bad_fraction is '0.5', not of the kind float"),
+        ("multi30k", {"data_dir": 3}, "multi30k: data_dir is 3, not the path of a folder"),
+        ("xflickrco", {"few_shot": 100}, r"xflickrco: few_shot is 100, not of the kind str \| None"),
+        ("coco", {"fold": "0"}, "coco: fold is '0', not of the kind int"),
+        ("coco", {"name": "wit"}, "name is given twice, by its own argument and in dataset_config"),
+        ("coco", {"split": "train"}, "split is given twice"),
+    ],
+)
+def test_options_of_a_data_set_that_are_wrong(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_rows(DataArguments(dataset=name, dataset_config=options), "test")
+
+
+def test_options_of_a_data_set_in_either_place():
+    options = {"num_test": 3, "languages": ["de"], "translation_noise": 1}
+    rows = load_rows(DataArguments(dataset="shapes", dataset_config=options), "test")
+    assert len(rows) == 3 and list(rows.features["captions"]) == ["de"]
