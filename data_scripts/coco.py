@@ -17,6 +17,7 @@ The languages have test photographs of their own: each is searched in its own, a
 photographs may be among another's training photographs, as in the published work.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from data_scripts.annotations import (
     read_caption_list,
     read_json,
 )
+from data_scripts.images import with_folder
 from data_scripts.problems import Problems
 from data_scripts.text import BadField, files_below, read_lines, text_field, typed_field
 
@@ -113,7 +115,8 @@ class COCOConfig(AnnotationConfig):
         if (language, "json") in self.files:
             path = self.files[language, "json"]
             for image, captions, where in read_caption_list(path, problems, "write it again as docs/data.md says"):
-                yield image, language, captions, where
+                in_coco = re.match(r"[./\\]*(train|val)2014[/\\]", image)
+                yield with_folder("coco", image) if in_coco else image, language, captions, where
         elif language == "zh":
             yield from self._read_coco_cn(problems)
         elif language == "ja":

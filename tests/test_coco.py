@@ -110,14 +110,14 @@ def test_five_folds_make_the_test_split(coco):
         load(coco, "test", fold=5)
 
 
-@pytest.mark.parametrize("image_dir", ["images", "images/coco"])
+@pytest.mark.parametrize("image_dir", ["images", "images/coco", "images/coco/val2014"])
 def test_layout_of_the_research_code(coco, image_dir):
     folder = coco / "json"
-    for language in ("en", "ja"):
-        image = f"coco/val2014/{image_name(3, 'val2014')}.jpg"
+    for language, beginning in (("en", "coco/val2014"), ("ja", "./val2014")):
+        image = f"{beginning}/{image_name(3, 'val2014')}.jpg"
         write_json(folder / f"{language}.test.json", [{"image": image, "caption": ["a", "b"], "image_id": 3}])
     (row,) = load(coco, "test", data_dir=folder, image_dir=coco / image_dir, languages=["en", "ja"])
-    assert row["captions"] == {"en": ["a", "b"], "ja": ["a", "b"]}
+    assert row["captions"] == {"en": ["a", "b"], "ja": ["a", "b"]} and row["image_id"] == image_path(3)
 
 
 def test_damaged_entries_are_counted(coco, caplog):

@@ -401,6 +401,8 @@ def test_what_is_no_file_is_not_opened(tmp_path):
         with pytest.raises(BadImage) as caught:
             find_file(tmp_path, name)
         assert caught.value.reason == images.NOT_A_FILE
+        with pytest.raises(BadImage, match="cannot be opened"):
+            read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a/" * 200_000 + "b.jpg", "a/" * 65 + "b.jpg", "a" * 300 + ".jpg", "a" * 5_000])

@@ -234,6 +234,17 @@ def test_links_in_the_image_folder_are_followed(folder):
     assert "linked/1.jpg" in {row["image_id"] for row in rows}
 
 
+def test_links_to_shards_are_followed(folder):
+    elsewhere = folder.parent / "big-disk"
+    before, part = len(load(folder)), len(load(folder, preset="2m"))
+    (folder / "cc3m-mm-data-all").rename(elsewhere)
+    (folder / "cc3m-mm-data-all").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # in a circle
+    os.mkfifo(elsewhere / "part_pipe.data")
+    (elsewhere / "part_folder.data").mkdir()
+    assert (len(load(folder)), len(load(folder, preset="2m"))) == (before, part)
+
+
 class TestBadInput:
     def test_every_line_is_counted_under_its_reason(self, bad_folder, caplog):
         rows = load(bad_folder, max_bad_fraction=0.9)

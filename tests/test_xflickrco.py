@@ -53,6 +53,18 @@ def test_eight_languages_of_an_image_are_one_row(iglue, caplog):
     assert reports(caplog) == ""
 
 
+@pytest.mark.parametrize("image_dir", ["images", "images/flickr30k-images", "flat"])
+def test_one_photograph_however_each_language_writes_it(iglue, image_dir):
+    write(iglue / "flat" / f"{FLICKR}.jpg", jpeg(1))
+    spellings = {"en": "", "de": "./", "ja": "flickr30k-images/", "zh": ".\\flickr30k-images\\"}
+    for language, beginning in spellings.items():
+        path = iglue / "iglue/datasets/xFlickrCO/annotations" / language / "test.jsonl"
+        write_json_lines(path, [entry(f"{beginning}{FLICKR}", f"{language} f")])
+    (row,) = load(iglue, image_dir=iglue / image_dir, languages=list(spellings))
+    assert row["image_id"] == f"flickr30k-images/{FLICKR}.jpg"
+    assert row["captions"] == {language: [f"{language} f"] for language in spellings}
+
+
 def test_machine_translated_test_is_without_english(iglue):
     (row,) = load(iglue, "test_gmt")
     assert row["captions"] == {lang: [f"english of {lang}"] for lang in LANGUAGES if lang != "en"}
