@@ -239,7 +239,7 @@ def test_links_to_shards_are_followed(folder):
     before, part = len(load(folder)), len(load(folder, preset="2m"))
     (folder / "cc3m-mm-data-all").rename(elsewhere)
     (folder / "cc3m-mm-data-all").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(folder)  # in a circle
+    (folder / "again").symlink_to(folder)  # in a circle
     os.mkfifo(elsewhere / "part_pipe.data")
     (elsewhere / "part_folder.data").mkdir()
     assert (len(load(folder)), len(load(folder, preset="2m"))) == (before, part)
