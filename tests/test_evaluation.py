@@ -154,6 +154,23 @@ class TestTasks:
         page = (tmp_path / "out" / "report.html").read_text()
         assert "No mean rank variance" in page and "Recall in 3 folds" in page
 
+    def test_ten_pictures_of_one_name_and_one_of_many_spellings(self, tmp_path):
+        """Every caption is nearest to the next picture, in one language; the same rows in the other give an MRV."""
+        names = [f"class {number}/001.jpg" for number in range(10)]
+        for name in names:
+            (tmp_path / "photos" / name).parent.mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / "photos" / name)
+        for language, beginning in (("en", ""), ("de", "./photos/")):
+            entries = [{"image": beginning + name, "caption": ["a"], "image_id": i} for i, name in enumerate(names)]
+            (tmp_path / f"test_2016_flickr.{language}.json").write_text(json.dumps(entries))
+        scores = np.eye(10)
+        np.savez(tmp_path / "s.npz", scores_en=np.roll(scores, 1, axis=1), scores_de=scores)
+        data = ("--data_dir", tmp_path, "--image_dir", tmp_path / "photos", "--languages", "en", "de")
+        results = run(tmp_path / "out", "--model", tmp_path / "s.npz", "--task", "multi30k", *data)
+        assert results["recall"]["en"]["IR@1"] == results["recall"]["en"]["TR@1"] == 0
+        assert results["recall"]["de"]["mean"] == 100 and results["counts"]["images"] == 10
+        assert results["mrv"]["IR"]["std"] == pytest.approx((10 - 1) / 2), "rank 10, all others tied, against rank 1"
+
     def test_languages_with_pictures_of_their_own(self, monkeypatch, tmp_path):
         rows = [dict(row) for row in make_rows([[4], [3], [5], [2], [6], [3]], languages=LANGUAGES)]
         for row, language in zip(rows, ["en", "de", "en", "en", "de", "en"], strict=True):

@@ -228,6 +228,8 @@ def test_folds_are_searched_by_themselves(spread_model, processor):
         for direction in ("IR", "TR"):
             expected = alone.ranks["en"][direction]
             pd.testing.assert_series_equal(result.fold_ranks["en"][direction][expected.index], expected)
+    result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 9})
+    assert (result.fold_ranks["en"]["TR"] == 1).all() and len(result.fold_ranks["en"]["TR"]) == 5, "one image a fold"
 
 
 def test_ranks_never_need_all_similarities(monkeypatch):
