@@ -12,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 from test_modeling import _isolated
-from transformers import AutoTokenizer, XLMRobertaTokenizer
+from transformers import AutoTokenizer, XLMRobertaTokenizer, pipeline
 
 from ccrk import CCRKForImageTextRetrieval, CCRKModel, normalize_caption
 from data_scripts.tokenizer import train_tokenizer
@@ -199,6 +199,8 @@ torch.save(([[each["label"], each["score"]] for each in scores], text, image), "
     assert finished.returncode == 0, finished.stderr[-3000:]
     scores, text, image = torch.load(tmp_path / "found.pt", weights_only=True)
     model = CCRKModel.from_pretrained(folder).eval()
+    # Where the package is imported nobody has to trust the folder's copy of it.
+    assert type(pipeline("zero-shot-image-classification", model=str(folder)).model) is CCRKModel
     with torch.no_grad():
         asked = [f"This is a photo of {label}." for label in labels]
         expected = model(**processor(images=picture, text=asked)).logits_per_image[0].softmax(dim=0)
