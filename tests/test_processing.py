@@ -207,8 +207,8 @@ torch.save(([[each["label"], each["score"]] for each in scores], text, image), "
         assert dict(scores) == pytest.approx(dict(zip(labels, expected.tolist(), strict=True)), abs=1e-6)
         assert expected.std() > 0.01
         alone = model(**processor(text="a red star", padding=False))
-        torch.testing.assert_close(text, alone[0], atol=1e-6, rtol=0)
-        torch.testing.assert_close(image, model(**processor(images=picture))[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(text, alone.text_embeds, atol=1e-6, rtol=0)
+        torch.testing.assert_close(image, model(**processor(images=picture)).image_embeds, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
