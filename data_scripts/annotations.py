@@ -74,7 +74,7 @@ class AnnotationConfig(datasets.BuilderConfig):
         known = self.known_languages()
         self.languages = tuple(known if self.languages is None else self.languages)
         if not self.languages or not set(self.languages) <= set(known):
-            close = close_tags(set(self.languages) - set(known), known)
+            close = close_tags([language for language in self.languages if language not in known], known)
             raise ValueError(f"{self.dataset} has the languages {', '.join(known)}, not {list(self.languages)}{close}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")

@@ -74,8 +74,10 @@ def is_close(tag: str, language: str) -> bool:
 @lru_cache(maxsize=1024)
 def _primary(tag: str) -> str:
     """The language of a tag, without script, region or number, by its two letters where those are known."""
-    letters = re.search(r"[a-z]+", tag.lower())
-    return _CODE_OF.get(letters[0], letters[0]) if letters else tag
+    parts = re.findall("[a-z]+", tag.lower())
+    # A longer word that is no language stands before the tag proper: `caption_en`.
+    language = next((part for part in parts if part in _CODE_OF or len(part) <= 3), parts[0] if parts else tag)
+    return _CODE_OF.get(language, language)
 
 
 def close_tags(languages: Iterable[str], tags: Iterable[str]) -> str:

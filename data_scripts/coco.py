@@ -35,7 +35,7 @@ from data_scripts.annotations import (
 )
 from data_scripts.images import with_folder
 from data_scripts.problems import Problems
-from data_scripts.text import BadField, files_below, read_lines, text_field, typed_field
+from data_scripts.text import BadField, files_below, objects_field, read_lines, text_field, typed_field
 
 HOMEPAGE = "https://cocodataset.org"
 COCO_CN_HOMEPAGE = "https://github.com/li-xirong/coco-cn"
@@ -137,8 +137,7 @@ class COCOConfig(AnnotationConfig):
                 if split not in KARPATHY_SPLITS[self.split]:
                     continue
                 names = text_field(entry, "filepath"), text_field(entry, "filename")
-                sentences = typed_field(entry, "sentences", list, "a list of objects")
-                captions = [text_field(sentence, "raw") for sentence in sentences]
+                captions = [text_field(sentence, "raw") for sentence in objects_field(entry, "sentences")]
                 cocoid = typed_field(entry, "cocoid", int, "a whole number")
             except BadField as error:
                 problems.rows += 1

@@ -157,11 +157,11 @@ def image_source(row: dict) -> tuple[str | None, str | None]:
     """
     if (name := row.get("image_path")) is not None:
         if not is_text(name):
-            raise BadRow(NO_IMAGE)
+            raise BadRow(f"image_path is {what_is(name)}, not text")
         return relative_name(name), None
     inline = row.get("image", row.get("binary"))
     if not isinstance(inline, str) or not inline:
-        raise BadRow(NO_IMAGE)
+        raise BadRow(f"image is {what_is(inline)}, not base64" if inline else NO_IMAGE)
     return None, inline
 
 

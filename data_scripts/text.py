@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -118,10 +118,19 @@ def text_field(entry: Any, name: str) -> str:
 
 def texts_field(entry: Any, name: str, expected: str = "a list of texts") -> list[str]:
     """A field that is a list of texts. Raises BadField."""
-    values = typed_field(entry, name, list, expected)
+    return _list_of(typed_field(entry, name, list, expected), name, is_text, "texts")
+
+
+def objects_field(entry: Any, name: str) -> list[dict]:
+    """A field that is a list of objects. Raises BadField."""
+    values = typed_field(entry, name, list, "a list of objects")
+    return _list_of(values, name, lambda value: isinstance(value, dict), "objects")
+
+
+def _list_of(values: list, name: str, is_right: Callable[[Any], bool], expected: str) -> list:
     for value in values:
-        if not is_text(value):
-            raise BadField(f"{name} holds {what_is(value)}, not texts alone")
+        if not is_right(value):
+            raise BadField(f"{name} holds {what_is(value)}, not {expected} alone")
     return values
 
 

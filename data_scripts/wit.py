@@ -181,7 +181,10 @@ def open_index(path: Path, folder: Path) -> np.ndarray:
     16 bytes a line, on disk: it is mapped, not read. Made in one pass when the file is new, or other than it was.
     """
     status = path.stat()
-    name = hashlib.sha256(f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}".encode()).hexdigest()[:32]
+    # Counted up when the index of the same file changes.
+    version = 2
+    contents = f"{version}\n{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
+    name = hashlib.sha256(contents.encode()).hexdigest()[:32]
     index_path = folder / f"{name}.npy"
     if not index_path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ class TestTags:
             "ko": ["kr", "kor_Hang"],
             "el": ["gr", "ell", "gre"],
             "uk": ["ua", "ukr"],
-            "en": ["EN", "en-US", "eng", "eng_Latn", "en1", "English"],
+            "en": ["EN", "en-US", "eng", "eng_Latn", "en1", "English", "caption_en", "en-caption"],
             "de": ["deu", "ger", "de-AT", "German"],
             "pt": ["pt-BR", "por"],
         }.items(),

@@ -143,7 +143,7 @@ def test_damaged_entries_are_counted(coco, caplog):
         "filename is null, not text": 5,
         "sentences is text, not a list of objects": 6,
         "raw is a number, not text": 7,
-        "entry is null, not an object": 8,
+        "sentences holds null, not objects alone": 8,
         "cocoid is text, not a whole number": 9,
     }.items():
         assert re.search(rf"1  {reason}, first: .*dataset_coco.json image {number}\b", reports(caplog))
