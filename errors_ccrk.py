@@ -49,10 +49,13 @@ def log_to_screen(level: int = logging.INFO) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError)) -> Iterator[None]:
     """
     Ends the process with one line, without a traceback, where its input, its disk or its memory are to blame; any
     other exception is a fault of ours and keeps its traceback.
+
+    Args:
+        kinds: of exceptions that input is to blame for, beside lack of memory.
     """
     try:
         yield
@@ -62,5 +65,5 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: out of memory; take smaller batches, or free some of it ({one_line(error)})")
     except (NotImplementedError, RecursionError):  # kinds of RuntimeError that no input is to blame for
         raise
-    except (ValueError, OSError, RuntimeError) as error:
+    except kinds as error:
         sys.exit(f"error: {one_line(error)}")

@@ -47,7 +47,7 @@ class DualEncoder:
 
     @property
     def fingerprint(self) -> str:
-        return weights_fingerprint(self.model, str(self.processor))
+        return weights_fingerprint(self.model.state_dict(), str(self.processor))
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]

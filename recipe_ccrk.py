@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,17 +20,25 @@ from transformers.utils import is_peft_available
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
+from checkpoints_ccrk import CheckpointError, steps_of
 from data_scripts.captions import is_usable
 from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.shards import ShardRows
 from data_scripts.text import json_object, read_text
 from data_scripts.tokenizer import train_tokenizer
-from errors_ccrk import log_to_screen
-from files_ccrk import open_model, open_pretrained
+from errors_ccrk import log_to_screen, one_line_errors
+from files_ccrk import check_output_folder, open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
 from resize_ccrk import resize_image_encoder
-from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, published_augmentation
+from trainer_ccrk import (
+    CCRKCollator,
+    CCRKTrainer,
+    CCRKTrainingArguments,
+    agree_on_checkpoint,
+    disk_errors,
+    published_augmentation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -240,8 +249,16 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset
 
 
-def build_processor(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> CCRKProcessor:
-    """The processor of the checkpoint or the XLM-R; from scratch, one whose tokenizer learns from the captions."""
+def build_processor(
+    model: ModelArguments, dataset: datasets.Dataset | ShardRows, checkpoint: str | None = None
+) -> CCRKProcessor:
+    """
+    The processor of the model or the XLM-R; from scratch, one whose tokenizer learns from the captions.
+
+    A run that goes on from a checkpoint of its own keeps that one's: tokens would mean something else in another.
+    """
+    if checkpoint is not None:
+        return open_pretrained(CCRKProcessor, checkpoint)
     if model.model_name_or_path is not None:
         open_pretrained(CCRKConfig, model.model_name_or_path)  # says so where this is no CCRK checkpoint
         processor = open_pretrained(CCRKProcessor, model.model_name_or_path)
@@ -339,6 +356,15 @@ def add_adapters(model: CCRKPairModel, rank: int):
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers))
 
 
+def recipe_settings(data: DataArguments, model: ModelArguments, processor: CCRKProcessor) -> dict:
+    """What a recipe says of data and model; a run that is resumed with anything else says so."""
+    settings = {name: value for name, value in vars(data).items() if name not in ("languages", "max_bad_fraction")}
+    settings |= {name: value for name, value in vars(model).items() if name not in ("config", "image_size")}
+    # The model's configuration itself is compared; what it does not show is how many pieces were to be learnt.
+    settings["vocab_size"] = ((model.config or {}).get("text_config") or {}).get("vocab_size")
+    return settings | {name: settings[name] or getattr(processor, name) for name in ("max_words", "max_length")}
+
+
 def build_trainer(
     data: DataArguments,
     model_arguments: ModelArguments,
@@ -353,6 +379,9 @@ def build_trainer(
         one_language: one caption per image and step (fine-tuning) instead of one in every language (1-to-K).
     """
     transformers.set_seed(arguments.seed)
+    if arguments.should_save:
+        check_output_folder(Path(arguments.output_dir))
+    checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
         train_rows = load_rows(data, "train", streaming=data.streaming)
@@ -361,7 +390,7 @@ def build_trainer(
         raise ValueError(f"{data.dataset} cannot be trained on as a stream; leave out streaming")
     if data.max_train_rows is not None:
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
-    processor = build_processor(model_arguments, train_rows)
+    processor = build_processor(model_arguments, train_rows, checkpoint)
     # The collator decodes images: at reduced scale, and where it can leave bad ones out.
     if isinstance(train_rows, ShardRows):  # their index holds usable rows only
         train_rows = replace(train_rows, decode=False)
@@ -396,6 +425,9 @@ def build_trainer(
         eval_dataset=eval_rows,
         processing_class=processor,
     )
+    trainer.checkpoint = checkpoint
+    trainer.recipe = recipe_settings(data, model_arguments, processor)
+    trainer.check_metric()
     if eval_rows is not None:
         evaluated = trainer.languages_to_evaluate(eval_rows)
         if left_out := [language for language in languages if language not in evaluated]:
@@ -409,21 +441,33 @@ def build_trainer(
 
 def run(trainer: CCRKTrainer) -> None:
     """
-    Trains, and saves model, processor, metrics and model card in `output_dir`.
+    Trains, and saves model, processor, metrics and model card in `output_dir`; `trainer_state.json` when all is there.
 
-    Of a model with adapters, these are saved in `output_dir/adapter`, and merged into the model of `output_dir`.
+    Of a model with adapters, these are saved in `output_dir/adapter`, and merged into the model of `output_dir`. A run
+    that is to be resumed but has come to its end is left as it is. One that SIGTERM ends has only its checkpoint, and
+    the process ends as SIGTERM would have it, with 143.
     """
-    result = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    trainer.problems.report()
-    if hasattr(trainer.model, "merge_and_unload"):
-        if trainer.is_world_process_zero():
-            trainer.model.save_pretrained(Path(trainer.args.output_dir) / "adapter")
-        trainer.model = trainer.model.merge_and_unload()
-    trainer.save_model()
-    metrics = result.metrics | trainer.summary()
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
-    trainer.create_model_card()
-    if trainer.args.push_to_hub:
+    arguments, output_dir = trainer.args, Path(trainer.args.output_dir)
+    with one_line_errors((CheckpointError, OSError, FloatingPointError)):
+        if arguments.resume_from_checkpoint and (done := steps_of(output_dir)) >= (total := trainer.steps()[1]):
+            logger.warning(
+                "%s holds this run after its last step (%d of %d): there is nothing to do", output_dir, done, total
+            )
+            return
+        trainer.accelerator.wait_for_everyone()  # before one of them begins, and deletes what says so
+        result = trainer.train(resume_from_checkpoint=trainer.checkpoint)
+        if trainer.was_terminated:
+            logger.warning("ended by SIGTERM; the same command with --resume_from_checkpoint auto goes on")
+            sys.exit(128 + signal.SIGTERM)
+        trainer.problems.report()
+        with disk_errors(output_dir, "save it from the last checkpoint with --resume_from_checkpoint auto"):
+            trainer.save_model()
+        if hasattr(trainer.model, "merge_and_unload"):  # what the card is about
+            trainer.model = trainer.model.merge_and_unload()
+        metrics = result.metrics | trainer.summary()
+        trainer.log_metrics("train", metrics)
+        trainer.save_metrics("train", metrics)
+        trainer.create_model_card()
+        trainer.save_state()
+    if arguments.push_to_hub:
         trainer.push_to_hub()

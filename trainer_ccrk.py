@@ -1,20 +1,26 @@
 """Training CCRK: arguments, collator, and a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
+import os
 import random
+import signal
+import sys
+import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from PIL import Image
 from safetensors import SafetensorError
@@ -22,28 +28,70 @@ from timm.data.auto_augment import RandAugment, rand_augment_ops
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torchvision import transforms
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
+from checkpoints_ccrk import (
+    ADAPTER,
+    MANIFEST,
+    SETTINGS,
+    CheckpointError,
+    check_same_model,
+    choose_checkpoint,
+    compare_settings,
+    steps_of,
+    write_manifest,
+)
 from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
-from files_ccrk import deepspeed_problem
+from errors_ccrk import one_line
 from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss, sampling_keys
 from processing_ccrk import CCRKProcessor
-from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval
+from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
-# Written into a checkpoint when all else is there: size and CRC-32 of each of its files.
-MANIFEST = "manifest.json"
-
 # Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
 NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
+
+# Arguments of transformers that nothing here reads, or that would do something else than they say.
+_EVALUATION = "evaluation is retrieval, in batches of per_device_eval_batch_size"
+_LOSSES = "the losses are the paper's, each a mean over all processes"
+_ROWS = "rows are drawn at random, or with train_sampling_strategy sequential in their order"
+_SCRIPT = "these scripts train, and evaluate as eval_strategy says; eval_mrv.py evaluates a checkpoint"
+WITHOUT_EFFECT = {
+    "auto_find_batch_size": "a smaller batch has another contrastive loss; contrastive_chunk_size saves memory",
+    "average_tokens_across_devices": _LOSSES,
+    "batch_eval_metrics": _EVALUATION,
+    "bf16_full_eval": "evaluation is in the precision of training; eval_mrv.py --bf16 evaluates a checkpoint",
+    "do_predict": _SCRIPT,
+    "do_train": _SCRIPT,
+    "eval_accumulation_steps": _EVALUATION,
+    "eval_do_concat_batches": _EVALUATION,
+    "eval_use_gather_object": _EVALUATION,
+    "fp16_full_eval": "evaluation is in the precision of training; eval_mrv.py --bf16 evaluates a checkpoint",
+    "fsdp_config": "FSDP is not supported",
+    "include_for_metrics": _EVALUATION,
+    "label_names": _LOSSES,
+    "label_smoothing_factor": _LOSSES,
+    "length_column_name": _ROWS,
+    "liger_kernel_config": "there are no Liger kernels for this model",
+    "neftune_noise_alpha": "captions are packed, and the noise would depend on how many of them are",
+    "optim_target_modules": "optimizers that group parameters themselves are refused",
+    "parallelism_config": "the model is not split over devices; DeepSpeed spreads its parameters",
+    "prediction_loss_only": _EVALUATION,
+    "remove_unused_columns": "the collator reads rows, of which none of the columns may be removed",
+    "use_cache": "the model generates nothing",
+    "use_liger_kernel": "there are no Liger kernels for this model",
+}
+
+# Ends of the names of what is better when lower; recall is better when higher.
+LOWER_IS_BETTER = ("loss", "mrv", "std", "variance", "runtime")
 
 
 @dataclass
@@ -91,7 +139,31 @@ class CCRKTrainingArguments(TrainingArguments):
         metadata={"help": "Candidates re-scored per query in evaluations during training; 0 ranks by cosine alone."},
     )
 
+    do_train: bool = field(default=True, metadata={"help": "Must stay on: these scripts train."})
+    enable_jit_checkpoint: bool = field(
+        default=True, metadata={"help": "On SIGTERM, save a checkpoint after the step under way, and end the run."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "'auto': go on from the newest whole checkpoint of output_dir, or start where there is none. Or a "
+            "checkpoint's folder."
+        },
+    )
+
     def __post_init__(self):
+        for name, why in WITHOUT_EFFECT.items():
+            declared = self.__dataclass_fields__[name]
+            default = declared.default if declared.default_factory is MISSING else declared.default_factory()
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} cannot be {getattr(self, name)!r}: {why}; leave it out")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(f"train_sampling_strategy cannot be {self.train_sampling_strategy!r}: {_ROWS}")
+        if self.include_num_input_tokens_seen in (True, "all"):
+            raise ValueError("include_num_input_tokens_seen would count pixels; choose non_padding")
+        if self.torch_empty_cache_steps is not None and self.contrastive_chunk_size is not None:
+            raise ValueError("torch_empty_cache_steps has no effect on steps in chunks; leave it out")
+        self._check_best_metric()
         # FSDP has a layer's parameters whole in its forward alone, but keys and values of images are made before that;
         # and word embeddings and LM head share theirs.
         if self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -103,6 +175,34 @@ class CCRKTrainingArguments(TrainingArguments):
             raise ValueError(
                 "save_only_model leaves nothing to resume from; leave out save_only_model or resume_from_checkpoint"
             )
+
+    def _check_best_metric(self) -> None:
+        """Which way the metric for the best model gets better is known by its name."""
+        if self.eval_strategy == "no":
+            asking = {
+                "load_best_model_at_end": self.load_best_model_at_end,
+                "save_strategy best": self.save_strategy == "best",
+                "do_eval": self.do_eval,
+            }
+            if wanting := [name for name, is_set in asking.items() if is_set]:
+                raise ValueError(f"{wanting[0]} needs evaluations; set eval_strategy to steps or epoch")
+        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        follows_metric = schedule in ("reduce_lr_on_plateau", "greedy")
+        if self.metric_for_best_model is None:
+            if not (self.load_best_model_at_end or self.save_strategy == "best" or follows_metric):
+                return
+            self.metric_for_best_model = "loss"  # as transformers has it; the trainer names those that there are
+        is_lower_better = self.metric_for_best_model.endswith(LOWER_IS_BETTER)
+        if self.greater_is_better is None:
+            self.greater_is_better = not is_lower_better
+        elif self.greater_is_better == is_lower_better:
+            raise ValueError(
+                f"greater_is_better is {self.greater_is_better}, but {self.metric_for_best_model} is better when "
+                f"{'lower' if is_lower_better else 'higher'}; leave greater_is_better out"
+            )
+        if follows_metric and not isinstance(self.lr_scheduler_kwargs, str):
+            mode = {"mode": "max" if self.greater_is_better else "min"}  # by itself always min
+            self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
 
 
 # Pictures to crop from are decoded at no less than this many times the model's input a side: a crop of a quarter of a
@@ -172,8 +272,8 @@ class CCRKCollator:
     one_language: bool = False
     augmentation: Callable[[Image.Image], Image.Image] | None = None
     seed: int = 0
-    # In shared memory, so that the data loader's workers see it move on.
-    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(), init=False)
+    # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
+    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
         problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
@@ -243,33 +343,81 @@ class EpochCallback(TrainerCallback):
     def __init__(self, collator: CCRKCollator):
         self.collator = collator
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run would log, evaluate and save as often as its checkpoint was told to.
+        state.compute_steps(args, state.max_steps)
+
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.epoch.fill_(int(state.epoch))
 
 
-def what_is_wrong(checkpoint: Path) -> str | None:
-    """Why nothing can be resumed from a checkpoint folder; None where it is whole."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return "it was not written to the end"
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"] or _crc32(path) != expected["crc32"]:
-            return f"{name} is not as it was written"
-    if not any(name.startswith("rng_state") for name in files):
-        return "it was saved with save_only_model and holds no optimizer"
-    return deepspeed_problem(checkpoint)
+class SaveOnSIGTERM(TrainerCallback):
+    """
+    After the step in which one of the processes is told to end, all of them save a checkpoint and end training.
+
+    transformers' own callback saves between gradient and step, when dropout has been drawn already, and each process
+    by itself, which may be at different steps.
+    """
+
+    def __init__(self, trainer: "CCRKTrainer"):
+        self.trainer = trainer
+        self.is_told = self.has_ended = False
+        self._handler_before = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.is_told = self.has_ended = False
+        if threading.current_thread() is threading.main_thread():
+            self._handler_before = signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number, frame):
+        self.is_told = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        is_told = self.is_told
+        if args.world_size > 1:
+            is_told = self.trainer.accelerator.reduce(torch.tensor(float(is_told), device=args.device), "sum") > 0
+        if not is_told:
+            return
+        self.has_ended = control.should_training_stop = True
+        self.trainer._save_checkpoint(self.trainer.model, trial=None)
+        control.should_save = control.should_evaluate  # once more, with what the evaluation found
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.has_ended and not float(state.epoch).is_integer():
+            control.should_evaluate = control.should_save = False
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._handler_before is not None:
+            signal.signal(signal.SIGTERM, self._handler_before)
+            self._handler_before = None
 
 
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+def start_worker(start, number: int) -> None:
+    """A data loader worker leaves SIGTERM, which may go to all processes of a job, to the one that trains."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    start(number)
+
+
+def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
+    """
+    Data loader workers hand batches over in /dev/shm, which containers limit to 64 MB or do without. Where it is too
+    small, workers die of it amid training, or wait for ever.
+
+    Raises:
+        ValueError: so many batches do not fit.
+    """
+    if sys.platform != "linux":
+        return
+    advice = "set --dataloader_num_workers 0"
+    if not os.access("/dev/shm", os.W_OK):
+        raise ValueError(f"data loader workers need /dev/shm, which cannot be written to; {advice}")
+    status = os.statvfs("/dev/shm")
+    free, needed = status.f_bavail * status.f_frsize, num_batches * batch_bytes
+    if free < needed:
+        raise ValueError(
+            f"data loader workers hold {num_batches} batches of {batch_bytes / 1e6:.1f} MB in /dev/shm, which has "
+            f"{free / 1e6:.1f} MB left; {advice}, or give a container docker run --shm-size {needed // 10**6 + 1}m"
+        )
 
 
 def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
@@ -319,6 +467,30 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return torch.cat(all_gather(tensor.contiguous()))
 
 
+def agree_on_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
+    """`choose_checkpoint` on the first process, and its choice or error on all."""
+    found = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0] = choose_checkpoint(output_dir, wanted)
+        except CheckpointError as error:
+            found[1] = str(error)
+    checkpoint, problem = broadcast_object_list(found)
+    if problem is not None:
+        raise CheckpointError(problem)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, cure: str) -> Iterator[None]:
+    """Whatever a library raises when it cannot write becomes an OSError of one line that names the folder."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+        reason = one_line(str(error).partition("\n")[0])
+        raise OSError(f"{folder} could not be written ({reason}); make room, and {cure}") from error
+
+
 class CCRKTrainer(Trainer):
     """
     Trains [`CCRKForPreTraining`] or [`CCRKForImageTextRetrieval`].
@@ -328,9 +500,17 @@ class CCRKTrainer(Trainer):
     """
 
     args: CCRKTrainingArguments
+    loss_is_scaled_for_ga = False  # a mean over one batch, which `training_step` divides by the accumulation steps
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args: CCRKTrainingArguments | None = None, *others, **kwargs):
+        saves_on_sigterm, args.enable_jit_checkpoint = args.enable_jit_checkpoint, False  # see `SaveOnSIGTERM`
+        try:
+            super().__init__(model, args, *others, **kwargs)
+        finally:
+            args.enable_jit_checkpoint = saves_on_sigterm
+        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect: override compute_loss or evaluate of {type(self).__name__}")
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
@@ -341,6 +521,11 @@ class CCRKTrainer(Trainer):
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if isinstance(self.data_collator, CCRKCollator):
             self.add_callback(EpochCallback(self.data_collator))
+        self._sigterm = SaveOnSIGTERM(self)
+        if args.enable_jit_checkpoint:
+            self.add_callback(self._sigterm)
+        self.checkpoint: str | None = None  # that a recipe's run goes on from
+        self.recipe: dict = {}  # what a recipe says of data and model, for `settings`
         self.skipped_steps = self._skipped_in_a_row = 0
         self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
         self._parts: dict[str, Tensor] = {}
@@ -353,28 +538,94 @@ class CCRKTrainer(Trainer):
         """
         As [`Trainer.train`]. `resume_from_checkpoint`: a folder, which must be whole; or `"auto"` (or `True`), the
         newest whole checkpoint of `output_dir`, and the start where there is none.
+
+        Of a checkpoint that has had all steps already, only the weights are loaded: the best, if they are asked for.
+
+        Raises:
+            CheckpointError: it is not whole, or another model's.
+            ValueError: no evaluation gives the metric for the best model.
         """
-        chosen = [None, None]
-        if resume_from_checkpoint and self.is_world_process_zero():
-            chosen = self._choose_checkpoint(resume_from_checkpoint)
-        checkpoint, error = broadcast_object_list(chosen)
-        if error:
-            raise ValueError(error)
+        checkpoint = agree_on_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self.check_metric()
+        self._settings = self.settings()
+        if checkpoint is not None and self._has_all_steps(Path(checkpoint)):
+            self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+            best = self.state.best_model_checkpoint
+            self._load_from_checkpoint(best if self.args.load_best_model_at_end and best else checkpoint)
+            return TrainOutput(self.state.global_step, 0.0, {})
+        if self.args.should_save:  # it says that the output folder holds the end of a run
+            (Path(self.args.output_dir) / "trainer_state.json").unlink(missing_ok=True)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
-    def _choose_checkpoint(self, wanted: str | bool) -> list[str | None]:
-        """[folder, error], of which one at least is None."""
-        if wanted not in (True, "auto"):
-            problem = what_is_wrong(Path(wanted))
-            return [None, f"{wanted}: {problem}; resume from another, or 'auto'"] if problem else [wanted, None]
-        for checkpoint in reversed(sort_checkpoints(self.args.output_dir)):
-            if problem := what_is_wrong(Path(checkpoint)):
-                logger.warning("%s passed over: %s", checkpoint, problem)
-            else:
-                logger.warning("resuming from %s", checkpoint)
-                return [checkpoint, None]
-        logger.warning("no checkpoint in %s: training starts at step 0", self.args.output_dir)
-        return [None, None]
+    def _has_all_steps(self, checkpoint: Path) -> bool:
+        """Whether nothing is left to train; says what of the checkpoint's run goes on, if not all of it."""
+        check_same_model(checkpoint, self.accelerator.unwrap_model(self.model), self.processing_class)
+        done, (steps_per_epoch, total) = steps_of(checkpoint), self.steps()
+        told = compare_settings(checkpoint, self._settings, f"step {done} is at {done / steps_per_epoch:.2f} epochs")
+        if self.is_world_process_zero():
+            if told is not None:
+                logger.warning(told)
+            if done >= total:
+                logger.warning("%s has had all of %d steps: nothing is left to train", checkpoint, total)
+        return done >= total
+
+    def steps(self) -> tuple[int, int]:
+        """Optimizer steps of an epoch, and of the whole run."""
+        values = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        return values[1], values[-1]
+
+    def settings(self) -> dict:
+        """What shapes the run, by name: saved with each checkpoint, and compared when a run goes on from it."""
+        names = (
+            "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
+            "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
+            "per_device_train_batch_size gradient_accumulation_steps contrastive_chunk_size dataloader_drop_last "
+            "train_sampling_strategy seed data_seed metric_for_best_model"
+        ).split()
+        arguments = self.args.to_dict()
+        rows, collator = self.train_dataset, self.data_collator
+        settings = {name: arguments[name] for name in names} | {"processes": self.args.world_size}
+        settings["rows"] = len(rows) if hasattr(rows, "__len__") else None
+        settings["data"] = getattr(rows, "_fingerprint", None)
+        if isinstance(collator, CCRKCollator):
+            settings |= {"languages": " ".join(collator.languages), "one_language": collator.one_language}
+        if hasattr(self.model, "peft_config"):  # adapters are nothing without the weights that they were trained on
+            frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+            settings["frozen_weights"] = weights_fingerprint(frozen)
+        return settings | self.recipe
+
+    @property
+    def was_terminated(self) -> bool:
+        """Whether SIGTERM has ended the run before its last step."""
+        return self._sigterm.has_ended
+
+    def get_train_dataloader(self):
+        """
+        As [`Trainer.get_train_dataloader`].
+
+        Raises:
+            ValueError: there are workers, and /dev/shm cannot hold their batches.
+        """
+        loader = super().get_train_dataloader()
+        if loader.num_workers and isinstance(self.data_collator, CCRKCollator):
+            num_batches = min(loader.num_workers * loader.prefetch_factor, len(loader))
+            in_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine
+            size = self.processing_class.image_processor.size["height"]
+            check_shared_memory(num_batches * in_processes, self.args.train_batch_size * 3 * size * size * 4)
+            self.data_collator.epoch.share_memory_()
+            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        return loader
+
+    def _finalize_training(self, *args, **kwargs):
+        if not self.was_terminated:
+            return super()._finalize_training(*args, **kwargs)
+        # Nothing is loaded in place of the last weights, and no checkpoint deleted: the run goes on from it.
+        load_best, self.args.load_best_model_at_end = self.args.load_best_model_at_end, False
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.load_best_model_at_end, self.args.save_total_limit = load_best, limit
 
     def _save_checkpoint(self, model, trial) -> None:
         """
@@ -388,26 +639,45 @@ class CCRKTrainer(Trainer):
             (folder / MANIFEST).unlink(missing_ok=True)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                files = sorted(path for path in folder.rglob("*") if path.is_file())
-                entries = {
-                    str(path.relative_to(folder)): {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-                    for path in files
-                }
-                unfinished = folder / f"{MANIFEST}.unfinished"
-                unfinished.write_text(json.dumps(entries, indent=1))
-                unfinished.replace(folder / MANIFEST)
-        except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
-            raise OSError(
-                f"{folder} could not be written ({str(error).splitlines()[0]}); make room, and go on from the "
-                "checkpoint before it with --resume_from_checkpoint auto"
-            ) from error
+            with disk_errors(folder, "go on from the checkpoint before it with --resume_from_checkpoint auto"):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    (folder / SETTINGS).write_text(json.dumps(self._settings, indent=1, default=str))
+                    write_manifest(folder)
         finally:
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate_checkpoints(folder.parent, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Of a model with adapters: merged into it, which opens like any other, and by themselves in `adapter`."""
+        if not hasattr(self.model, "peft_config") or state_dict is not None:  # as DeepSpeed has gathered it
+            return super()._save(output_dir, state_dict)
+        adapted = self.model
+        if self.args.should_save:
+            adapted.save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER)
+            self.model = copy.deepcopy(adapted).merge_and_unload()  # unmerging would round the weights
+        try:
+            super()._save(output_dir)
+        finally:
+            self.model = adapted
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        super()._load_from_checkpoint(str(folder / ADAPTER if hasattr(self.model, "peft_config") else folder), model)
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """transformers only warns of weights that a checkpoint lacks, and trains on from random ones."""
+        missing = set(load_result.missing_keys) - set(self.model.all_tied_weights_keys)
+        if wrong := sorted(missing | set(load_result.unexpected_keys)):
+            raise CheckpointError(f"the checkpoint's weights are not those of the model: {', '.join(wrong[:4])}")
+
+    def _load_best_model(self) -> None:
+        if hasattr(self.model, "peft_config"):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def _get_grad_norm(self, model, grad_norm=None):
         """
@@ -687,6 +957,34 @@ class CCRKTrainer(Trainer):
                 "or choose other languages"
             )
         return found
+
+    def metric_names(self) -> list[str]:
+        """What evaluations during training give, by the names that `metric_for_best_model` takes."""
+        several = isinstance(self.eval_dataset, dict)
+        names = []
+        for name, rows in (self.eval_dataset if several else {"": self.eval_dataset}).items():
+            languages = self.languages_to_evaluate(rows)
+            metrics = [*(f"recall_{language}" for language in languages), "mean_recall"]
+            captioned = {language: set() for language in languages}
+            for image_id, captions in zip(rows["image_id"][:], rows["captions"][:], strict=True):
+                for language, images in captioned.items():
+                    if any(is_usable(caption) for caption in captions[language]):
+                        images.add(image_id)
+            if len(languages) > 1 and set.intersection(*captioned.values()):
+                metrics.append("mrv")
+            names += [f"{name}_{metric}" if several else metric for metric in [*metrics, "runtime"]]
+        return names
+
+    def check_metric(self) -> None:
+        """Raises ValueError where no evaluation gives `metric_for_best_model`, before hours are spent on the first."""
+        wanted = self.args.metric_for_best_model
+        if wanted is None or self.args.eval_strategy == "no" or self.eval_dataset is None:
+            return
+        names = self.metric_names()
+        if wanted.removeprefix("eval_") not in names:
+            raise ValueError(
+                f"metric_for_best_model is {wanted}, which no evaluation here gives; choose one of {', '.join(names)}"
+            )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """

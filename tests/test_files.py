@@ -35,6 +35,7 @@ from transformers import (
 import convert_checkpoint
 import eval_mrv
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
+from checkpoints_ccrk import MANIFEST, what_is_wrong
 from data_scripts.rows import row_features
 from data_scripts.translate import Translator
 from errors_ccrk import one_line, one_line_errors
@@ -42,7 +43,6 @@ from files_ccrk import open_model, open_pretrained
 from model_card_ccrk import model_card
 from peers_ccrk import DualEncoder
 from recipe_ccrk import ModelArguments, build_model, build_processor
-from trainer_ccrk import MANIFEST, what_is_wrong
 
 
 @pytest.fixture(scope="module")

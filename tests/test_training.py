@@ -25,6 +25,7 @@ import eval_mrv
 import train_pretrain
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
+from checkpoints_ccrk import choose_checkpoint, what_is_wrong
 from data_scripts.rows import row_features
 from model_card_ccrk import model_card
 from objectives_ccrk import sampling_keys
@@ -35,7 +36,6 @@ from trainer_ccrk import (
     published_augmentation,
     saved_bytes,
     stable_id,
-    what_is_wrong,
 )
 
 
@@ -366,7 +366,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_model, processor, shapes, tmp_
     (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
     weights = tmp_path / "checkpoint-2" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1)
-    assert trainer._choose_checkpoint("auto") == [str(tmp_path / "checkpoint-1"), None]
+    assert choose_checkpoint(tmp_path, "auto") == str(tmp_path / "checkpoint-1")
     assert "checkpoint-3 passed over: trainer_state.json is missing" in caplog.text
     assert "checkpoint-2 passed over: model.safetensors is not as it was written" in caplog.text
     with pytest.raises(ValueError, match=r"checkpoint-2: model\.safetensors is not as it was written"):
@@ -401,7 +401,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_model, processor, shapes, t
             trainer.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert trainer._choose_checkpoint("auto") == [str(tmp_path / "checkpoint-1"), None]
+    assert choose_checkpoint(tmp_path, "auto") == str(tmp_path / "checkpoint-1")
 
 
 class Poisoned(CCRKCollator):
