@@ -393,7 +393,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CCRKConfig, name
 def read_overrides(path: Path | None) -> dict:
     """The fields of CCRKConfig in a JSON file."""
     try:
-        overrides = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        overrides = json.loads(path.read_bytes()) if path else {}
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error})") from error
     parts = [overrides, *(overrides.get(name, {}) for name in PARTS)] if isinstance(overrides, dict) else [overrides]

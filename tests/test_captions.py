@@ -11,6 +11,7 @@ import pytest
 from builders import jpeg, reports, write
 
 import data_scripts
+from convert_checkpoint import read_overrides
 from data_scripts import captions, shards, text
 from data_scripts.annotations import without_empty
 from data_scripts.problems import Problems
@@ -192,8 +193,9 @@ class TestFiles:
         rows = load("coco", split="test", languages=["zh"])
         assert self.captions(rows) == [{"zh": ["a"]}, {"zh": ["b"]}, {"zh": ["c"]}] and reports(caplog) == ""
 
-    def test_recipe(self, tmp_path):
+    def test_recipe_and_configuration(self, tmp_path):
         assert read_yaml(write(tmp_path / "a.yaml", f"{MARK}dataset: coco\r\n")) == {"dataset": "coco"}
+        assert read_overrides(write(tmp_path / "a.json", f'{MARK}{{"text_config": {{}}}}')) == {"text_config": {}}
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
     def test_another_encoding_is_named(self, tmp_path, encoding):
