@@ -404,17 +404,17 @@ def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
     small, workers die of it amid training, or wait for ever.
 
     Raises:
-        ValueError: so many batches do not fit.
+        OSError: so many batches do not fit.
     """
     if sys.platform != "linux":
         return
     advice = "set --dataloader_num_workers 0"
     if not os.access("/dev/shm", os.W_OK):
-        raise ValueError(f"data loader workers need /dev/shm, which cannot be written to; {advice}")
+        raise OSError(f"data loader workers need /dev/shm, which cannot be written to; {advice}")
     status = os.statvfs("/dev/shm")
     free, needed = status.f_bavail * status.f_frsize, num_batches * batch_bytes
     if free < needed:
-        raise ValueError(
+        raise OSError(
             f"data loader workers hold {num_batches} batches of {batch_bytes / 1e6:.1f} MB in /dev/shm, which has "
             f"{free / 1e6:.1f} MB left; {advice}, or give a container docker run --shm-size {needed // 10**6 + 1}m"
         )
@@ -604,7 +604,7 @@ class CCRKTrainer(Trainer):
         As [`Trainer.get_train_dataloader`].
 
         Raises:
-            ValueError: there are workers, and /dev/shm cannot hold their batches.
+            OSError: there are workers, and /dev/shm cannot hold their batches.
         """
         loader = super().get_train_dataloader()
         if loader.num_workers and isinstance(self.data_collator, CCRKCollator):
