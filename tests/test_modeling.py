@@ -5,8 +5,8 @@ import copy
 import dataclasses
 import importlib
 import inspect
-import multiprocessing
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
