@@ -30,7 +30,7 @@ from transformers import AutoConfig
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
-from data_scripts.text import json_object
+from data_scripts.options import DATASETS, add_data_arguments, data_options
 from errors_ccrk import one_line_errors, printable
 from files_ccrk import check_output_folder, open_model, open_pretrained, written_whole
 from peers_ccrk import DualEncoder, check_arrays, evaluate_arrays
@@ -48,11 +48,13 @@ from uncertainty_ccrk import check_same_data, compare, mrv_intervals, read_ranks
 
 # Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
 K_TEST = {"shapes": 16, "multi30k": 128, "coco": 256, "xflickrco": 128, "wit": 128}
+K_TEST_OF_OTHERS = 128
 # COCO's figures in these languages are published as means over fifths of their 5,000 test images.
 FOLDS = 5
 IN_FOLDS = {"coco": ("en", "ja")}
-# The paper's languages of MRV, where an instance is the same in all of them; None: all of the data set's.
-MRV_LANGUAGES = {"shapes": None, "multi30k": ("en", "de", "fr", "cs"), "xflickrco": ("en", "de", "ja", "zh")}
+# The paper's languages of MRV; those of other data sets are all that there are.
+MRV_LANGUAGES = {"multi30k": ("en", "de", "fr", "cs"), "xflickrco": ("en", "de", "ja", "zh")}
+NOT_ALIGNED = ("coco", "wit")  # a caption in one language is not that in another
 COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
 
 
@@ -60,17 +62,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of CCRK or a dual encoder, or an .npz file")
     parser.add_argument("--model_for", nargs="+", default=[], metavar="LANGUAGE=MODEL", help="another model for these")
-    parser.add_argument("--task", "--dataset", required=True, choices=sorted(K_TEST), help="data set to evaluate on")
-    parser.add_argument("--data_dir", help="folder of the data set's annotations")
-    parser.add_argument("--image_dir", help="folder of its photographs")
-    parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
-    parser.add_argument(
-        "--dataset_config",
-        type=json_object,
-        default={},
-        metavar="JSON",
-        help="its further options, such as '{\"task\": 2}'",
-    )
+    parser.add_argument("--task", "--dataset", required=True, help=f"{', '.join(sorted(K_TEST))}; {DATASETS}")
+    add_data_arguments(parser)
     parser.add_argument(
         "--max_bad_fraction", type=float, help="share of rows and images that may be bad, 0.05 by default"
     )
@@ -160,14 +153,14 @@ def evaluate(
 
 def choose_mrv_languages(arguments: argparse.Namespace, languages: Sequence[str]) -> tuple[list[str], str | None]:
     """The languages of MRV, or none and the reason why."""
-    if arguments.task not in MRV_LANGUAGES or arguments.dataset_config.get("task") == 2:
+    if arguments.task in NOT_ALIGNED or arguments.dataset_config.get("task") == 2:
         reason = f"the captions of {arguments.task} in one language are not those in another: no instances align"
         if arguments.mrv_languages:
             raise ValueError(f"{reason}; leave --mrv_languages out")
         return [], reason
     chosen = arguments.mrv_languages
     if not chosen:
-        published = MRV_LANGUAGES[arguments.task]
+        published = MRV_LANGUAGES.get(arguments.task)
         chosen = [language for language in published or languages if language in languages]
     if missing := [language for language in chosen if language not in languages]:
         raise ValueError(f"--mrv_languages names {', '.join(missing)}, evaluated are {', '.join(languages)}")
@@ -258,7 +251,13 @@ def format_table(results: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     arguments = parse_arguments(argv)
-    k_test = 0 if arguments.no_rerank else K_TEST[arguments.task] if arguments.k_test is None else arguments.k_test
+    k_test = (
+        0
+        if arguments.no_rerank
+        else K_TEST.get(arguments.task, K_TEST_OF_OTHERS)
+        if arguments.k_test is None
+        else arguments.k_test
+    )
     state = process_state()
     with one_line_errors():
         # Scoring may take hours: what would spoil its result is looked for before.
@@ -266,9 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = data_scripts.merge_options(
             arguments.dataset_config,
             split=arguments.split,
-            languages=arguments.languages,
-            data_dir=arguments.data_dir,
-            image_dir=arguments.image_dir,
+            **data_options(arguments),
             max_bad_fraction=arguments.max_bad_fraction,
             streaming=False,
         )

@@ -22,6 +22,7 @@ import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
 from checkpoints_ccrk import CheckpointError, steps_of
 from data_scripts.captions import is_usable
+from data_scripts.options import DATASETS, data_options
 from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.shards import ShardRows
 from data_scripts.text import json_object, read_text
@@ -77,11 +78,24 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset: str = field(default="shapes", metadata={"help": f"One of: {', '.join(data_scripts.BUILDERS)}."})
+    dataset: str = field(
+        default="shapes", metadata={"help": f"One of {', '.join(data_scripts.BUILDERS)}; or {DATASETS}."}
+    )
     data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set's annotations."})
     image_dir: str | None = field(default=None, metadata={"help": "Folder of its photographs."})
     languages: list[str] | None = field(
         default=None, metadata={"help": "Caption languages, such as: en de fr. All by default, of coco en alone."}
+    )
+    caption_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "LANGUAGE=COLUMN[,COLUMN] …: a table's columns of captions, where names do not tell them."},
+    )
+    image_column: str | None = field(default=None, metadata={"help": "A table's column of pictures."})
+    image_id_column: str | None = field(
+        default=None, metadata={"help": "A table's column of names that equal pictures share."}
+    )
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "Share of a table's training pictures to validate on."}
     )
     dataset_config: dict | None = field(
         default=None,
@@ -224,9 +238,7 @@ def load_rows(
     options = data_scripts.merge_options(
         data.dataset_config or {},
         split=split,
-        languages=languages or data.languages,
-        data_dir=data.data_dir,
-        image_dir=data.image_dir,
+        **data_options(data) | ({"languages": languages} if languages else {}),
         streaming=streaming,
         few_shot=data.few_shot,
         max_bad_fraction=data.max_bad_fraction,

@@ -18,6 +18,7 @@ from files_ccrk import written_whole
 from retrieval_ccrk import Ranks, image_index, shared_ranks
 
 GALLERY_SIZE = 12
+MANY_LANGUAGES = 16
 THUMBNAIL = 240  # pixels
 COLORS = {"IR": "#3f7fc4", "TR": "#d98324"}  # text → image, image → text; both stand out on white and on black
 DIRECTIONS = {"IR": "text → image", "TR": "image → text"}
@@ -185,7 +186,10 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
 def plot_recall(results: dict) -> Figure:
     """R@1 of both directions with its interval, a row per language."""
     languages = results["languages"]
-    figure = Figure(figsize=(4.8, 0.9 + 0.34 * len(languages)), layout="constrained")
+    figure = Figure(
+        figsize=(4.8, 0.9 + (0.34 if len(languages) <= MANY_LANGUAGES else 0.17) * len(languages)),
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     for offset, direction in ((-0.14, "IR"), (0.14, "TR")):
         values = np.array([results["recall"][language][f"{direction}@1"] for language in languages])
@@ -217,15 +221,18 @@ def plot_differences(ranks: Ranks, languages: Sequence[str]) -> Figure:
             pairs = [shared_ranks(ranks, (first, second), direction).to_numpy() for direction in ("IR", "TR")]
             if i != j and all(len(pair) for pair in pairs):
                 table[i, j] = np.mean([np.abs(pair[:, 0] - pair[:, 1]).mean() for pair in pairs])
-    figure = Figure(figsize=(4.8, 4.3), layout="constrained")
+    are_many = len(languages) > MANY_LANGUAGES  # there is no room for numbers, and little for names
+    side = max(4.8, 0.12 * len(languages))
+    figure = Figure(figsize=(side, 0.9 * side), layout="constrained")
     axes = figure.add_subplot()
     colors = axes.imshow(table, cmap="YlGnBu")
     ticks = range(len(languages))
     axes.set(xticks=ticks, xticklabels=languages, yticks=ticks, yticklabels=languages)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=6 if are_many else None)
+    axes.tick_params(axis="x", rotation=90 if are_many else 0)
     axes.spines[:].set_visible(False)
     for (i, j), value in np.ndenumerate(table):
-        if not np.isnan(value):
+        if not (np.isnan(value) or are_many):
             color = "white" if colors.norm(value) > 0.55 else "#1c2128"
             axes.text(j, i, f"{value:.3g}", ha="center", va="center", color=color, fontsize=8)
     bar = figure.colorbar(colors, ax=axes, shrink=0.8, label="ranks")
@@ -309,9 +316,12 @@ def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) 
     for instance in spread[spread > 0].sort_values(ascending=False, kind="stable").index[:GALLERY_SIZE]:
         *image, place = instance
         row = dataset[row_of[tuple(image)]]
+        shown = table.loc[instance]
+        if len(shown) > MANY_LANGUAGES:  # the best and the worst of them
+            shown = shown.sort_values(kind="stable").iloc[[0, 1, 2, 3, -4, -3, -2, -1]]
         lines = "".join(
             f"<li><i>{escape(language)}</i><span>{escape(row['captions'][language][place])}</span><b>{rank:,}</b></li>"
-            for language, rank in table.loc[instance].items()
+            for language, rank in shown.items()
         )
         picture = _data_uri("image/jpeg", _thumbnail(read_image(row["image"])))
         items.append(f'<div class="item"><img src="{picture}" alt="{escape(image[0])}"><ul>{lines}</ul></div>')

@@ -20,6 +20,8 @@ BUILDERS = {
     "wit": "data_scripts.wit:WIT",
     "pretraining": "data_scripts.pretraining:Pretraining",
 }
+# What any other name means: a folder or file, or a data set on the Hub.
+ANY_TABLE = "data_scripts.table:AnyTable"
 
 
 def load(
@@ -82,9 +84,10 @@ def make_builder(
     **config,
 ) -> datasets.GeneratorBasedBuilder:
     """The builder that `load` asks for the rows; arguments and errors as there."""
-    if name not in BUILDERS:
-        raise ValueError(f"there is no data set {name!r}; choose one of {', '.join(BUILDERS)}")
-    module_name, class_name = BUILDERS[name].split(":")
+    if name not in BUILDERS and data_dir is not None:
+        raise ValueError(f"{name} is no data set known here, and takes no data_dir; known are {', '.join(BUILDERS)}")
+    module_name, class_name = BUILDERS.get(name, ANY_TABLE).split(":")
+    data_dir = data_dir if name in BUILDERS else name
     module = import_module(module_name)
     builder_class = getattr(module, class_name)
 

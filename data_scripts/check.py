@@ -25,8 +25,8 @@ from PIL import Image
 import data_scripts
 from data_scripts.annotations import EMPTY_CAPTION, AnnotatedImages, Annotation
 from data_scripts.images import read_image
+from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.problems import Problems
-from data_scripts.text import json_object
 from errors_ccrk import log_to_screen, one_line, printable
 from files_ccrk import check_output_folder, written_whole
 
@@ -36,9 +36,6 @@ LINE = 44
 
 # Settings of matplotlib for texts of others: a `$` is a dollar, and no formula begins.
 LITERAL_TEXT = {"text.parse_math": False, "text.usetex": False}
-
-# Data sets of annotation files and photographs; pre-training shards are counted at every load.
-NAMES = sorted(data_scripts.BUILDERS.keys() - {"shapes", "pretraining"})
 
 
 @dataclass
@@ -167,16 +164,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m data_scripts.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=NAMES, help="data set")
-    parser.add_argument("--data_dir", help="folder of its annotations")
-    parser.add_argument("--image_dir", help="folder of its images")
+    parser.add_argument("name", help=f"{', '.join(data_scripts.BUILDERS)}; {DATASETS}")
+    add_data_arguments(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
-    parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
     parser.add_argument("--few_shot", help="LANGUAGE,SHOTS such as de,100: the train split of xflickrco")
     parser.add_argument("--task", type=int, help="of multi30k: 1 (default) or 2")
-    parser.add_argument(
-        "--dataset_config", type=json_object, default={}, metavar="JSON", help="its options, such as '{\"fold\": 0}'"
-    )
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true", help="differences are no failure")
     parser.add_argument("--thumbnails", type=int, metavar="N", help="draw N rows of the first split with any")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="where to draw them")
@@ -188,9 +180,7 @@ def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages
     options = data_scripts.merge_options(
         arguments.dataset_config,
         split=split,
-        languages=arguments.languages,
-        data_dir=arguments.data_dir,
-        image_dir=arguments.image_dir,
+        **data_options(arguments),
         max_bad_fraction=1.0,  # all of it is to be seen
         few_shot=arguments.few_shot,
         task=arguments.task,
@@ -200,6 +190,8 @@ def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages
         return data_scripts.make_builder(arguments.name, **options | {"languages": languages})
 
     builder = make(options.get("languages"))
+    if not isinstance(builder, AnnotatedImages):
+        raise ValueError(f"{arguments.name} has no files to check: its rows are counted at every load")
     if not builder.config.languages_apart:
         return [builder]
     return [make([language]) for language in builder.config.languages]

@@ -18,7 +18,7 @@ import datasets
 from datasets.table import embed_table_storage
 
 import data_scripts
-from data_scripts.text import json_object
+from data_scripts.options import DATASETS, add_data_arguments, data_options
 from errors_ccrk import log_to_screen, one_line_errors
 from files_ccrk import check_output_folder, written_whole
 
@@ -61,12 +61,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=sorted(data_scripts.BUILDERS), help="data set")
+    parser.add_argument("name", help=f"{', '.join(data_scripts.BUILDERS)}; {DATASETS}")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for the Parquet files")
-    parser.add_argument("--data_dir", help="folder of its annotations")
-    parser.add_argument("--image_dir", help="folder of its images")
+    add_data_arguments(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
-    parser.add_argument("--languages", nargs="+", help="such as: en de; all by default, of coco en alone")
     parser.add_argument(
         "--config",
         nargs="+",
@@ -74,13 +72,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="further options of the data set, such as preset=2m",
     )
-    parser.add_argument("--dataset_config", type=json_object, metavar="JSON", help="the same as a JSON object")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload to this data set repository as well")
     arguments = parser.parse_args(argv)
     if wrong := [option for option in arguments.config if "=" not in option]:
         parser.error(f"--config takes NAME=VALUE, not {' '.join(wrong)}")
     named = (option.split("=", 1) for option in arguments.config)
-    arguments.dataset_config = {name: _value(text) for name, text in named} | (arguments.dataset_config or {})
+    arguments.dataset_config = {name: _value(text) for name, text in named} | arguments.dataset_config
     return arguments
 
 
@@ -100,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return data_scripts.merge_options(
             arguments.dataset_config,
             split=split,
-            languages=arguments.languages,
-            data_dir=arguments.data_dir,
-            image_dir=arguments.image_dir,
+            **data_options(arguments),
         )
 
     with one_line_errors():

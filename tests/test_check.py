@@ -3,6 +3,7 @@
 import os
 import re
 
+import datasets
 import numpy as np
 import pytest
 from builders import full_disk, jpeg, write, write_json_lines
@@ -127,11 +128,27 @@ def test_errors_are_one_line(arguments, capsys):
     assert capsys.readouterr().err == "error: xflickrco needs image_dir: the folder of flickr30k-images and val2014\n"
 
 
-@pytest.mark.parametrize("name", ["shapes", "pretraining"])
-def test_data_without_annotation_files_is_not_offered(name, capsys):
-    with pytest.raises(SystemExit):
-        check.main([name])
-    assert f"invalid choice: '{name}'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shapes", "shapes takes no max_bad_fraction"),
+        ("pretraining", "pretraining needs data_dir"),
+        ("nowhere", "there is no data set, file or folder 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(name, message, capsys):
+    assert check.main([name]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_of_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    write(tmp_path / "data/a.jpg", jpeg(1))
+    write_json_lines(tmp_path / "data/metadata.jsonl", [{"file_name": f"{n}.jpg", "de": n, "en": "x"} for n in "ab"])
+    assert check.main([str(tmp_path / "data"), "--splits", "train"]) == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rows", "2"] in lines and ["images", "found", "1", "2", "differs"] in lines
+    assert ["de", "2", "0", "0"] in lines and ["en", "2", "0", "1"] in lines
 
 
 def test_few_shot_sizes_are_expected_from_the_name(tmp_path):

@@ -419,7 +419,6 @@ def test_a_damaged_npz(damage, rows, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "pretraining"], "--dataset: invalid choice: 'pretraining'"),
         (["--max_rows", 0], "--max_rows must be at least 1"),
         (["--batch_size", 0], "--batch_size must be at least 1"),
     ],

@@ -1,0 +1,368 @@
+"""Tables of pictures and captions where they lie: which files a name means, and their records one after another.
+
+A record is a dictionary of a row's values. It comes with the `Place` at which it can be read again, so that a pass
+over a table holds no pictures. The `datasets` library reads these formats too, but names neither file nor row of what
+it cannot read, and stops at the first of it.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from data_scripts.annotations import BROKEN_JSON
+from data_scripts.captions import what_is
+from data_scripts.columns import LANGUAGES
+from data_scripts.problems import Problems
+from data_scripts.text import files_below, is_blank_line, numbered_lines
+
+# How files and folders of a split are called on the Hub.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+_RECORDS_AT_A_TIME = 256  # of a Parquet file; pictures of 100 kB make 25 MB
+
+
+class Place(NamedTuple):
+    """Where a record is: its table, and what that table finds it by."""
+
+    table: "Table"
+    position: Any
+
+    def read(self) -> dict:
+        return self.table.read(self.position)
+
+
+class Table(ABC):
+    """One file of records, or one split of a data set.
+
+    Args:
+        path: of the file; names it in messages.
+        split: the split that its name or folder tells, one of "train", "validation" and "test", or None.
+        language: of its captions, where its name tells it.
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str | None = None, language: str | None = None):
+        self.path = os.fspath(path)
+        self.split = split
+        self.language = language
+
+    @property
+    def folder(self) -> str:
+        """What the paths of pictures in it are relative to."""
+        return os.path.dirname(os.path.abspath(self.path))
+
+    @abstractmethod
+    def records(self, problems: Problems) -> Iterator[tuple[dict, Any, str]]:
+        """Each record with its position and, in words, its place; counts those that cannot be read."""
+
+    @abstractmethod
+    def read(self, position: Any) -> dict:
+        """The record at a position."""
+
+    def state(self) -> str:
+        """What changes when the file does."""
+        status = os.stat(self.path)
+        return f"{self.path}\n{status.st_size}\n{status.st_mtime_ns}\n"
+
+
+class JSONLines(Table):
+    """One JSON object per line."""
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[int, int], str]]:
+        offset = 0
+        with open(self.path, "rb") as file:
+            for number, line in numbered_lines(file, self.path):
+                position, offset = (offset, len(line)), offset + len(line)
+                if is_blank_line(line):
+                    continue
+                where = f"{self.path} line {number}"
+                problems.rows += 1
+                try:
+                    record = json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError):
+                    problems.bad(BROKEN_JSON, where)
+                    continue
+                if isinstance(record, dict):
+                    yield record, position, where
+                else:
+                    problems.bad(f"line is {what_is(record)}, not an object", where)
+
+    def read(self, position: tuple[int, int]) -> dict:
+        offset, length = position
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return json.loads(file.read(length).decode("utf-8-sig"))
+
+
+class SeparatedValues(Table):
+    """Comma- or, in `.tsv`, tab-separated values with a header."""
+
+    def _reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        csv.field_size_limit(1 << 27)  # a picture in base64 fits
+        return csv.reader(lines, delimiter="\t" if self.path.endswith(".tsv") else ",", strict=True)
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[list[str], int, int], str]]:
+        taken = 0  # bytes
+
+        def lines() -> Iterator[str]:
+            nonlocal taken
+            for _, line in numbered_lines(file, self.path):
+                taken += len(line)
+                yield line.decode("utf-8-sig" if taken == len(line) else "utf-8")
+
+        with open(self.path, "rb") as file:
+            reader = self._reader(lines())
+            try:
+                header = next(reader, [])
+                if len(set(header)) < len(header):
+                    raise ValueError(f"{self.path}: a column is named twice in {', '.join(header)}; rename one")
+                while True:
+                    start, where = taken, f"{self.path} line {reader.line_num + 1}"
+                    if (values := next(reader, None)) is None:
+                        return
+                    if not values:
+                        continue
+                    problems.rows += 1
+                    if len(values) != len(header):
+                        problems.bad(f"{len(values)} values under a header of {len(header)}", where)
+                        continue
+                    yield self._record(header, values), (header, start, taken - start), where
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"{self.path} line {reader.line_num}: {error}; write it again as UTF-8 with fields in quotes"
+                ) from error
+
+    def read(self, position: tuple[list[str], int, int]) -> dict:
+        header, start, length = position
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            text = file.read(length).decode()
+        return self._record(header, next(self._reader(io.StringIO(text, newline=""))))
+
+    @staticmethod
+    def _record(header: list[str], values: list[str]) -> dict[str, str | None]:
+        return {name: value or None for name, value in zip(header, values, strict=True)}  # nothing is nothing
+
+
+class Parquet(Table):
+    """A Parquet file; pictures are bytes, paths, or the struct that `datasets.Image` writes."""
+
+    def _open(self) -> pyarrow.parquet.ParquetFile:
+        try:
+            return pyarrow.parquet.ParquetFile(self.path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{self.path} is no whole Parquet file ({error}); write it again") from error
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[int, int], str]]:
+        with self._open() as file:
+            row = 0
+            for group in range(file.num_row_groups):
+                in_group = 0
+                for batch in file.iter_batches(_RECORDS_AT_A_TIME, row_groups=[group]):
+                    for record in batch.to_pylist():
+                        row += 1
+                        problems.rows += 1
+                        yield record, (group, in_group), f"{self.path} row {row}"
+                        in_group += 1
+
+    def read(self, position: tuple[int, int]) -> dict:
+        group, row = position
+        return _row_group(self, group).slice(row, 1).to_pylist()[0]
+
+
+@lru_cache(maxsize=4)  # rows are read in their order, by a few threads
+def _row_group(table: Parquet, group: int) -> pyarrow.Table:
+    with table._open() as file:
+        return file.read_row_group(group)
+
+
+class WebDataset(Table):
+    """A tar of samples: files that share all of their name up to its first dot, one after another.
+
+    A record has a value for each ending: the bytes of a picture, text, and the fields of a `.json` as columns of their
+    own. `__key__` is the shared name.
+    """
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, list[tuple[str, int, int]], str]]:
+        key, files = None, []
+        try:
+            with tarfile.open(self.path, "r:") as archive:
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    folder, name = os.path.split(member.name)
+                    own_key, _, ending = name.partition(".")
+                    own_key = os.path.join(folder, own_key)
+                    if own_key != key and files:
+                        yield from self._sample(key, files, problems)
+                        files = []
+                    key = own_key
+                    files.append((ending.lower(), member.offset_data, member.size))
+        except tarfile.TarError as error:
+            raise ValueError(
+                f"{self.path} is no whole, uncompressed tar ({error}); write or unpack it again"
+            ) from error
+        if files:
+            yield from self._sample(key, files, problems)
+
+    def _sample(self, key: str, files: list, problems: Problems) -> Iterator[tuple[dict, Any, str]]:
+        where = f"{self.path}, {key}"
+        problems.rows += 1
+        try:
+            yield self.read([("__key__", key, 0), *files]), [("__key__", key, 0), *files], where
+        except UnicodeDecodeError:
+            problems.bad("text is not UTF-8", where)
+        except (ValueError, RecursionError):
+            problems.bad(BROKEN_JSON, where)
+
+    def read(self, position: list[tuple[str, Any, int]]) -> dict:
+        record: dict[str, Any] = {}
+        with open(self.path, "rb") as archive:
+            for ending, start, size in position:
+                if ending == "__key__":
+                    record[ending] = start
+                    continue
+                archive.seek(start)
+                contents = archive.read(size)
+                if f".{ending}" in PICTURES:
+                    record[ending] = {"bytes": contents, "path": f"{record['__key__']}.{ending}"}
+                elif ending == "json":
+                    fields = json.loads(contents.decode("utf-8-sig"))
+                    if not isinstance(fields, dict):
+                        raise ValueError("no object")
+                    record |= fields
+                elif ending.split(".")[-1] in ("txt", "text", "caption"):
+                    record[ending] = contents.decode("utf-8-sig").strip()
+        return record
+
+
+class HubSplit(Table):
+    """A split of a data set that `datasets` has loaded, pictures undecoded."""
+
+    def __init__(self, path: str, split: str | None, language: str | None, rows: datasets.Dataset):
+        super().__init__(path, split, language)
+        for name, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(name, datasets.Image(decode=False))
+        self.rows = rows
+
+    @property
+    def folder(self) -> str:
+        return os.getcwd()
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, int, str]]:
+        for number, record in enumerate(self.rows):
+            problems.rows += 1
+            yield record, number, f"{self.path} row {number + 1}"
+
+    def read(self, position: int) -> dict:
+        return self.rows[position]
+
+    def state(self) -> str:
+        return self.rows._fingerprint
+
+
+FORMATS: dict[str, type[Table]] = {
+    ".jsonl": JSONLines,
+    ".ndjson": JSONLines,
+    ".csv": SeparatedValues,
+    ".tsv": SeparatedValues,
+    ".parquet": Parquet,
+    ".tar": WebDataset,
+}
+
+
+def split_of(path: str | os.PathLike) -> str | None:
+    """The split that a file's or folder's name tells, as on the Hub: `train-00000-of-00002.parquet`, `val.jsonl`."""
+    words = re.split(r"[^a-z]+", Path(path).name.lower().split(".")[0])
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def open_tables(source: str) -> list[Table]:
+    """The tables that a name means: a file, a pattern such as `shards/*.tar`, a folder, or a data set on the Hub.
+
+    In a folder these are the `metadata.*` files beside its pictures, at any depth; or else all files of one format.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a folder without tables, or with tables of several formats.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return _tables_in(path)
+    if path.is_file():
+        return [_table(path, path.parent)]
+    if any(letter in source for letter in "*?["):
+        found = sorted(path.parent.glob(path.name) if "**" not in source else Path().glob(source))
+        if not found:
+            raise FileNotFoundError(f"no file is called {source}")
+        return [_table(file, file.parent) for file in found]
+    return _from_hub(source)
+
+
+def _table(path: Path, root: Path) -> Table:
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} is none of {', '.join(FORMATS)}; give a table of one of these formats")
+    folders = (split_of(folder) for folder in path.relative_to(root).parts[:-1])
+    split = next(filter(None, folders), None) or (None if path.name in METADATA else split_of(path))
+    words = path.name.split(".")[:-1]
+    language = next((word for word in re.split(r"[._-]", ".".join(words)) if word in LANGUAGES), None)
+    return FORMATS[path.suffix](path, split, language)
+
+
+def _tables_in(folder: Path) -> list[Table]:
+    files = [path for path in files_below(folder, "*") if path.suffix in FORMATS]
+    if metadata := [path for path in files if path.name in METADATA]:
+        files = metadata
+        if twice := [path for path in files if sum(path.parent == other.parent for other in files) > 1]:
+            raise ValueError(f"{twice[0].parent} has {' and '.join(path.name for path in twice)}; keep one of them")
+    formats = sorted({FORMATS[path.suffix].__name__ for path in files})
+    if not files:
+        pictures = sum(path.suffix.lower() in PICTURES for path in files_below(folder, "*"))
+        raise ValueError(
+            f"{folder} holds no captions ({pictures:,} pictures, no table); add a metadata.jsonl with a line such as "
+            '{"file_name": "a.jpg", "en": "a dog", "de": "ein Hund"} for each picture'
+        )
+    if len(formats) > 1:
+        raise ValueError(f"{folder} holds tables of several formats ({', '.join(formats)}); give one, or a pattern")
+    return [_table(path, folder) for path in files]
+
+
+def _from_hub(name: str) -> list[Table]:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise FileNotFoundError(
+            f"there is no data set, file or folder {name!r}; a data set on the Hub is called OWNER/NAME"
+        )
+    try:
+        splits = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"there is no folder {name}, and it cannot be loaded from the Hub: {' '.join(str(error).split())}"
+        ) from error
+    return [
+        HubSplit(f"{name} {split}", split_of(split), split if split in LANGUAGES else None, rows)
+        for split, rows in splits.items()
+    ]

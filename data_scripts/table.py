@@ -1,0 +1,275 @@
+"""Any table of pictures and captions as a data set: `--dataset X`, where X is none of the names that are known here.
+
+X is a folder of pictures with `metadata.jsonl`, `.csv` or `.parquet`; a table in one of these formats, or a pattern or
+folder of them; WebDataset tars; or a data set on the Hub. `data_scripts.sources` says which files are read, and
+`data_scripts.columns` which of their columns.
+
+Splits are told by a `split` column, by the names of files and folders (`train-00000-of-00002.parquet`, `val/`), or by
+the first folder of the pictures' paths. Without any, all rows are for training, and all can be evaluated.
+"""
+
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from data_scripts.annotations import AnnotatedImages, Annotation, AnnotationConfig, without_empty
+from data_scripts.captions import what_is
+from data_scripts.columns import Columns, find_columns
+from data_scripts.images import BadImage, decode_base64, picture_name
+from data_scripts.problems import Problems
+from data_scripts.rows import is_text
+from data_scripts.sources import SPLIT_NAMES, Place, Table, open_tables
+
+logger = logging.getLogger(__name__)
+
+NO_PICTURE = "row without a picture"
+ANOTHER_PICTURE = "image_id of another picture"
+_SAMPLES = 100  # records that tell what a table's columns hold
+_BASE64_FROM = 260  # characters; a path is shorter
+
+
+@dataclass
+class TableRow(Annotation):
+    """One picture of a table with its captions; `image` is its path, or of a picture inside the table its name.
+
+    Args:
+        split: that the row, its table or its picture's folder tells.
+        place: the record that holds the picture's bytes in `column`; None where there is a path.
+        digest: of those bytes.
+    """
+
+    split: str | None = None
+    place: Place | None = None
+    column: str = ""
+    digest: str = ""
+
+
+@dataclass
+class TableConfig(AnnotationConfig):
+    """What to read, see `AnnotationConfig`.
+
+    Args:
+        data_dir: X, see above.
+        image_dir: what paths are relative to; by default the folder of the table that they stand in.
+        caption_columns: language → names of columns; by default found, see `data_scripts.columns.find_columns`.
+        image_column, image_id_column: by default found as well.
+        validation_fraction: the share of the training pictures that are the split "validation" instead. Which ones
+            follows from their names.
+    """
+
+    caption_columns: Mapping[str, Sequence[str]] | None = None
+    image_column: str | None = None
+    image_id_column: str | None = None
+    validation_fraction: float | None = None
+
+    photographs = "the pictures that the paths in the table are relative to"
+
+    def __post_init__(self):
+        self.dataset, self.splits = self.data_dir, (self.split,)  # which splits there are, the rows will tell
+        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction is a share between 0 and 1, not {self.validation_fraction}")
+        self.tables = open_tables(self.data_dir)
+        columns = {table.path: self._columns_of(table) for table in self.tables}
+        self.in_tables = Problems(self.source, self.max_bad_fraction, quiet=True)
+        self.rows = self._of_split(list(self._merged(self._read_tables(columns))))
+        super().__post_init__()
+
+    def _columns_of(self, table: Table) -> Columns:
+        unheard = Problems(table.path, max_bad_fraction=1.0, quiet=True)
+        samples = [record for record, _, _ in itertools.islice(table.records(unheard), _SAMPLES)]
+        if not samples:
+            raise ValueError(f"{table.path} has no row that can be read\n{unheard.table()}".rstrip())
+        columns = find_columns(
+            table.path, samples, self.caption_columns, self.image_column, self.image_id_column, table.language
+        )
+        unused = dict.fromkeys(name for sample in samples for name in sample if name not in columns.used())
+        if unused:
+            logger.info("%s: columns not used: %s", table.path, ", ".join(unused))
+        return columns
+
+    def _read_tables(self, columns: Mapping[str, Columns]) -> Iterator[TableRow]:
+        """A row for each record that has a picture; others are counted, and what is wrong in those that have."""
+        for table in self.tables:
+            of_table = columns[table.path]
+            for record, position, where in table.records(self.in_tables):
+                try:
+                    row = self._picture(table, of_table, record, position, where)
+                except BadImage as error:
+                    self.in_tables.bad(error.reason, where)
+                    continue
+                if row is None:
+                    self.in_tables.bad(NO_PICTURE, where)
+                    continue
+                told = record.get(of_table.split) if of_table.split else None
+                if told is not None:
+                    row.split = SPLIT_NAMES.get(str(told).lower(), str(told))
+                for language, captions in of_table.read(record):
+                    texts = [caption for caption in captions if is_text(caption)]
+                    for caption in captions:
+                        if not is_text(caption):
+                            self.in_tables.bad(f"caption is {what_is(caption)}, not text", where)
+                    row.captions.setdefault(language, []).extend(texts)
+                yield row
+
+    def _picture(self, table: Table, columns: Columns, record: Mapping, position: Any, where: str) -> TableRow | None:
+        """The row of a record, still without captions; None where it has no picture. Raises BadImage."""
+        value = record.get(columns.image)
+        own_id = record.get(columns.image_id) if columns.image_id else None
+        own_id = None if own_id is None else str(own_id)
+        if isinstance(value, Mapping) and not value.get("bytes"):
+            value = value.get("path")
+        if is_text(value) and value and not _is_base64(value):
+            path = self._relative(table, value)
+            first = path.split("/")[0]
+            return TableRow(path, own_id or picture_name(path), {}, where, table.split or SPLIT_NAMES.get(first))
+        contents, name = _contents(value, where)
+        if contents is None:
+            return None
+        digest = hashlib.sha256(contents).hexdigest()
+        place = Place(table, position)
+        return TableRow(name or digest, own_id or "", {}, where, table.split, place, columns.image, digest)
+
+    def _relative(self, table: Table, path: str) -> str:
+        """A path of a table relative to `image_dir`; of its own folder, to the folder of all tables."""
+        if self.image_dir is not None:
+            return os.path.relpath(path, self.image_dir) if os.path.isabs(path) else path
+        if os.path.isabs(path):
+            return os.path.relpath(path, self.root)
+        return (
+            os.path.normpath(os.path.join(os.path.relpath(table.folder, self.root), path))
+            if ".." not in Path(path).parts
+            else path
+        )
+
+    @property
+    def root(self) -> str:
+        """The folder of all tables."""
+        return os.path.commonpath([table.folder for table in self.tables])
+
+    def _merged(self, rows: Iterable[TableRow]) -> Iterator[TableRow]:
+        """One row for each picture of a split, with the captions of all its records."""
+        merged: dict[tuple, TableRow] = {}
+        digests: dict[str, set[str]] = {}  # of the pictures inside the tables, by name
+        for row in rows:
+            if row.place is not None:
+                digests.setdefault(row.image, set()).add(row.digest)
+            key = (row.split, row.image_id) if row.image_id else (row.split, row.image, row.digest)
+            first = merged.setdefault(key, row)
+            if first is row:
+                continue
+            if row.digest != first.digest or (
+                row.place is None and picture_name(row.image) != picture_name(first.image)
+            ):
+                self.in_tables.bad(ANOTHER_PICTURE, f"{row.where}: {row.image_id}, which {first.where} has as well")
+                continue
+            for language, captions in row.captions.items():
+                first.captions.setdefault(language, []).extend(captions)
+        for row in merged.values():
+            # Names inside of tables are mostly the last part of a path: two pictures may share one.
+            unique = row.image if len(digests.get(row.image, ())) < 2 else row.digest
+            yield replace(row, image_id=row.image_id or unique)
+
+    def _of_split(self, rows: Sequence[TableRow]) -> list[TableRow]:
+        """The rows of the split that is asked for.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = dict.fromkeys(row.split for row in rows if row.split is not None)
+        stray = next((row for row in rows if row.split is None), None)
+        if found and stray is not None:
+            raise ValueError(f"{stray.where} is of no split, where other rows are of {', '.join(found)}; say of which")
+        fraction = self.validation_fraction
+        if fraction is not None and "validation" in found:
+            raise ValueError(f"{self.dataset} has a validation split; leave out validation_fraction")
+        training = [row for row in rows if row.split in (None, "train")]
+        if fraction is not None and self.split in ("train", "validation"):
+            chosen = [row for row in training if (_share(row.image_id) < fraction) == (self.split == "validation")]
+        elif not found and (self.split == "train" or (self.split == "test" and fraction is None)):
+            chosen = training
+            if self.split == "test":
+                logger.warning("%s has no splits: all of its rows are taken", self.dataset)
+        else:
+            chosen = [row for row in rows if row.split == self.split]
+        if not chosen:
+            has = f"only {', '.join(found)}" if found else "no splits"
+            cure = "; --validation_fraction 0.1 takes one from the training pictures" * (self.split == "validation")
+            raise ValueError(f"{self.dataset} has no split {self.split!r}, {has}{cure}")
+        return chosen
+
+    def known_languages(self) -> Sequence[str]:
+        return list(dict.fromkeys(language for row in self.rows for language in row.captions))
+
+    def find_files(self) -> dict[Any, Any]:
+        return {}  # `image_states` tells when a table changes
+
+    def read(self, problems: Problems) -> Iterator[Annotation]:
+        problems.update(self.in_tables)
+        for row in self.rows:
+            captions = {
+                language: without_empty(row.captions.get(language, []), language, row.where, problems)
+                for language in self.languages
+            }
+            yield replace(row, captions=captions)
+
+    def image_states(self) -> Iterator[str]:
+        yield from (table.state() for table in self.tables)
+        for row in self.rows:
+            if row.place is None:
+                try:
+                    status = os.stat(self.pictures.find(row.image).path)
+                except (BadImage, OSError):
+                    continue
+                yield f"{row.image}\n{status.st_size}\n{status.st_mtime_ns}\n"
+
+    def check_places(self, annotations: Iterable[Annotation]) -> str:
+        return super().check_places(row for row in annotations if row.place is None)
+
+    def _folder(self, argument: str, path: str | None, contents: str) -> str:
+        if argument == "data_dir":
+            return path
+        return super()._folder(argument, self.root if path is None else path, contents)
+
+
+def _share(name: str) -> float:
+    """A number from 0 to 1 that follows from a name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _is_base64(text: str) -> bool:
+    return text.startswith("data:") or len(text) > _BASE64_FROM
+
+
+def _contents(value: Any, where: str) -> tuple[bytes | None, str | None]:
+    """The bytes of a picture inside a table, with their name where they have one. Raises BadImage."""
+    if isinstance(value, Mapping):
+        return value.get("bytes"), value.get("path")
+    if isinstance(value, bytes):
+        return value or None, None
+    return (decode_base64(value, where) if is_text(value) and value else None), None
+
+
+class AnyTable(AnnotatedImages):
+    """Builds one split of a table; `data_scripts.load(X, …)` is the short way."""
+
+    VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
+    BUILDER_CONFIG_CLASS = TableConfig
+
+    def locate(self, annotation: TableRow) -> str | tuple[Place, str]:
+        if annotation.place is not None:
+            return annotation.place, annotation.column
+        return super().locate(annotation)
+
+    def encoded(self, image: str | tuple[Place, str]) -> str | bytes:
+        if isinstance(image, str):
+            return image
+        place, column = image
+        contents, _ = _contents(place.read()[column], place.table.path)
+        return contents

@@ -1,0 +1,341 @@
+"""Any table becomes rows: the same from every format; splits and columns found; what is wrong counted or named."""
+
+import base64
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from builders import jpeg, reports, write, write_json_lines
+from PIL import Image
+
+import data_scripts
+from data_scripts.columns import LANGUAGES, find_columns, read_captions
+from data_scripts.options import parse_caption_columns
+
+NAMES = ["a.jpg", "b/c.jpg", "b/d.jpg"]
+CAPTIONS = {
+    "en": [["a dog"], ["a cat", "a black cat"], ["a tree"]],
+    "de": [["ein Hund"], ["eine Katze", "eine schwarze Katze"], ["ein Baum"]],
+    "zh": [["一只狗"], [], ["一棵树"]],
+}
+
+
+def picture(number: int) -> bytes:
+    return jpeg(60 * number)
+
+
+def row(number: int) -> dict:
+    return {language: captions[number] for language, captions in CAPTIONS.items()}
+
+
+def load(source, split="test", **options):
+    cache = Path(source).parent / "cache" if Path(source).is_dir() else Path(source).parent.parent / "cache"
+    return data_scripts.load(str(source), split=split, cache_dir=str(cache), **options)
+
+
+def write_pictures(folder: Path) -> None:
+    for number, name in enumerate(NAMES):
+        write(folder / name, picture(number))
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, contents in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(contents)
+            archive.addfile(info, io.BytesIO(contents))
+    return path
+
+
+def image_folder(root: Path) -> Path:
+    write_pictures(root / "data")
+    write_json_lines(root / "data/metadata.jsonl", [{"file_name": n, **row(i)} for i, n in enumerate(NAMES)])
+    return root / "data"
+
+
+def csv_folder(root: Path) -> Path:
+    write_pictures(root / "data")
+    rows = [
+        {"file_name": name} | {f"caption_{tag}": json.dumps(texts) for tag, texts in row(number).items()}
+        for number, name in enumerate(NAMES)
+    ]
+    write_csv(root / "data/metadata.csv", rows)
+    return root / "data"
+
+
+def metadata_at_two_levels(root: Path) -> Path:
+    write_pictures(root / "data")
+    write_json_lines(root / "data/metadata.jsonl", [{"file_name": "a.jpg", **row(0)}])
+    write_json_lines(root / "data/b/metadata.jsonl", [{"file_name": Path(NAMES[i]).name, **row(i)} for i in (1, 2)])
+    return root / "data"
+
+
+def parquet_of_bytes(root: Path) -> Path:
+    rows = [
+        {"image": {"bytes": picture(i), "path": Path(name).name}, "image_id": name, "captions": row(i)}
+        for i, name in enumerate(NAMES)
+    ]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "image_id": datasets.Value("string"),
+            "captions": {tag: datasets.List(datasets.Value("string")) for tag in CAPTIONS},
+        }
+    )
+    (root / "data").mkdir(parents=True)
+    datasets.Dataset.from_list(rows, features=features).to_parquet(root / "data/test-00000-of-00001.parquet")
+    return root / "data"
+
+
+def json_lines_of_base64(root: Path) -> Path:
+    rows = [
+        {"image": base64.b64encode(picture(i)).decode(), "image_id": name, "captions": row(i)}
+        for i, name in enumerate(NAMES)
+    ]
+    return write_json_lines(root / "data/test.jsonl", rows)
+
+
+def tar(root: Path) -> Path:
+    members = []
+    for number, name in enumerate(NAMES):
+        members.append((name, picture(number)))
+        members.append((f"{name[:-4]}.json", json.dumps({"image_id": name, "captions": row(number)}).encode()))
+    return write_tar(root / "data/test.tar", members)
+
+
+def long_form(root: Path) -> Path:
+    write_pictures(root / "data")
+    rows = [
+        {"path": name, "language": tag, "caption": caption}
+        for tag in CAPTIONS
+        for number, name in enumerate(NAMES)
+        for caption in CAPTIONS[tag][number]
+    ]
+    return write_csv(root / "data/captions.tsv", rows)
+
+
+FORMATS = [
+    *(image_folder, csv_folder, metadata_at_two_levels, parquet_of_bytes, json_lines_of_base64, tar, long_form),
+]
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_every_format_gives_the_same_rows(make, tmp_path):
+    rows = sorted(load(make(tmp_path)), key=lambda row: row["image_id"])
+    assert [row["image_id"] for row in rows] == NAMES
+    assert [row["captions"] for row in rows] == [row(number) for number in range(3)]
+    for number, found in enumerate(rows):
+        expected = Image.open(io.BytesIO(picture(number))).convert("RGB")
+        assert np.array_equal(np.asarray(found["image"]), np.asarray(expected))
+
+
+@pytest.mark.parametrize("make", [image_folder, tar])
+def test_an_export_reads_back(make, tmp_path, monkeypatch):
+    from data_scripts import export
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    source = make(tmp_path)
+    export.main([str(source), str(tmp_path / "out"), "--splits", "test"])
+    assert list(load(tmp_path / "out")) == list(load(source))
+
+
+def test_captions_beside_the_pictures_of_a_tar(tmp_path):
+    members = [("x/1.jpg", picture(1)), ("x/1.de.txt", b"ein Hund\n"), ("x/1.en.txt", b"a dog")]
+    members += [("x/2.png.txt", b"stray"), ("y/1.jpg", picture(2)), ("y/1.en.txt", b"a cat")]
+    rows = load(write_tar(tmp_path / "data/0.tar", members), max_bad_fraction=1.0)
+    assert rows["image_id"][:] == ["x/1.jpg", "y/1.jpg"]
+    assert rows["captions"][:] == [{"de": ["ein Hund"], "en": ["a dog"]}, {"de": [], "en": ["a cat"]}]
+
+
+class TestSplits:
+    def test_by_column_folder_and_file(self, tmp_path):
+        write_pictures(tmp_path / "column")
+        entries = [
+            {"file_name": name, "en": "a", "split": split}
+            for name, split in zip(NAMES, ("train", "val", "test"), strict=True)
+        ]
+        write_json_lines(tmp_path / "column/metadata.jsonl", entries)
+        for split, name in (("train", "a.jpg"), ("validation", "b/c.jpg"), ("test", "b/d.jpg")):
+            assert load(tmp_path / "column", split)["image_id"][:] == [name]
+        for split in ("train", "dev"):
+            write(tmp_path / "folders" / split / f"{split}.jpg", picture(1))
+            write_json_lines(
+                tmp_path / "folders" / split / "metadata.jsonl", [{"file_name": f"{split}.jpg", "en": split}]
+            )
+        assert load(tmp_path / "folders", "validation")["captions"][:] == [{"en": ["dev"]}]
+        with pytest.raises(ValueError, match="folders has no split 'test', only validation, train"):
+            load(tmp_path / "folders", "test")
+
+    def test_a_fraction_is_the_same_every_time(self, tmp_path):
+        names = [f"{number}.jpg" for number in range(200)]
+        for name in names:
+            write(tmp_path / "data" / name, picture(1))
+        write_json_lines(tmp_path / "data/metadata.jsonl", [{"file_name": name, "en": "a"} for name in names])
+        parts = [
+            load(tmp_path / "data", split, validation_fraction=0.2)["image_id"][:] for split in ("train", "validation")
+        ]
+        assert sorted(parts[0] + parts[1]) == sorted(names) and 20 < len(parts[1]) < 60
+        write_json_lines(
+            tmp_path / "data/metadata.jsonl", [{"file_name": name, "en": "a"} for name in reversed(names[:150])]
+        )
+        again = load(tmp_path / "data", "validation", validation_fraction=0.2)["image_id"][:]
+        assert set(again) == set(parts[1]) & set(names[:150]), "a picture never moves to the other part"
+        with pytest.raises(ValueError, match=r"no split 'validation', no splits; --validation_fraction 0\.1"):
+            load(tmp_path / "data", "validation")
+
+
+class TestColumns:
+    def test_names_of_languages(self):
+        sample = {
+            "file_name": "a.jpg",
+            "caption_de": "x",
+            "texts.fr": ["y"],
+            "pt_caption": "z",
+            "zh-Hans": "w",
+            "url": "u",
+        }
+        columns = find_columns("t", [sample])
+        assert columns.captions == {
+            "de": ("caption_de",), "fr": ("texts.fr",), "pt": ("pt_caption",), "zh-Hans": ("zh-Hans",)
+        }  # fmt: skip
+
+    def test_indonesian_and_numbers_of_rows(self):
+        sample = {"file_name": "a.jpg", "en": "a red star", "id": "bintang merah"}
+        assert set(find_columns("t", [sample]).captions) == {"en", "id"}
+        for number in (7, "7", "img_7", "abc"):
+            assert set(find_columns("t", [sample | {"id": number}]).captions) == {"en"}
+
+    def test_what_the_user_says_goes(self):
+        sample = {"picture": b"x", "first": "a", "second": "b", "other": "c"}
+        columns = find_columns("t", [sample], parse_caption_columns(["en=first,second", "de=other"]), "picture")
+        assert list(columns.read(sample)) == [("en", ["a", "b"]), ("de", ["c"])]
+
+    @pytest.mark.parametrize(
+        ("sample", "message"),
+        [
+            ({"file_name": "a.jpg", "text": "x"}, r"--caption_columns en=text. Its columns: file_name \(text\), text"),
+            ({"file_name": "a.jpg", "url": "x"}, r"by --caption_columns LANGUAGE=COLUMN. Its columns: .*url \(text\)"),
+            ({"en": "x", "number": 3}, r"no column holds pictures; name it by --image_column. .*number \(int\)"),
+        ],
+    )
+    def test_nothing_found(self, sample, message):
+        with pytest.raises(ValueError, match=message):
+            find_columns("t", [sample])
+
+    @pytest.mark.parametrize(
+        ("value", "captions"),
+        [
+            ("a", ["a"]),
+            (["a", "b"], ["a", "b"]),
+            ('["a", "b"]', ["a", "b"]),
+            ("[a bracket", ["[a bracket"]),
+            ("[1, 2]", ["[1, 2]"]),
+            (None, []),
+            ([], []),
+            (3, [3]),
+        ],
+    )
+    def test_cells(self, value, captions):
+        assert read_captions(value) == captions
+
+    def test_codes(self):
+        assert {"en", "yue", "chr", "quz"} <= LANGUAGES and not LANGUAGES & {"url", "key", "img", "txt", "alt"}
+        with pytest.raises(ValueError, match="LANGUAGE=COLUMN such as de=caption_de, not 'de'"):
+            parse_caption_columns(["de"])
+
+
+class TestBadInput:
+    def test_what_is_wrong_is_counted(self, tmp_path, caplog):
+        write_pictures(tmp_path / "data")
+        lines = [{"file_name": name, "en": "a dog"} for name in NAMES]
+        lines += [
+            "{broken",
+            {"file_name": None, "en": "x"},
+            {"en": "x"},
+            {"file_name": "a.jpg", "en": 3},
+            "",
+            '"text"',
+        ]
+        lines += [{"file_name": "../secret.jpg", "en": "x"}, {"file_name": "gone.jpg", "en": "x"}]
+        write_json_lines(tmp_path / "data/metadata.jsonl", lines)
+        write(tmp_path / "secret.jpg", picture(1))
+        rows = load(tmp_path / "data", max_bad_fraction=1.0)
+        assert rows["image_id"][:] == NAMES
+        text = reports(caplog)
+        for reason in (
+            "1  broken JSON line",
+            "2  row without a picture",
+            "1  caption is a number, not text",
+            "1  line is text, not an object",
+            "1  image path leaves its folder",
+            "1  image file missing",
+        ):
+            assert reason in text, text
+        assert "metadata.jsonl line 4" in text
+
+    def test_one_id_of_two_pictures(self, tmp_path, caplog):
+        write_pictures(tmp_path / "data")
+        entries = [{"file_name": name, "image_id": "one", "en": name} for name in NAMES]
+        write_json_lines(tmp_path / "data/metadata.jsonl", entries)
+        (only,) = load(tmp_path / "data", max_bad_fraction=1.0)
+        assert only["captions"] == {"en": ["a.jpg"]} and "2  image_id of another picture" in reports(caplog)
+
+    def test_pictures_of_one_name_inside_a_table(self, tmp_path):
+        rows = [{"image": {"bytes": picture(i), "path": "1.jpg"}, "en": f"picture {i}"} for i in range(3)]
+        (tmp_path / "data").mkdir()
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data/x.parquet")
+        found = load(tmp_path / "data")
+        assert len(set(found["image_id"])) == 3 and [row["captions"]["en"] for row in found] == [
+            [f"picture {i}"] for i in range(3)
+        ]
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({"a.jpg": picture(1)}, r"holds no captions \(1 pictures, no table\); add a metadata.jsonl"),
+            ({"a.csv": b"path,en\n", "b.jsonl": b"{}"}, "tables of several formats"),
+            ({"metadata.jsonl": b"", "metadata.csv": b""}, "has metadata.csv and metadata.jsonl; keep one"),
+            ({"a.csv": b""}, "a.csv has no row that can be read"),
+            ({"a.parquet": b"PAR1"}, "a.parquet is no whole Parquet file"),
+            ({"a.tar": b"x" * 600}, "a.tar is no whole, uncompressed tar"),
+            ({"a.csv": b"path,path\n1,2\n"}, "a column is named twice"),
+        ],
+    )
+    def test_folders_that_are_no_table(self, tmp_path, files, message):
+        for name, contents in files.items():
+            write(tmp_path / "data" / name, contents)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "data")
+
+    def test_names_of_nothing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no data set, file or folder 'nowhere'"):
+            data_scripts.load("nowhere", split="test")
+        with pytest.raises(ValueError, match="takes no data_dir; known are shapes"):
+            data_scripts.load(str(tmp_path), split="test", data_dir=str(tmp_path))
+
+
+def test_a_changed_table_or_picture_is_read_again(tmp_path):
+    source = image_folder(tmp_path)
+    assert len(load(source)) == 3
+    write(source / "e.jpg", picture(3))
+    with (source / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps({"file_name": "e.jpg", "en": "new"}) + "\n")
+    assert load(source)[3]["captions"]["en"] == ["new"]
+    before = load(source)[0]["image"].tobytes()
+    write(source / "a.jpg", picture(4))
+    assert load(source)[0]["image"].tobytes() != before
