@@ -259,6 +259,57 @@ class WebDataset(Table):
         return record
 
 
+class RetrievalTask(Table):
+    """A split in MTEB's retrieval layout: pictures and captions in two tables, and in a third which belong together.
+
+    A record is a picture, with `image`, `image_id` and `captions`, a mapping of languages.
+
+    Args:
+        parts: language → tables of the corpus, of the queries, and of the pairs (qrels).
+    """
+
+    def __init__(self, path: str | os.PathLike, split: str | None, parts: dict[str, dict[str, list[Table]]]):
+        super().__init__(path, split)
+        self.parts = parts
+
+    @property
+    def folder(self) -> str:
+        return os.path.abspath(self.path)
+
+    def state(self) -> str:
+        tables = [table for of_language in self.parts.values() for part in of_language.values() for table in part]
+        return "".join(table.state() for table in tables)
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, Place, str]]:
+        for language, part in self.parts.items():
+            sides = {}
+            for name in ("corpus", "queries"):
+                sides[name] = {}
+                for table in part[name]:
+                    for record, position, where in table.records(Problems(self.path, 1.0, quiet=True)):
+                        key = str(record.get("id", record.get("_id")))
+                        sides[name][key] = (record.get("text"), Place(table, position), where, "image" in record)
+            pictures, texts = sides["corpus"], sides["queries"]
+            ids = ("corpus-id", "query-id")
+            if not any(has_picture for *_, has_picture in pictures.values()):
+                pictures, texts, ids = texts, pictures, ids[::-1]
+            captions: dict[str, list[str]] = {}
+            for table in part["qrels"]:
+                for pair, _, where in table.records(problems):
+                    picture, text = (str(pair.get(name)) for name in ids)
+                    if picture not in pictures or text not in texts:
+                        problems.bad("pair of what is not there", where)
+                    elif pair.get("score", 1):
+                        captions.setdefault(picture, []).append(texts[text][0])
+            for key, found in captions.items():
+                _, place, where, _ = pictures[key]
+                record = {"image": self.read(place)["image"], "image_id": key, "captions": {language: found}}
+                yield record, place, where
+
+    def read(self, position: Place) -> dict:
+        return {"image": position.read().get("image")}
+
+
 class HubSplit(Table):
     """A split of a data set that `datasets` has loaded, pictures undecoded."""
 
@@ -333,8 +384,36 @@ def _table(path: Path, root: Path) -> Table:
     return FORMATS[path.suffix](path, split, language)
 
 
+def _retrieval_tasks(folder: Path, files: list[Path]) -> list[Table]:
+    """The splits of MTEB's layout, where a folder has it."""
+    parts: dict[str | None, dict[str | None, dict[str, list[Table]]]] = {}
+    roles = {"corpus": "corpus", "queries": "queries", "query": "queries", "qrels": "qrels", "default": "qrels"}
+    for path in files:
+        for name in (path.name.split(".")[0], path.parent.name):
+            language, _, role = name.rpartition("-")
+            if role in roles and (not language or language.split("-")[0] in LANGUAGES):
+                table = FORMATS[path.suffix](path, split_of(path))
+                of_language = parts.setdefault(table.split, {}).setdefault(language or None, {})
+                of_language.setdefault(roles[role], []).append(table)
+                break
+    tasks = []
+    for split, languages in parts.items():
+        shared = languages.pop(None, {}) | {}
+        if not languages and shared.keys() >= {"corpus", "queries", "qrels"}:
+            raise ValueError(
+                f"{folder} has {' '.join(shared)} in a language that it does not tell; call them, such as en-queries"
+            )
+        of_languages = {language: shared | own for language, own in languages.items()}
+        whole = {language: part for language, part in of_languages.items() if len(part) == 3}
+        if whole:
+            tasks.append(RetrievalTask(folder, split, whole))
+    return tasks
+
+
 def _tables_in(folder: Path) -> list[Table]:
     files = [path for path in files_below(folder, "*") if path.suffix in FORMATS]
+    if tasks := _retrieval_tasks(folder, files):
+        return tasks
     if metadata := [path for path in files if path.name in METADATA]:
         files = metadata
         if twice := [path for path in files if sum(path.parent == other.parent for other in files) > 1]:

@@ -129,8 +129,27 @@ def long_form(root: Path) -> Path:
     return write_csv(root / "data/captions.tsv", rows)
 
 
+def retrieval_task(root: Path) -> Path:
+    """MTEB's layout, text to image: one corpus, queries and pairs of each language."""
+    corpus = [{"id": name, "image": base64.b64encode(picture(i)).decode()} for i, name in enumerate(NAMES)]
+    write_json_lines(root / "data/corpus/test.jsonl", corpus)
+    for tag, captions in CAPTIONS.items():
+        named = [
+            (f"{name} {k}", name, text)
+            for name, own in zip(NAMES, captions, strict=True)
+            for k, text in enumerate(own)
+        ]
+        write_json_lines(
+            root / f"data/{tag}-queries/test.jsonl", [{"id": key, "text": text} for key, _, text in named]
+        )
+        pairs = [{"query-id": key, "corpus-id": name, "score": 1} for key, name, _ in named]
+        write_json_lines(root / f"data/{tag}-qrels/test.jsonl", pairs)
+    return root / "data"
+
+
 FORMATS = [
     *(image_folder, csv_folder, metadata_at_two_levels, parquet_of_bytes, json_lines_of_base64, tar, long_form),
+    retrieval_task,
 ]
 
 
@@ -152,6 +171,22 @@ def test_an_export_reads_back(make, tmp_path, monkeypatch):
     source = make(tmp_path)
     export.main([str(source), str(tmp_path / "out"), "--splits", "test"])
     assert list(load(tmp_path / "out")) == list(load(source))
+
+
+def test_image_to_text_and_pairs_of_nothing(tmp_path, caplog):
+    pictures = [{"_id": i, "image": base64.b64encode(picture(i)).decode()} for i in range(2)]
+    write_json_lines(tmp_path / "data/de-queries.jsonl", pictures)
+    write_json_lines(tmp_path / "data/de-corpus.jsonl", [{"_id": f"t{i}", "text": f"Bild {i}"} for i in range(3)])
+    pairs = [(0, "t0", 1), (0, "t2", 1), (1, "t1", 1), (1, "t0", 0), (7, "t1", 1)]
+    pairs = [{"query-id": query, "corpus-id": document, "score": score} for query, document, score in pairs]
+    write_json_lines(tmp_path / "data/de-qrels.jsonl", pairs)
+    rows = load(tmp_path / "data", max_bad_fraction=1.0)
+    assert rows["captions"][:] == [{"de": ["Bild 0", "Bild 2"]}, {"de": ["Bild 1"]}]
+    assert "1  pair of what is not there" in reports(caplog)
+    for name in ("queries", "corpus", "qrels"):
+        (tmp_path / f"data/de-{name}.jsonl").rename(tmp_path / f"data/{name}.jsonl")
+    with pytest.raises(ValueError, match="in a language that it does not tell"):
+        load(tmp_path / "data")
 
 
 def test_captions_beside_the_pictures_of_a_tar(tmp_path):
