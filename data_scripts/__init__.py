@@ -18,6 +18,9 @@ BUILDERS = {
     "coco": "data_scripts.coco:COCO",
     "xflickrco": "data_scripts.xflickrco:XFlickrCO",
     "wit": "data_scripts.wit:WIT",
+    "xm3600": "data_scripts.xm3600:XM3600",
+    "xtd10": "data_scripts.xtd:XTD10",
+    "xtd11": "data_scripts.xtd:XTD11",
     "pretraining": "data_scripts.pretraining:Pretraining",
 }
 # What any other name means: a folder or file, or a data set on the Hub.
@@ -86,6 +89,11 @@ def make_builder(
     """The builder that `load` asks for the rows; arguments and errors as there."""
     if name not in BUILDERS and data_dir is not None:
         raise ValueError(f"{name} is no data set known here, and takes no data_dir; known are {', '.join(BUILDERS)}")
+    if name not in BUILDERS and not any(letter in name for letter in "/*.") and not os.path.exists(name):
+        raise FileNotFoundError(
+            f"there is no data set, file or folder {name!r}; one on the Hub is called OWNER/NAME, known are "
+            f"{', '.join(BUILDERS)}"
+        )
     module_name, class_name = BUILDERS.get(name, ANY_TABLE).split(":")
     data_dir = data_dir if name in BUILDERS else name
     module = import_module(module_name)

@@ -4,6 +4,7 @@ The annotations are the official release, https://github.com/multi30k/dataset, a
 
     data/task1/raw/{train,val,test_2016_flickr}.{en,de,fr,cs}.gz    line i of each file is one image's caption
     data/task1/image_splits/{train,val,test_2016_flickr}.txt        line i is that image's file name
+    data/task1/…/test_{2017_flickr,2017_mscoco,2018_flickr}.…       splits of these names; those of 2017 without cs
     data/task2/raw/{train,val,test_2016}.{1,…,5}.{en,de}.gz         five more, written independently of each other
     data/task2/image_splits/{train,val,test_2016}_images.txt
 
@@ -31,13 +32,21 @@ from data_scripts.problems import Problems
 from data_scripts.text import read_lines
 
 HOMEPAGE = "https://github.com/multi30k/dataset"
-# Our split → the release's, task 1. The paper tests on test_2016_flickr, the only one with all four languages.
+# Our split → the release's, task 1. The paper tests on test_2016_flickr; the later ones are of task 1 alone.
 STEMS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+LATER_TESTS = {
+    "test_2017_flickr": ("en", "de", "fr"),
+    "test_2017_mscoco": ("en", "de", "fr"),
+    "test_2018_flickr": ("en", "de", "fr", "cs"),
+}
 # Task 2 leaves the photographs' origin out of its names.
 TASK_2_STEMS = STEMS | {"test": "test_2016"}
 LANGUAGES = {1: ("en", "de", "fr", "cs"), 2: ("en", "de")}
 # As released; every row has its captions in all languages of the task.
-PUBLISHED_ROWS = {"train": 29_000, "validation": 1_014, "test": 1_000}
+PUBLISHED_ROWS = {
+    **{"train": 29_000, "validation": 1_014, "test": 1_000},
+    **{"test_2017_flickr": 1_000, "test_2017_mscoco": 461, "test_2018_flickr": 1_071},
+}
 
 _CITATION = """\
 @inproceedings{elliott-etal-2016-multi30k,
@@ -63,6 +72,7 @@ class Multi30KConfig(AnnotationConfig):
 
     dataset = "multi30k"
     homepage = HOMEPAGE
+    splits = (*STEMS, *LATER_TESTS)
     annotations = f"a clone of {HOMEPAGE}"
     photographs = "Flickr30k's photographs"
     published_folders = ("flickr30k-images",)
@@ -70,10 +80,12 @@ class Multi30KConfig(AnnotationConfig):
     def known_languages(self) -> Sequence[str]:
         if self.task not in LANGUAGES:
             raise ValueError(f"multi30k has task 1 and task 2, not {self.task!r}")
-        return LANGUAGES[self.task]
+        if self.split in LATER_TESTS and self.task != 1:
+            raise ValueError(f"{self.split} is of multi30k's task 1, not {self.task}")
+        return LATER_TESTS.get(self.split, LANGUAGES[self.task])
 
     def find_files(self) -> dict[str | tuple[str, int], Path]:
-        stem = STEMS[self.split]
+        stem = STEMS.get(self.split, self.split)
         if any(Path(self.data_dir).glob(f"{stem}.*.json*")):
             return {language: self.file(f"{stem}.{language}.json", language=language) for language in self.languages}
         folder = self.folder_of(f"data/task{self.task}")
@@ -101,7 +113,8 @@ class Multi30KConfig(AnnotationConfig):
     def _read_release(self, problems: Problems, cure: str) -> Iterator[Annotation]:
         files = dict(self.files)
         image_list = files.pop("images")
-        names = [line.strip() for line in read_lines(image_list, cure)]
+        # Names of COCO's photographs have the number of their caption behind them.
+        names = [line.strip().partition("#")[0] for line in read_lines(image_list, cure)]
         lines = {key: read_lines(path, cure) for key, path in files.items()}
         for key, path in files.items():
             if len(lines[key]) != len(names):

@@ -371,6 +371,8 @@ def open_tables(source: str) -> list[Table]:
         if not found:
             raise FileNotFoundError(f"no file is called {source}")
         return [_table(file, file.parent) for file in found]
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise FileNotFoundError(f"there is no file or folder {source!r}")
     return _from_hub(source)
 
 
@@ -431,10 +433,6 @@ def _tables_in(folder: Path) -> list[Table]:
 
 
 def _from_hub(name: str) -> list[Table]:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise FileNotFoundError(
-            f"there is no data set, file or folder {name!r}; a data set on the Hub is called OWNER/NAME"
-        )
     try:
         splits = datasets.load_dataset(name)
     except (OSError, ValueError, RuntimeError) as error:

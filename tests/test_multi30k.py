@@ -373,8 +373,25 @@ def test_layout_of_the_research_code(release, caplog):
         load(release, **arguments)
 
 
+def test_later_test_splits(release):
+    for split, languages in (("test_2017_mscoco", ["en", "de", "fr"]), ("test_2018_flickr", LANGUAGES)):
+        names = ["COCO_train2014_1.jpg#7", "b.jpg#8"] if "mscoco" in split else ["x.jpg", "y.jpg"]
+        write_lines(release / f"m30k/task1/image_splits/{split}.txt", names)
+        for language in languages:
+            write_lines(release / f"m30k/task1/raw/{split}.{language}.gz", [f"{language} {n}" for n in names])
+        for name in names:
+            write_photograph(release / "photographs" / name.split("#")[0])
+        rows = load(release, split)
+        assert rows["image_id"][:] == [name.split("#")[0] for name in names]
+        assert list(rows.features["captions"]) == languages
+    with pytest.raises(ValueError, match="test_2018_flickr is of multi30k's task 1, not 2"):
+        load(release, "test_2018_flickr", task=2)
+
+
 def test_names_of_data_sets():
-    with pytest.raises(ValueError, match="no data set 'multi40k'; choose one of shapes, multi30k"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no data set, file or folder 'multi40k'; .* known are shapes, multi30k"
+    ):
         data_scripts.load("multi40k", split="train")
     with pytest.raises(ValueError, match="shapes takes no data_dir; it takes"):
         data_scripts.load("shapes", split="train", data_dir="anywhere")

@@ -360,6 +360,8 @@ class TestBadInput:
     def test_names_of_nothing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no data set, file or folder 'nowhere'"):
             data_scripts.load("nowhere", split="test")
+        with pytest.raises(FileNotFoundError, match=r"no file or folder './gone/x\.csv'"):
+            data_scripts.load("./gone/x.csv", split="test")
         with pytest.raises(ValueError, match="takes no data_dir; known are shapes"):
             data_scripts.load(str(tmp_path), split="test", data_dir=str(tmp_path))
 
