@@ -1,8 +1,5 @@
-"""The one place where an image file becomes an RGB picture, or a `BadImage` that says why not."""
+"""Where a data set's images are. What becomes of them is in `processing_ccrk`, which travels with checkpoints."""
 
-import base64
-import binascii
-import io
 import os
 import stat
 import unicodedata
@@ -10,104 +7,28 @@ from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
-from PIL import Image
+from processing_ccrk import (
+    BOMB,
+    DAMAGED,
+    EMPTY,
+    EMPTY_PATH,
+    MISSING,
+    NO_IMAGE,
+    NOT_A_SOURCE,
+    NOT_AN_IMAGE,
+    NOT_BASE64,
+    TOO_SMALL,
+    UNREADABLE,
+    WRONG_RANGE,
+    WRONG_SHAPE,
+    BadImage,
+    decode_base64,
+    read_image,
+)
 
-from processing_ccrk import DECODING_ERRORS, make_upright, to_rgb
-
-# What is read: the formats of photographs on the web. Others of Pillow's stay closed: EPS, for one, runs Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-# Pixels a side. Less is a placeholder or a tracking pixel.
-MIN_SIDE = 8
-
-MISSING = "image file missing"
-UNREADABLE = "image file cannot be opened"
 OUTSIDE = "image path leaves its folder"
 TOO_LONG = "image path is too long or too deep"
 NOT_A_FILE = "image is no file"
-EMPTY = "image of zero bytes"
-NOT_BASE64 = "image is no base64"
-NOT_AN_IMAGE = "not an image"
-DAMAGED = "image truncated or damaged"
-BOMB = "image is a decompression bomb"
-TOO_SMALL = f"image smaller than {MIN_SIDE} pixels"
-
-# The first bytes of the formats above: a file that has them and is not understood is damaged, others are no images.
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
-
-
-class BadImage(ValueError):
-    """An image that cannot be used; `reason` is one of this module's constants."""
-
-    def __init__(self, reason: str, where: str):
-        super().__init__(f"{reason}: {where}")
-        self.reason = reason
-        self.where = where
-
-    def __reduce__(self):  # it crosses from workers to the main process
-        return BadImage, (self.reason, self.where)
-
-
-def read_image(
-    source: str | os.PathLike | bytes | dict | Image.Image, target_size: int | None = None, where: str | None = None
-) -> Image.Image:
-    """Opens an image as RGB, as `processing_ccrk.to_rgb` makes it.
-
-    EXIF orientation is applied; an animation gives its first frame.
-
-    Args:
-        source: a path, the encoded bytes, either as `datasets.Image(decode=False)` gives them, or a decoded picture.
-        target_size: side in pixels of the square that the picture will be resized to. A JPEG file is then decoded at
-            1/2, 1/4 or 1/8 of its size as long as both sides keep as many pixels.
-        where: names the image in errors; the path by default.
-
-    Raises:
-        BadImage: for each reason among this module's constants but `OUTSIDE` and `NOT_BASE64`.
-    """
-    if isinstance(source, Image.Image):
-        return to_rgb(source)
-    if isinstance(source, dict):
-        source = source["bytes"] if source["bytes"] is not None else source["path"]
-    if isinstance(source, bytes):
-        contents, where = source, where or "bytes"
-    else:
-        where = where or os.fspath(source)
-        try:
-            if os.path.exists(source) and not os.path.isfile(source):  # a pipe would wait for someone to write to it
-                raise BadImage(UNREADABLE, where)
-            with open(source, "rb") as file:
-                contents = file.read()
-        except FileNotFoundError as error:
-            raise BadImage(MISSING, where) from error
-        except (OSError, ValueError) as error:  # ValueError: a null character in the path
-            raise BadImage(UNREADABLE, where) from error
-    if not contents:
-        raise BadImage(EMPTY, where)
-    try:
-        with Image.open(io.BytesIO(contents), formats=FORMATS) as image:
-            if min(image.size) < MIN_SIDE:
-                raise BadImage(TOO_SMALL, where)
-            if target_size is not None:
-                image.draft(None, (target_size, target_size))
-            image.load()
-            make_upright(image)
-            return to_rgb(image)
-    except BadImage:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadImage(BOMB, where) from error
-    except Image.UnidentifiedImageError as error:
-        known = contents.startswith(_MAGIC) or contents[4:12] == b"ftypavif"
-        raise BadImage(DAMAGED if known else NOT_AN_IMAGE, where) from error
-    except DECODING_ERRORS as error:
-        raise BadImage(DAMAGED, where) from error
-
-
-def decode_base64(text: str | bytes, where: str) -> bytes:
-    """The bytes of an image that is stored as base64; BadImage where they are not."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:  # ValueError: letters beyond ASCII
-        raise BadImage(NOT_BASE64, where) from error
 
 
 # A path with more bytes names no file on any common system; and nobody's folders are as deep, while each takes a look.
@@ -246,3 +167,33 @@ class ImageFolder:
         for _ in found.guess.split("/"):
             above = os.path.dirname(above)
         return above if os.path.exists(os.path.join(above, found.guess, found.name)) else None
+
+
+__all__ = [
+    "BOMB",
+    "DAMAGED",
+    "EMPTY",
+    "EMPTY_PATH",
+    "MISSING",
+    "NOT_AN_IMAGE",
+    "NOT_A_FILE",
+    "NOT_A_SOURCE",
+    "NOT_BASE64",
+    "NO_IMAGE",
+    "OUTSIDE",
+    "TOO_LONG",
+    "TOO_SMALL",
+    "UNREADABLE",
+    "WRONG_RANGE",
+    "WRONG_SHAPE",
+    "BadImage",
+    "Found",
+    "ImageFolder",
+    "decode_base64",
+    "find_file",
+    "is_same_name",
+    "picture_name",
+    "read_image",
+    "relative_name",
+    "with_folder",
+]

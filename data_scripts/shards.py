@@ -5,6 +5,8 @@ A line is one image in JSON:
     {"caption": {"en": "…", "de": "…"}, "image_path": "….jpg"}
     {"caption": [{"en": "…"}, {"en": "…"}], "image": "base64 of the file"}   or "binary"
 
+A path goes before what is inline, and null or an empty text is as good as nothing.
+
 This is apart from the builder because `datasets` gives a builder's module an `open` of its own, for remote files.
 """
 
@@ -27,7 +29,9 @@ from tqdm import tqdm
 
 from data_scripts.captions import caption_problem, report_tags, what_is
 from data_scripts.images import (
+    EMPTY_PATH,
     MISSING,
+    NO_IMAGE,
     BadImage,
     decode_base64,
     find_file,
@@ -44,7 +48,6 @@ logger = logging.getLogger(__name__)
 NOT_UTF8 = "line is not UTF-8"
 NOT_JSON = "line is no JSON"
 NO_LANGUAGE = "no caption in the languages asked for"
-NO_IMAGE = "row without an image"
 
 SHARD_CONTENTS = "one JSON object on each line"
 # How gzip, bzip2, xz, Zstandard and zip begin.
@@ -155,14 +158,16 @@ def image_source(row: dict) -> tuple[str | None, str | None]:
         BadRow: there is neither.
         BadImage: the path leads out of its folder.
     """
-    if (name := row.get("image_path")) is not None:
-        if not is_text(name):
-            raise BadRow(f"image_path is {what_is(name)}, not text")
+    name, inline = row.get("image_path"), row.get("image") or row.get("binary")
+    if name is not None and not is_text(name):
+        raise BadRow(f"image_path is {what_is(name)}, not text")
+    if name and not name.isspace():
         return relative_name(name), None
-    inline = row.get("image", row.get("binary"))
-    if not isinstance(inline, str) or not inline:
-        raise BadRow(f"image is {what_is(inline)}, not base64" if inline else NO_IMAGE)
-    return None, inline
+    if inline and not isinstance(inline, str):
+        raise BadRow(f"image is {what_is(inline)}, not base64")
+    if inline:
+        return None, inline
+    raise BadRow(NO_IMAGE if name is None else EMPTY_PATH)
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import processing_ccrk
 from ccrk import CCRKForImageTextRetrieval, CCRKModel
 
 TEXTS = ["a small red star", "ein großer blauer Kreis", "一个红色的星", "a green square", "ein Stern"]
@@ -60,9 +61,10 @@ def test_embeddings_are_those_of_the_forward_whatever_the_batch(model, processor
     assert model.encode_images([], processor).shape == model.encode_texts([], processor).shape == (0, 16)
 
 
-def test_pictures_as_path_url_pil_and_array_are_the_same(model, processor, pictures, tmp_path):
+def test_pictures_as_path_url_pil_and_array_are_the_same(model, processor, pictures, tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     pictures[0].save(path)
+    monkeypatch.setattr(processing_ccrk, "is_public", lambda address: True)
     with serve(tmp_path) as address:
         mixed = [path, str(path), f"{address}/photo.png", pictures[0], np.asarray(pictures[0])]
         embeds = model.encode_images(mixed, processor, batch_size=2)

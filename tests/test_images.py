@@ -1,11 +1,19 @@
 """Every kind of image file becomes RGB or is refused for the right reason; counting, and training, go on."""
 
+import base64
+import contextlib
+import http.server
 import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
+import threading
 import time
 import unicodedata
+import urllib.parse
+import warnings
 import zlib
 from pathlib import Path
 
@@ -16,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import processing_ccrk
 from data_scripts import images
 from data_scripts.images import BadImage, ImageFolder, decode_base64, find_file, picture_name, read_image, with_folder
 from data_scripts.problems import Problems
@@ -38,15 +47,23 @@ def encode(image: Image.Image, file_format: str, **options) -> bytes:
     return buffer.getvalue()
 
 
+def png(width: int, height: int, bits: int, colour_type: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file with that size and these bytes of pixels, as many as there are."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    every = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in every
+    )
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG file that promises a size and holds a few pixels."""
+    return png(width, height, 8, 2, bytes(64))
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 64))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+def png_bomb(side: int) -> bytes:
+    """Some kB that hold side² pixels of one bit, half transparent."""
+    return png(side, side, 1, 0, bytes(side * (1 + -(-side // 8))), (b"tRNS", b"\0\0"))
 
 
 JPEG, PNG, WEBP, GIF = (encode(photograph(), file_format) for file_format in ("JPEG", "PNG", "WEBP", "GIF"))
@@ -313,13 +330,431 @@ def test_sources(tmp_path):
         assert read_image(source).tobytes() == expected
 
 
-def test_base64():
-    assert decode_base64("/9j/", "row 1") == b"\xff\xd8\xff"
-    for text in ("", "/9j/"):
+# All of the alphabet, and a length that is no multiple of three.
+ENCODED = base64.b64encode(bytes(range(256))).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ENCODED,
+        ENCODED.rstrip("="),
+        base64.urlsafe_b64encode(bytes(range(256))).decode(),
+        base64.urlsafe_b64encode(bytes(range(256))).decode().rstrip("="),
+        base64.encodebytes(bytes(range(256))).decode(),
+        f"\r\n  {ENCODED[:99]}\r\n\t{ENCODED[99:]} ",
+        f"data:image/jpeg;base64,{ENCODED}",
+        f" DATA:image/png;name=a.png;Base64, {ENCODED}\n",
+        f"data:;base64,{urllib.parse.quote(ENCODED, safe='')}",
+    ],
+)
+def test_base64_as_people_write_it(text):
+    assert decode_base64(text, "row 1") == decode_base64(text.encode(), "row 1") == bytes(range(256))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("<html>", "ä", "/9j/\n*", "/9j/A", "/9=j", "/9j/=AAA", "http://a/b.jpg", "\ud800", "b'/9j/'"),
+        *("data:image/svg+xml,<svg/>", "data:image/jpeg;base64", "data:,/9j/", "data:image/jpeg;base64,<html>"),
+    ],
+)
+def test_no_base64(text):
+    with pytest.raises(BadImage, match="image is no base64: row 1"):
         decode_base64(text, "row 1")
-    for text in ("/9j", "<html>", "ä", "/9j/\n*"):
-        with pytest.raises(BadImage, match="image is no base64: row 1"):
-            decode_base64(text, "row 1")
+
+
+def embed(model, processor, source) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**processor(images=source)).image_embeds
+
+
+PIXELS = np.asarray(photograph((40, 30)))
+DEEP = PIXELS.astype(np.uint16) * 257
+SCALED = (PIXELS / 255).astype(np.float32)
+TENSOR = torch.from_numpy(SCALED).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "tolerance"),
+    [
+        (PIXELS, 0),
+        (PIXELS[:, ::-1][:, ::-1], 0),
+        (PIXELS.transpose(2, 0, 1), 0),
+        (torch.from_numpy(PIXELS.copy()), 0),
+        (torch.from_numpy(PIXELS.copy()).permute(2, 0, 1), 0),
+        (DEEP, 0),
+        (DEEP.astype(">u2"), 0),
+        (PIXELS.astype(np.uint16) << 8, 0),
+        (torch.from_numpy(DEEP), 0),
+        (SCALED, 0),
+        (SCALED.astype(np.float64).transpose(2, 0, 1), 0),
+        (SCALED.astype(np.float16), 0),
+        (SCALED * 1.0005 - 0.0002, 0),
+        (TENSOR, 0),
+        (TENSOR.half(), 0),
+        (TENSOR.bfloat16(), 1),
+        (TENSOR.clone().requires_grad_(), 0),
+        (np.dstack([PIXELS, np.full((30, 40), 255, np.uint8)]), 0),
+        (np.dstack([SCALED, np.ones((30, 40), np.float32)]), 0),
+        (encode(Image.fromarray(PIXELS), "PNG"), 0),
+        (bytearray(encode(Image.fromarray(PIXELS), "PNG")), 0),
+        (io.BytesIO(encode(Image.fromarray(PIXELS), "PNG")), 0),
+        ({"bytes": encode(Image.fromarray(PIXELS), "PNG"), "path": "elsewhere.png"}, 0),
+        ("data:image/png;base64," + base64.b64encode(encode(Image.fromarray(PIXELS), "PNG")).decode(), 0),
+    ],
+    ids=lambda value: f"{value.dtype}{tuple(value.shape)}" if hasattr(value, "dtype") else type(value).__name__,
+)
+def test_one_picture_in_any_form(tiny_model, processor, source, tolerance):
+    """0.97 and -0.95 were the cosines of floats and uint16 to the picture of the same pixels."""
+    picture = Image.fromarray(PIXELS)
+    if not isinstance(source, str):
+        assert np.abs(np.asarray(read_image(source), int) - PIXELS).max() <= tolerance
+    found, expected = (processor(images=image)["pixel_values"] for image in (source, picture))
+    assert (found - expected).abs().max() <= tolerance / 255 / 0.26
+    model = tiny_model.ccrk.eval()
+    assert (embed(model, processor, source) * embed(model, processor, picture)).sum() > 0.9999
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (16, 24, 1), (1, 16, 24)])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "bool"])
+def test_grey_pixels(kind, shape):
+    white = {"uint8": 255, "uint16": 65535, "float32": 1.0, "bool": True}[kind]
+    pixels = np.zeros((16, 24), kind)
+    pixels[:, 12:] = white
+    picture = read_image(pixels.reshape(shape))
+    assert picture.size == (24, 16)
+    assert picture.getpixel((2, 3)) == (0, 0, 0) and picture.getpixel((20, 3)) == (255, 255, 255)
+
+
+def test_transparent_pixels_are_white():
+    pixels = np.zeros((16, 16, 4), np.float32)
+    pixels[:, :8, 3] = 1
+    for array in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        picture = read_image(array)
+        assert picture.getpixel((2, 8)) == (0, 0, 0) and picture.getpixel((12, 8)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (PIXELS.astype(np.float32), images.WRONG_RANGE),
+        (SCALED * 2 - 1, images.WRONG_RANGE),
+        (np.where(SCALED > 0.5, np.nan, SCALED), images.WRONG_RANGE),
+        (SCALED + np.where(SCALED > 0.5, np.inf, 0), images.WRONG_RANGE),
+        (TENSOR.sub(0.5).div(0.2), images.WRONG_RANGE),
+        (PIXELS.astype(np.int64), images.WRONG_RANGE),
+        (PIXELS.astype(np.int8), images.WRONG_RANGE),
+        (torch.from_numpy(PIXELS.astype(np.int32)), images.WRONG_RANGE),
+        (PIXELS.astype(np.uint32), images.WRONG_RANGE),
+        (PIXELS.astype(np.complex64), images.WRONG_RANGE),
+        (PIXELS.astype(object), images.WRONG_RANGE),
+        (PIXELS[:, :, :2], images.WRONG_SHAPE),
+        (np.zeros((3, 100, 3), np.uint8), images.WRONG_SHAPE),
+        (np.zeros((100, 3, 100), np.uint8), images.WRONG_SHAPE),
+        (np.zeros((4, 4, 3), np.uint8), images.WRONG_SHAPE),
+        (np.zeros((5, 16, 16), np.uint8), images.WRONG_SHAPE),
+        (np.zeros((0, 16), np.float32), images.WRONG_SHAPE),
+        (np.zeros(16, np.uint8), images.WRONG_SHAPE),
+        (np.array(["a.jpg"]), images.WRONG_SHAPE),
+        (torch.zeros(2, 2, 3, 16, 16), images.WRONG_SHAPE),
+    ],
+)
+def test_pixels_of_no_clear_meaning_are_refused(processor, pixels, reason):
+    with pytest.raises(BadImage) as caught:
+        read_image(pixels)
+    assert caught.value.reason == reason
+    with pytest.raises(ValueError, match=r"images\[1\] cannot be read as a picture: pixels n") as raised:
+        processor(images=[PIXELS, pixels])
+    assert "\n" not in str(raised.value) and str(tuple(pixels.shape)) in str(raised.value)
+
+
+@pytest.mark.parametrize("batch", [np.stack([PIXELS, 255 - PIXELS]), torch.stack([TENSOR, 1 - TENSOR])])
+def test_a_batch_of_pixels_is_a_list_of_pictures(processor, batch):
+    expected = processor(images=[Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)])["pixel_values"]
+    for images_ in (batch, list(batch), [batch[:1], batch[1:]], (batch,)):
+        assert torch.equal(processor(images=images_)["pixel_values"], expected)
+    with pytest.raises(ValueError, match="the list of images is empty"):
+        processor(images=batch[:0])
+
+
+def test_the_column_of_a_data_set_is_a_list_of_pictures(processor, shapes):
+    column = shapes.select(range(3))["image"]
+    assert not isinstance(column, list)
+    assert torch.equal(processor(images=column)["pixel_values"], processor(images=list(column))["pixel_values"])
+
+
+def test_pixels_that_are_to_stay_unscaled_are_refused(processor):
+    """For other processors the option says that floats are scaled already; pictures would come out 255 times so."""
+    for options in ({"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}):
+        with pytest.raises(ValueError, match="leave do_rescale out"):
+            processor(images=TENSOR, **options)
+    raw = processor(images=TENSOR, do_rescale=False, do_normalize=False)["pixel_values"]
+    assert torch.equal(
+        raw, processor(images=Image.fromarray(PIXELS), do_rescale=False, do_normalize=False).pixel_values
+    )
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "ICO", "PCX", "TGA", "PDF", "SGI", "JPEG2000", "DDS"])
+def test_the_processor_opens_the_formats_of_training_alone(processor, tmp_path, file_format):
+    Image.fromarray(PIXELS).resize((32, 32)).save(tmp_path / "a.jpg", file_format)
+    with pytest.raises(BadImage, match="not an image"):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read as a picture: not an image"):
+        processor(images=tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("contents", DAMAGED.values(), ids=DAMAGED)
+def test_the_processor_refuses_what_training_refuses(processor, contents):
+    with pytest.raises(ValueError) as raised:
+        processor(images=contents[0])
+    assert str(raised.value).startswith(f"images[0] cannot be read as a picture: {contents[1]}")
+
+
+@pytest.mark.parametrize("source", [None, 5, 5.0, {}, {"bytes": None, "path": None}, object(), [[[]]], "", "a\0.jpg"])
+def test_what_is_no_picture_at_all(processor, source):
+    with pytest.raises(BadImage):
+        read_image(source)
+    with pytest.raises(ValueError) as raised:
+        processor(images=[source])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_opened_photograph_is_turned_as_its_file_is(processor, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    contents = encode(photograph(), "PNG", exif=exif)
+    opened = Image.open(io.BytesIO(contents))
+    picture = read_image(contents)
+    assert picture.size == ((64, 48) if orientation == 3 else (48, 64))
+    for source in (opened, picture, read_image(picture), picture.resize(picture.size)):
+        assert read_image(source).tobytes() == picture.tobytes()
+    assert opened.size == (64, 48), "it is not ours to turn"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "endless.jpg"):
+        with pytest.raises(BadImage, match="cannot be opened"):
+            read_image(tmp_path / name)
+    (tmp_path / "holes.jpg").touch()
+    os.truncate(tmp_path / "holes.jpg", 1 << 40)
+    with pytest.raises(BadImage) as caught:
+        read_image(tmp_path / "holes.jpg")
+    assert caught.value.reason == images.BOMB
+
+
+def test_the_pixel_limit_is_the_same_at_every_scale(monkeypatch):
+    monkeypatch.setattr(processing_ccrk, "MAX_PIXELS", 64 * 48 - 1)
+    for target_size in (None, 1, 8):
+        for file_format in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"):
+            with pytest.raises(BadImage) as caught:
+                read_image(encode(photograph(), file_format), target_size)
+            assert caught.value.reason == images.BOMB
+        # Photographs of twice as many pixels are decoded at half their size.
+        assert max(read_image(JPEG, target_size).size) <= 32
+        with pytest.raises(BadImage, match="96 × 72 pixels"):
+            read_image(encode(photograph((96, 72)), "JPEG"), target_size)
+    for decoded in (photograph(), np.asarray(photograph()), Image.open(io.BytesIO(PNG))):
+        with pytest.raises(BadImage) as caught:
+            read_image(decoded)
+        assert caught.value.reason == images.BOMB
+
+
+def test_the_limit_of_pillow_is_no_matter_of_ours(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # above, it warns; above twice as many, it raises
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(PNG).size == (64, 48)
+        with pytest.raises(BadImage) as caught:
+            read_image(encode(photograph((96, 72)), "JPEG"))
+    assert caught.value.reason == images.BOMB
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BadImage) as caught:
+        read_image(png_header(8000, 8000))
+    assert caught.value.reason == images.BOMB
+
+
+def test_a_progressive_file_of_endless_scans():
+    first = PROGRESSIVE.rindex(b"\xff\xda")
+    with pytest.raises(BadImage, match=r"10\d\d scans"):
+        read_image(PROGRESSIVE[:-2] + PROGRESSIVE[first:-2] * 1000 + PROGRESSIVE[-2:])
+
+
+BOMBS = """
+import resource, sys
+from processing_ccrk import BOMB, BadImage, read_image
+from PIL import Image
+
+def address_space(spare):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
+
+read_image(Image.new("LA", (64, 64)))
+address_space(1 << 30)
+print(read_image(sys.argv[1]).size)
+address_space(1 << 27)  # not enough for the pixels that are allowed
+for path in sys.argv[1:]:
+    try:
+        read_image(path)
+    except BadImage as error:
+        print(error.reason == BOMB)
+print(read_image(Image.new("LA", (64, 64))).size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_bombs_take_bounded_memory(tmp_path):
+    """The larger file took 2.7 GB."""
+    for side in (7300, 13000):
+        (tmp_path / f"{side}.png").write_bytes(png_bomb(side))
+    assert (tmp_path / "13000.png").stat().st_size < 50_000
+    paths = [str(tmp_path / "7300.png"), str(tmp_path / "13000.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBS, *paths], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.stdout.splitlines() == ["(7300, 7300)", "True", "True", "(64, 64)"], done.stderr
+
+
+def test_a_picture_that_memory_does_not_suffice_for_is_counted(processor, rows, monkeypatch):
+    def to_rgb(image):
+        if image.format == "WEBP":
+            raise MemoryError
+        return image.convert("RGB")
+
+    monkeypatch.setattr(processing_ccrk, "to_rgb", to_rgb)
+    problems = CCRKCollator(processor, ["en"])(rows)["problems"]
+    assert problems.counts[images.BOMB] == 1
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """Answers as slowly, as long or as roundabout as the path says."""
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        kind, _, rest = self.path.removeprefix("/").partition("/")
+        with contextlib.suppress(OSError):
+            getattr(self, kind)(urllib.parse.unquote(rest))
+
+    def start(self, status=200, **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def picture(self, rest):
+        self.start()
+        self.wfile.write(PNG)
+
+    def redirect(self, rest):
+        self.start(302, Location=rest or "/redirect/")
+
+    def slow_body(self, rest):
+        self.start()
+        self.drip()
+
+    def slow_headers(self, rest):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        self.drip()
+
+    def drip(self):
+        for _ in range(200):
+            self.wfile.write(b"a")
+            time.sleep(0.05)
+
+    def endless(self, rest):
+        self.start()
+        while True:
+            self.wfile.write(bytes(1 << 16))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """127.0.0.1 is as good as public in these tests; 127.0.0.2 is not."""
+    public = processing_ccrk.is_public
+    monkeypatch.setattr(processing_ccrk, "is_public", lambda address: address == "127.0.0.1" or public(address))
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{listener.server_port}"
+    listener.shutdown()
+    listener.server_close()
+
+
+def test_a_picture_behind_redirects(processor, server):
+    expected = processor(images=photograph())["pixel_values"]
+    for url in ("picture", "redirect//picture", f"redirect/http://{server}/redirect//picture/ä b?c=%20d&e"):
+        assert torch.equal(processor(images=f"HTTP://{server}/{url}")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("kind", ["slow_body", "slow_headers"])
+def test_a_url_may_take_so_long_in_all(processor, server, monkeypatch, kind):
+    monkeypatch.setattr(processing_ccrk, "URL_SECONDS", 0.5)
+    started = time.monotonic()
+    with pytest.raises(
+        ValueError, match=rf"/{kind} cannot be read as a picture: it did not arrive within 0\.5 seconds"
+    ):
+        processor(images=f"http://{server}/{kind}")
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://{}/endless", "it has more than 1,000,000 bytes"),
+        ("http://{}/redirect/", "more than 5 redirects"),
+        ("http://{}/redirect/file%3A%2F%2F%2Fetc%2Fpasswd", "no http or https URL"),
+        ("http://{}/redirect/http%3A%2F%2F127.0.0.2%2Fa.jpg", "on a private network"),
+        ("http://{}/nothing", "Remote end closed connection|Connection reset"),
+        ("http://user:secret@127.0.0.2:80/a.jpg", "on a private network"),
+        ("http://2130706434/a.jpg", "on a private network"),
+        ("http://[::ffff:127.0.0.2]/a.jpg", "on a private network"),
+        ("http://[::1]/a.jpg", "on a private network"),
+        ("https://127.0.0.2/a.jpg", "on a private network"),
+        ("http:///a.jpg", "no http or https URL"),
+        ("http://[/a.jpg", "Invalid IPv6 URL"),
+        ("http://{}:x/a.jpg", "Port could not be cast"),
+    ],
+)
+def test_a_url_leads_where_anybody_may_go(processor, server, monkeypatch, url, reason):
+    monkeypatch.setattr(processing_ccrk, "MAX_BYTES", 1_000_000)
+    with pytest.raises(ValueError, match=rf"^http.* cannot be read as a picture: .*({reason})") as raised:
+        processor(images=[url.format(server)])
+    assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", True),
+        ("::ffff:93.184.215.14", True),
+        ("64:ff9b::5db8:d70e", True),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("::", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.1.2.3", False),
+        ("2002:7f00:1::", False),
+        ("64:ff9b::a01:203", False),
+    ],
+)
+def test_public_addresses(address, public):
+    assert processing_ccrk.is_public(address) == public
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,8 @@ def test_save_and_load(processor, tmp_path):
         ({"text": ["a star", " ?! "]}, "empty after normalisation"),
         ({"images": ["no such picture.jpg"]}, "no such picture.jpg cannot be read as a picture"),
         ({"images": [__file__]}, "test_processing.py cannot be read as a picture"),
-        ({"images": [b"these bytes are no picture"]}, "a bytes is no picture; give a path"),
+        ({"images": [b"these bytes are no picture"]}, r"images\[0\] cannot be read as a picture: not an image"),
+        ({"images": [Image.new("RGB", (9, 9)), 5]}, r"images\[1\] cannot be read as a picture: neither a path"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(processor, arguments, message):
@@ -348,8 +349,8 @@ def test_arguments_by_group(processor):
         ("max_length", {"max_length": 16}, {"text_kwargs": {"max_length": 8}}),
         ("max_length", {"max_length": 8}, {"text_kwargs": {"max_length": 16}}),
         ("padding", {"padding": "max_length"}, {"text_kwargs": {"padding": False}}),
-        ("do_rescale", {"do_rescale": True}, {"images_kwargs": {"do_rescale": False}}),
-        ("do_rescale", {"do_rescale": False}, {"images_kwargs": {"do_rescale": True}}),
+        ("do_normalize", {"do_normalize": True}, {"images_kwargs": {"do_normalize": False}}),
+        ("do_normalize", {"do_normalize": False}, {"images_kwargs": {"do_normalize": True}}),
         ("size", {"size": {"height": 9, "width": 9}}, {"images_kwargs": {"size": {"height": 8, "width": 8}}}),
         ("return_tensors", {"return_tensors": "pt"}, {"common_kwargs": {"return_tensors": "np"}}),
         ("return_tensors", {"return_tensors": None}, {"common_kwargs": {"return_tensors": "np"}}),
