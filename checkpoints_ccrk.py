@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.trainer_utils import sort_checkpoints
 
 from configuration_ccrk import CCRKConfig
+from errors_ccrk import InputError
 from files_ccrk import deepspeed_problem, open_pretrained
 from processing_ccrk import CCRKProcessor
 
@@ -54,7 +55,7 @@ ORDER_OF_ROWS = {
 }
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A run cannot go on from this checkpoint."""
 
 

@@ -26,6 +26,11 @@ XLM_ROBERTA_LARGE_6 = {
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
 }
+# Fields of encoders' configurations that count something there must be.
+SIZES = (
+    "embed_dim depths num_heads window_size patch_size image_size num_channels vocab_size hidden_size "
+    "num_hidden_layers num_attention_heads intermediate_size max_position_embeddings type_vocab_size"
+).split()
 
 
 @strict
@@ -102,6 +107,12 @@ class CCRKConfig(PreTrainedConfig):
         text, vision = self.text_config, self.vision_config
         if text.model_type != "xlm-roberta":
             raise ValueError(f"text_config is of type {text.model_type!r}; the text encoder must be 'xlm-roberta'")
+        for part, fields in (("text_config", text), ("vision_config", vision)):
+            for name in SIZES:
+                size = getattr(fields, name, None)
+                numbers = size if isinstance(size, list | tuple) else [size]
+                if any(isinstance(number, int) and number < 1 for number in numbers):
+                    raise ValueError(f"{part}.{name} is {size}; it must be at least 1")
         if text.hidden_size % text.num_attention_heads:
             raise ValueError(
                 f"text_config.hidden_size {text.hidden_size} is not a multiple of its num_attention_heads "

@@ -11,6 +11,14 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
 
+class InputError(ValueError):
+    """What was given is to blame, and not the code that finds it out: the message says all there is to say."""
+
+    def __init__(self, message: str):
+        # A data loader's worker hands it over with a traceback before it.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2])
+
+
 def printable(text: object) -> str:
     r"""
     A text whose control and format characters are shown (`\x1b`, `\u202e`) and not obeyed, lines kept: a terminal
@@ -48,6 +56,11 @@ def log_to_screen(level: int = logging.INFO) -> None:
             handler.setFormatter(PrintableFormatter(handler.formatter or logging.Formatter()))
 
 
+def mistake(error: Exception) -> BaseException:
+    """The error itself, without the words about itself that `@strict` wraps it in."""
+    return error.__cause__ or error if isinstance(error, StrictDataclassError) else error
+
+
 @contextlib.contextmanager
 def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError)) -> Iterator[None]:
     """
@@ -60,10 +73,11 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError, R
     try:
         yield
     except StrictDataclassError as error:
-        sys.exit(f"error: {one_line(error.__cause__ or error)}")  # it wraps the mistake in words about itself
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        sys.exit(f"error: out of memory; take smaller batches, or free some of it ({one_line(error)})")
-    except (NotImplementedError, RecursionError):  # kinds of RuntimeError that no input is to blame for
-        raise
-    except kinds as error:
+        sys.exit(f"error: {one_line(mistake(error))}")
+    except Exception as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            sys.exit(f"error: out of memory; take smaller batches, or free some of it ({one_line(error)})")
+        # Two kinds of RuntimeError that no input is to blame for.
+        if isinstance(error, NotImplementedError | RecursionError) or not isinstance(error, kinds):
+            raise
         sys.exit(f"error: {one_line(error)}")

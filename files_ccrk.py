@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_available
 from transformers.utils import logging as transformers_logging
 
-from errors_ccrk import one_line
+from errors_ccrk import mistake, one_line
 
 # Tensors that files of encoders hold, or lack, and that nothing here uses.
 NOT_USED = ("pooler", "position_ids")
@@ -81,7 +81,7 @@ def open_model(
 def _why_not_opened(kind: type, source: str | os.PathLike, error: Exception) -> str:
     """One line for what `from_pretrained` raised."""
     folder = Path(source)
-    cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    cause = mistake(error)
     reason = one_line(str(cause).strip().partition("\n")[0])
     if not folder.is_dir():
         if folder.exists():

@@ -9,34 +9,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import datasets
 import torch
 import transformers
 import yaml
+from PIL import Image
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
-from checkpoints_ccrk import CheckpointError, steps_of
+from checkpoints_ccrk import steps_of
 from data_scripts.captions import is_usable
 from data_scripts.options import DATASETS, data_options
 from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.shards import ShardRows
 from data_scripts.text import json_object, read_text
 from data_scripts.tokenizer import train_tokenizer
-from errors_ccrk import log_to_screen, one_line_errors
+from errors_ccrk import InputError, log_to_screen, mistake, one_line, one_line_errors
 from files_ccrk import check_output_folder, open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
 from resize_ccrk import resize_image_encoder
 from trainer_ccrk import (
+    AT_LEAST_1,
+    UP_TO_1,
     CCRKCollator,
     CCRKTrainer,
     CCRKTrainingArguments,
     agree_on_checkpoint,
+    check_ranges,
     disk_errors,
     published_augmentation,
 )
@@ -70,6 +75,9 @@ SHOWN_TRAINING_ARGUMENTS = {
     "report_to",
     "dataloader_num_workers",
 }
+
+
+NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
 
 
 @dataclass
@@ -159,6 +167,16 @@ class ModelArguments:
     )
 
 
+# What is neither None nor within these is refused.
+DATA_RANGES = {"max_bad_fraction": UP_TO_1, "max_train_rows": AT_LEAST_1, "crop_min_scale": UP_TO_1}
+MODEL_RANGES = {
+    "image_size": (1, 4096),  # one picture of that is 200 MB
+    "lora_r": AT_LEAST_1,
+    "max_words": AT_LEAST_1,
+    "max_length": (2, None),
+}
+
+
 def parse_recipe(
     description: str, default_recipe: Path, argv: Sequence[str] | None = None, **defaults
 ) -> tuple[DataArguments, ModelArguments, CCRKTrainingArguments]:
@@ -184,7 +202,7 @@ def parse_recipe(
         allow_abbrev=False,
     )
     for action in parser._actions:
-        if action.type is dict:
+        if action.type is dict or action.dest.endswith("_kwargs"):
             action.type = json_object
     if "--help_all" in argv:
         argv = ["--help"]
@@ -200,24 +218,56 @@ def parse_recipe(
     values = dict(defaults)
     if recipe is not None:
         values |= read_yaml(recipe)
-    known = {action.dest for action in parser._actions}
-    if unknown := sorted(set(values) - known):
+    # The first of each: with a second one, --no_…, some are switched off.
+    known = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    if unknown := sorted(str(name) for name in values if name not in known):
         raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}; --help_all lists those that exist")
-    for action in parser._actions:  # argparse checks the choices of what it reads itself alone
-        value = values.get(action.dest, action.default)
-        if action.choices and value not in (*action.choices, action.default):
-            raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(action.choices)}")
-        if action.type is json_object and not isinstance(value, dict | str | None):  # argparse reads text itself
-            raise ValueError(f"{recipe}: {action.dest} is {value!r}; write a mapping")
+    kinds = {name: kind for part in parser.dataclass_types for name, kind in get_type_hints(part).items()}
+    for name, value in values.items():
+        _check_value(recipe, known[name], kinds[name], value)
     parser.set_defaults(**values)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    source = " and ".join([str(recipe)] * (recipe is not None) + ["the command line"] * bool(argv))
+    try:
+        data, model, arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+        check_ranges(data, DATA_RANGES)
+        check_ranges(model, MODEL_RANGES)
+        for part in ("text_config", "vision_config"):
+            if not isinstance(fields := (model.config or {}).get(part, {}), dict):
+                raise ValueError(f"config.{part} is {fields!r}, not a mapping")
+        if model.image_size is not None and (vocab_size := _vocab_size_from_scratch(model)) is not None:
+            config_from_scratch(model, vocab_size)
+    except Exception as error:  # there is no end to what values raise that transformers looks at
+        raise ValueError(f"{source}: {one_line(mistake(error))}") from error
+    if unknown:
+        raise ValueError(f"the command line: unknown argument {unknown[0]}; --help_all lists those that exist")
+    return data, model, arguments
+
+
+def _check_value(recipe: Path | None, action: argparse.Action, kind: Any, value: Any) -> None:
+    """ValueError where a recipe's value is none that the argument takes: argparse looks at the command line alone."""
+    if action.choices and value not in (*action.choices, action.default):
+        raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(map(str, action.choices))}")
+    if isinstance(value, str) and value != action.default and action.type is not None:
+        try:
+            value = action.type(value)
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+            raise ValueError(f"{recipe}: {action.dest} is {value!r} ({one_line(error)})") from error
+    if not data_scripts.is_of(value, kind):
+        expected = "a mapping" if action.type is json_object else f"of the kind {getattr(kind, '__name__', kind)}"
+        raise ValueError(f"{recipe}: {action.dest} is {value!r}, not {expected}")
+    parts = [value]
+    for part in parts:
+        if isinstance(part, dict):
+            if names := [name for name in part if not isinstance(name, str)]:
+                raise ValueError(f"{recipe}: {action.dest} has the name {names[0]!r}; put it in quotes")
+            parts += part.values()
 
 
 def read_yaml(path: Path) -> dict:
     """A YAML file's mapping; anything else is a ValueError that names the file."""
     try:
         content = yaml.safe_load(read_text(path, "is it a recipe?")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of arguments to values, not a {type(content).__name__}")
@@ -254,11 +304,35 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
         if any(is_usable(caption) for texts in captions.values() for caption in texts)
     ]
     if not kept:
-        raise ValueError("no row has a usable caption; are these the languages of the data?")
+        raise ValueError(NO_CAPTIONS)
     if len(kept) < len(dataset):
         logger.warning("%d of %d rows left out: no usable caption", len(dataset) - len(kept), len(dataset))
         dataset = dataset.select(kept)
     return dataset
+
+
+def check_source(model: ModelArguments) -> None:
+    """Raises ValueError where no model can come of these arguments, before the data is looked at."""
+    if model.model_name_or_path is not None:
+        open_pretrained(CCRKConfig, model.model_name_or_path)
+        return
+    if model.use_peft:
+        raise ValueError("use_peft adapts a trained model; give model_name_or_path")
+    if (model.vision_model is None) != (model.text_model is None):
+        raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
+    if model.image_size is None:
+        raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
+    if model.vision_model is None and _vocab_size_from_scratch(model) is None:
+        raise ValueError(
+            "there is nothing to start from: give model_name_or_path, or vision_model and text_model, or a config "
+            "with text_config.vocab_size to train from scratch"
+        )
+
+
+def _vocab_size_from_scratch(model: ModelArguments) -> int | None:
+    if model.model_name_or_path or model.vision_model or model.text_model:
+        return None
+    return (model.config or {}).get("text_config", {}).get("vocab_size")
 
 
 def build_processor(
@@ -273,14 +347,12 @@ def build_processor(
         return open_pretrained(CCRKProcessor, checkpoint)
     if model.model_name_or_path is not None:
         open_pretrained(CCRKConfig, model.model_name_or_path)  # says so where this is no CCRK checkpoint
-        processor = open_pretrained(CCRKProcessor, model.model_name_or_path)
-        processor.max_words = model.max_words or processor.max_words
-        processor.max_length = model.max_length or processor.max_length
+        limits = {"max_words": model.max_words, "max_length": model.max_length}
+        limits = {name: limit for name, limit in limits.items() if limit is not None}
+        processor = open_pretrained(CCRKProcessor, model.model_name_or_path, **limits)
         if model.image_size is not None:
             processor.image_processor.size = {"height": model.image_size, "width": model.image_size}
         return processor
-    if model.image_size is None:
-        raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
     if model.text_model is not None:
         tokenizer = open_pretrained(AutoTokenizer, model.text_model)
     else:
@@ -294,18 +366,14 @@ def build_processor(
 
 
 def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
-    vocab_size = (model.config or {}).get("text_config", {}).get("vocab_size")
-    if vocab_size is None:
-        raise ValueError(
-            "there is nothing to start from: give model_name_or_path, or vision_model and text_model, or a config "
-            "with text_config.vocab_size to train from scratch"
-        )
     captions = []
     for row in dataset.captions() if isinstance(dataset, ShardRows) else dataset["captions"]:
         for caption in (caption for texts in row.values() for caption in texts):
             if is_usable(caption):  # the others are counted where rows are chosen
                 captions.append(normalize_caption(caption, model.max_words or 40))
-    return train_tokenizer(captions, vocab_size, model.max_length or 40)
+    if not captions:
+        raise ValueError(NO_CAPTIONS)
+    return train_tokenizer(captions, model.config["text_config"]["vocab_size"], model.max_length or 40)
 
 
 def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRKPairModel]) -> CCRKPairModel:
@@ -320,10 +388,6 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
         if model.image_size is not None:
             resize_image_encoder(loaded, model.image_size)
         return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
-    if model.use_peft:
-        raise ValueError("use_peft adapts a trained model; give model_name_or_path")
-    if (model.vision_model is None) != (model.text_model is None):
-        raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     config["mask_token_id"] = processor.tokenizer.mask_token_id
     if model.vision_model is not None:
         vision_model, _ = open_model(AutoModel, model.vision_model)
@@ -331,15 +395,34 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
         started = head.from_vision_text_pretrained(vision_model, text_model, **config)
         resize_image_encoder(started, model.image_size)
         return started
-    config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
-    vision_config = {"image_size": model.image_size} | config.get("vision_config", {})
-    if vision_config["image_size"] != model.image_size:
+    made = config_from_scratch(model, len(processor.tokenizer), processor.tokenizer.mask_token_id)
+    with blaming("config"):
+        return head(made)
+
+
+def config_from_scratch(model: ModelArguments, vocab_size: int, mask_token_id: int | None = None) -> CCRKConfig:
+    """The configuration of a recipe that starts from nothing else.
+
+    Raises:
+        ValueError: a field does not exist, or no model can be made of it.
+    """
+    parts = {
+        "text_config": model.config["text_config"] | {"vocab_size": vocab_size},
+        "vision_config": {"image_size": model.image_size} | model.config.get("vision_config", {}),
+    }
+    if (size := parts["vision_config"]["image_size"]) != model.image_size:
         raise ValueError(
-            f"image_size is {model.image_size}, but config.vision_config.image_size {vision_config['image_size']}; "
-            "leave out the latter"
+            f"image_size is {model.image_size}, but config.vision_config.image_size {size}; leave out the latter"
         )
-    config["vision_config"] = vision_config
-    return head(CCRKConfig(**config))
+    config = CCRKConfig(**model.config | parts | {"mask_token_id": mask_token_id})
+    for name, fields in [("config", model.config), *((f"config.{name}", fields) for name, fields in parts.items())]:
+        made = config if name == "config" else getattr(config, name.removeprefix("config."))
+        known = {*type(made).__dataclass_fields__, *made.attribute_map, "model_type"}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(
+                f"{name} has no {', '.join(unknown)}; a {type(made).__name__} has {', '.join(sorted(known))}"
+            )
+    return config
 
 
 @contextlib.contextmanager
@@ -368,6 +451,37 @@ def add_adapters(model: CCRKPairModel, rank: int):
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers))
 
 
+@contextlib.contextmanager
+def blaming(settings: str) -> Iterator[None]:
+    """Whatever is raised inside becomes a ValueError of one line that begins with the settings to blame for it."""
+    try:
+        yield
+    except Exception as error:  # there is no end to what libraries raise on settings that they were not made for
+        reason = one_line(str(error).partition("\n")[0])
+        raise ValueError(f"{settings}: {reason or 'no reason given'} ({type(error).__name__})") from error
+
+
+def check_settings(trainer: CCRKTrainer) -> None:
+    """
+    Raises ValueError where no step can be made: the optimizer and its schedule do not take their arguments, or the
+    model not its own processor's pictures and captions, of which it gets one each. Leaves the trainer as it was.
+    """
+    args, model, collator = trainer.args, trainer.model, trainer.data_collator
+    size = collator.processor.image_processor.size["height"]
+    captions = {language: ["a " * collator.processor.max_length] for language in collator.languages}
+    row = {"image": Image.new("RGB", (64, 64)), "image_id": "a", "captions": captions}
+    with blaming(f"image_size {size} or config"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.eval()(**collator([row]))
+        model.train()
+    if trainer.is_deepspeed_enabled:  # whose file may have another optimizer
+        return
+    with blaming(f"optim {args.optim.value}, optim_args {args.optim_args}"):
+        trainer.create_optimizer()
+    with blaming(f"lr_scheduler_type {args.lr_scheduler_type.value}, lr_scheduler_kwargs {args.lr_scheduler_kwargs}"):
+        trainer.create_scheduler(1000)
+    trainer.optimizer = trainer.lr_scheduler = None  # training makes its own, on its device
+
+
 def recipe_settings(data: DataArguments, model: ModelArguments, processor: CCRKProcessor) -> dict:
     """What a recipe says of data and model; a run that is resumed with anything else says so."""
     settings = {name: value for name, value in vars(data).items() if name not in ("languages", "max_bad_fraction")}
@@ -393,6 +507,7 @@ def build_trainer(
     transformers.set_seed(arguments.seed)
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
+    check_source(model_arguments)
     checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
@@ -418,6 +533,14 @@ def build_trainer(
     languages = list(train_rows.features["captions"])
     with whole_parameters(arguments):
         model = build_model(model_arguments, processor, head)
+    text = model.config.text_config
+    if (positions := text.max_position_embeddings - model.config.position_ids_start) < processor.max_length:
+        logger.warning(
+            "the model has positions for %d tokens: captions keep so many, not max_length %d",
+            positions,
+            processor.max_length,
+        )
+        processor.max_length = positions
     image_size = processor.image_processor.size["height"]
     logger.info(
         "%s rows, languages %s; %.1f M parameters, %d px",
@@ -437,6 +560,7 @@ def build_trainer(
         eval_dataset=eval_rows,
         processing_class=processor,
     )
+    check_settings(trainer)
     trainer.checkpoint = checkpoint
     trainer.recipe = recipe_settings(data, model_arguments, processor)
     trainer.check_metric()
@@ -460,7 +584,7 @@ def run(trainer: CCRKTrainer) -> None:
     the process ends as SIGTERM would have it, with 143.
     """
     arguments, output_dir = trainer.args, Path(trainer.args.output_dir)
-    with one_line_errors((CheckpointError, OSError, FloatingPointError)):
+    with one_line_errors((InputError, OSError, FloatingPointError)):
         if arguments.resume_from_checkpoint and (done := steps_of(output_dir)) >= (total := trainer.steps()[1]):
             logger.warning(
                 "%s holds this run after its last step (%d of %d): there is nothing to do", output_dir, done, total
@@ -481,5 +605,5 @@ def run(trainer: CCRKTrainer) -> None:
         trainer.save_metrics("train", metrics)
         trainer.create_model_card()
         trainer.save_state()
-    if arguments.push_to_hub:
-        trainer.push_to_hub()
+        if arguments.push_to_hub:
+            trainer.push_to_hub()

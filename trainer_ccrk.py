@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -47,7 +48,7 @@ from checkpoints_ccrk import (
 from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
-from errors_ccrk import one_line
+from errors_ccrk import InputError, one_line
 from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss, sampling_keys
@@ -89,6 +90,57 @@ WITHOUT_EFFECT = {
     "use_cache": "the model generates nothing",
     "use_liger_kernel": "there are no Liger kernels for this model",
 }
+
+# The least of each, and of some the most; None is unset.
+AT_LEAST_1 = (1, None)
+NOT_NEGATIVE = (0, None)
+ABOVE_0 = (math.nextafter(0, 1), None)
+UP_TO_1 = (0, 1)
+BELOW_1 = (0, math.nextafter(1, 0))
+SEED = (0, 2**32 - 1)
+RANGES = {
+    "adam_beta1": BELOW_1,
+    "adam_beta2": BELOW_1,
+    "adam_epsilon": NOT_NEGATIVE,
+    "contrastive_chunk_size": AT_LEAST_1,
+    "data_seed": SEED,
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": AT_LEAST_1,
+    "ddp_bucket_cap_mb": AT_LEAST_1,
+    "ddp_timeout": AT_LEAST_1,
+    "eval_delay": NOT_NEGATIVE,
+    "eval_k_test": NOT_NEGATIVE,
+    "eval_steps": ABOVE_0,
+    "gradient_accumulation_steps": AT_LEAST_1,
+    "learning_rate": NOT_NEGATIVE,
+    "logging_steps": ABOVE_0,
+    "max_grad_norm": NOT_NEGATIVE,
+    "max_skipped_steps": NOT_NEGATIVE,
+    "new_parameter_lr_scale": NOT_NEGATIVE,
+    "num_train_epochs": ABOVE_0,
+    "per_device_eval_batch_size": AT_LEAST_1,
+    "per_device_train_batch_size": AT_LEAST_1,
+    "save_steps": ABOVE_0,
+    "save_total_limit": AT_LEAST_1,
+    "seed": SEED,
+    "torch_empty_cache_steps": AT_LEAST_1,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+}
+
+
+def check_ranges(arguments: object, ranges: dict[str, tuple[float, float | None]]) -> None:
+    """Raises ValueError, with its name, for an attribute that is out of its range, or not finite."""
+    for name, (least, most) in ranges.items():
+        value = getattr(arguments, name)
+        if value is None or (math.isfinite(value) and least <= value and (most is None or value <= most)):
+            continue
+        bounds = {
+            ABOVE_0: "above 0",
+            BELOW_1: "at least 0 and below 1",
+        }.get((least, most), f"at least {least}" if most is None else f"from {least} to {most}")
+        raise ValueError(f"{name} is {value}; it must be {bounds}")
+
 
 # Ends of the names of what is better when lower; recall is better when higher.
 LOWER_IS_BETTER = ("loss", "mrv", "std", "variance", "runtime")
@@ -152,6 +204,11 @@ class CCRKTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_ranges(self, RANGES)
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 for num_train_epochs")
+        if self.output_dir == "":
+            raise ValueError("output_dir is empty; name a folder")
         for name, why in WITHOUT_EFFECT.items():
             declared = self.__dataclass_fields__[name]
             default = declared.default if declared.default_factory is MISSING else declared.default_factory()
@@ -169,8 +226,6 @@ class CCRKTrainingArguments(TrainingArguments):
         if self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise ValueError("FSDP is not supported; --deepspeed configs/deepspeed/zero3.json spreads parameters too")
         super().__post_init__()
-        if self.contrastive_chunk_size is not None and self.contrastive_chunk_size < 1:
-            raise ValueError(f"contrastive_chunk_size is {self.contrastive_chunk_size}; it must be at least 1")
         if self.save_only_model and self.resume_from_checkpoint:
             raise ValueError(
                 "save_only_model leaves nothing to resume from; leave out save_only_model or resume_from_checkpoint"
@@ -301,7 +356,7 @@ class CCRKCollator:
             else:
                 readable.append((row, image))
         if not readable:
-            raise ValueError(f"no image of a batch of {len(rows)} can be read\n{problems.table()}")
+            raise InputError(f"no image of a batch of {len(rows)} can be read\n{problems.table()}")
         return [readable[index % len(readable)] for index in range(len(rows))]
 
     def _to_draw_from(self, row: dict) -> list[Sequence[str | None]]:
@@ -362,10 +417,12 @@ class SaveOnSIGTERM(TrainerCallback):
     def __init__(self, trainer: "CCRKTrainer"):
         self.trainer = trainer
         self.is_told = self.has_ended = False
+        self.is_training = torch.zeros((), dtype=torch.bool)  # data loader workers see it too, see `start_worker`
         self._handler_before = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_told = self.has_ended = False
+        self.is_training.fill_(True)
         if threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGTERM, self._handle)
 
@@ -386,15 +443,25 @@ class SaveOnSIGTERM(TrainerCallback):
         if self.has_ended and not float(state.epoch).is_integer():
             control.should_evaluate = control.should_save = False
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def stop(self) -> None:
+        """Leaves SIGTERM to whoever had it before training, and to workers what it does by itself."""
+        self.is_training.fill_(False)
         if self._handler_before is not None:
             signal.signal(signal.SIGTERM, self._handler_before)
             self._handler_before = None
 
 
-def start_worker(start, number: int) -> None:
-    """A data loader worker leaves SIGTERM, which may go to all processes of a job, to the one that trains."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def start_worker(start, is_training: Tensor, number: int) -> None:
+    """
+    A data loader worker leaves SIGTERM, which may go to all processes of a job, to the one that trains. When that one
+    does so no more, whatever ended it, it waits for its workers to end on SIGTERM.
+    """
+
+    def handle(number, frame):
+        if not is_training:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, handle)
     start(number)
 
 
@@ -555,7 +622,10 @@ class CCRKTrainer(Trainer):
             return TrainOutput(self.state.global_step, 0.0, {})
         if self.args.should_save:  # it says that the output folder holds the end of a run
             (Path(self.args.output_dir) / "trainer_state.json").unlink(missing_ok=True)
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        finally:
+            self._sigterm.stop()
 
     def _has_all_steps(self, checkpoint: Path) -> bool:
         """Whether nothing is left to train; says what of the checkpoint's run goes on, if not all of it."""
@@ -613,7 +683,8 @@ class CCRKTrainer(Trainer):
             size = self.processing_class.image_processor.size["height"]
             check_shared_memory(num_batches * in_processes, self.args.train_batch_size * 3 * size * size * 4)
             self.data_collator.epoch.share_memory_()
-            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+            is_training = self._sigterm.is_training.share_memory_()
+            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn, is_training)
         return loader
 
     def _finalize_training(self, *args, **kwargs):

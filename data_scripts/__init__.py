@@ -5,7 +5,7 @@ import os
 import types
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import datasets
 
@@ -73,6 +73,8 @@ def load(
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None  # a mistake in the data, which the wrapping only hides
         raise
+    if not builder.info.splits[split].num_examples:
+        raise ValueError(f"{name} has no rows in its split {split}")
     return builder.as_dataset(split=split)
 
 
@@ -100,12 +102,12 @@ def make_builder(
     builder_class = getattr(module, class_name)
 
     if languages is not None:
-        codes = languages if _is_of(languages, Sequence) and all(_is_of(code, str) for code in languages) else ()
+        codes = languages if is_of(languages, Sequence) and all(is_of(code, str) for code in languages) else ()
         if not codes or len(set(codes)) < len(codes):
             raise ValueError(f"{name}: languages is a list of different codes such as ['en', 'de'], not {languages!r}")
         config["languages"] = tuple(languages)
     folders = {"data_dir": data_dir, "image_dir": image_dir, "cache_dir": cache_dir}
-    if wrong := [argument for argument, path in folders.items() if not _is_of(path, str | os.PathLike | None)]:
+    if wrong := [argument for argument, path in folders.items() if not is_of(path, str | os.PathLike | None)]:
         raise ValueError(f"{name}: {wrong[0]} is {folders[wrong[0]]!r}, not the path of a folder")
     config |= {argument: os.fspath(folders[argument]) for argument in ("data_dir", "image_dir") if folders[argument]}
     declared = _declared_fields(builder_class.BUILDER_CONFIG_CLASS)
@@ -113,7 +115,7 @@ def make_builder(
         raise ValueError(f"{name} takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(declared))}")
     kinds = get_type_hints(builder_class.BUILDER_CONFIG_CLASS)
     for argument, value in config.items():
-        if not _is_of(value, kinds[argument]):
+        if not is_of(value, kinds[argument]):
             kind = getattr(kinds[argument], "__name__", str(kinds[argument]))
             raise ValueError(f"{name}: {argument} is {value!r}, not of the kind {kind}")
     if "split" in declared:  # it prepares and checks only the split that is asked for
@@ -135,10 +137,12 @@ def merge_options(dataset_config: Mapping[str, Any], **given) -> dict[str, Any]:
     return given | dict(dataset_config)
 
 
-def _is_of(value: object, kind: Any) -> bool:
+def is_of(value: object, kind: Any) -> bool:
     """Whether a value is of a field's type: a class, a union of such, or a sequence."""
-    if isinstance(kind, types.UnionType):
-        return any(_is_of(value, member) for member in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(is_of(value, member) for member in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
     kind = get_origin(kind) or kind
     if isinstance(value, bool | str):  # which Python takes for an int and a sequence
         return kind in (bool, str) and isinstance(value, kind)

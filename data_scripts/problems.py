@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from data_scripts.captions import report_tags
 from data_scripts.images import MISSING, BadImage
-from errors_ccrk import one_line
+from errors_ccrk import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Problems:
             where: file and line (or row) of this one.
 
         Raises:
-            ValueError: `max_bad_fraction` of what has been read, and of `ROWS_BEFORE_STOPPING` rows, is exceeded.
+            InputError: `max_bad_fraction` of what has been read, and of `ROWS_BEFORE_STOPPING` rows, is exceeded.
         """
         self._count(self.counts, reason, where)
         self._stop_above(self.max_bad_fraction * max(self.rows, ROWS_BEFORE_STOPPING))
@@ -88,13 +88,13 @@ class Problems:
                 logger.warning("%s: %s: %s (the first; others are counted)", self.source, reason, where)
 
     def check(self) -> None:
-        """Raises ValueError, with the table, where more than `max_bad_fraction` of the rows are bad."""
+        """Raises InputError, with the table, where more than `max_bad_fraction` of the rows are bad."""
         self._stop_above(self.max_bad_fraction * self.rows)
 
     def _stop_above(self, limit: float) -> None:
         # With a fraction of 1 all rows may be bad: a row of five empty captions then counts five times, and goes on.
         if (bad := self.counts.total()) > limit and self.max_bad_fraction < 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.source}: {bad:,} bad among {self.rows:,} rows, more than max_bad_fraction "
                 f"{self.max_bad_fraction:g}; mend the files named here, or raise it\n{self.table()}"
             )

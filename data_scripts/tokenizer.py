@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import sentencepiece
 from transformers import XLMRobertaTokenizer
 
+SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 512) -> XLMRobertaTokenizer:
     """Learns sub-word pieces from captions; the same captions give the same tokenizer.
@@ -20,8 +22,14 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 
         captions: normalised as the model will see them.
         vocab_size: the most entries, `<s> <pad> </s> <unk>` first and `<mask>` last, as in XLM-R.
         max_length: tokens at which the tokenizer says a text is too long.
+
+    Raises:
+        ValueError: the captions have more characters than there are to be entries.
     """
     captions = list(captions)
+    needed = len({"▁"}.union(*captions) - {" "}) + len(SPECIAL_PIECES)
+    if vocab_size < needed:
+        raise ValueError(f"vocab_size is {vocab_size}, but the characters of the captions alone need {needed}")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(captions),
@@ -36,10 +44,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 
         pad_id=1,
         eos_id=2,
         unk_id=3,
-        bos_piece="<s>",
-        pad_piece="<pad>",
-        eos_piece="</s>",
-        unk_piece="<unk>",
+        bos_piece=SPECIAL_PIECES[0],
+        pad_piece=SPECIAL_PIECES[1],
+        eos_piece=SPECIAL_PIECES[2],
+        unk_piece=SPECIAL_PIECES[3],
         minloglevel=2,
     )
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -50,4 +58,4 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, max_length: int = 
         (pieces.id_to_piece(token), 0.0 if token < 4 else math.log(counts[token] or 0.5) - total)
         for token in range(pieces.get_piece_size())
     ]
-    return XLMRobertaTokenizer(vocab=[*vocabulary, ("<mask>", 0.0)], model_max_length=max_length)
+    return XLMRobertaTokenizer(vocab=[*vocabulary, (SPECIAL_PIECES[4], 0.0)], model_max_length=max_length)

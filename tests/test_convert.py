@@ -285,7 +285,7 @@ class TestOutput:
         ("[1]", "config.json must hold fields of CCRKConfig"),
         ('{"text_config": 12}', "config.json must hold fields of CCRKConfig"),
         ('{"num_attention_heads": 4}', "there is no num_attention_heads in CCRKConfig"),
-        ('{"text_config": {"num_attention_heads": 0}}', "no model can be made with the fields of --config"),
+        ('{"text_config": {"num_attention_heads": 0}}', "num_attention_heads is 0; it must be at least 1"),
         ('{"text_config": {"pad_token_id": 999}}', "no model can be made with the fields of --config"),
         ('{"text_config": {"heads": 4}}', r"there is no text_config\.heads in CCRKConfig"),
     ],

@@ -137,7 +137,7 @@ def test_mappings_in_a_recipe(tmp_path):
     for value in ("[1]", "3"):
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(f"dataset_config: {value}\noutput_dir: {tmp_path}\n")
-        with pytest.raises(ValueError, match=r"dataset_config is .*; write a mapping"):
+        with pytest.raises(ValueError, match=r"dataset_config is .*, not a mapping"):
             parse_recipe("", Path("none.yaml"), [str(recipe)])
 
 

@@ -30,6 +30,7 @@ from checkpoints_ccrk import choose_checkpoint, what_is_wrong
 from data_scripts.rows import row_features
 from model_card_ccrk import model_card
 from objectives_ccrk import sampling_keys
+from recipe_ccrk import build_trainer, check_settings, parse_recipe, run
 from trainer_ccrk import (
     WITHOUT_EFFECT,
     CCRKCollator,
@@ -656,7 +657,125 @@ def test_mistakes_in_a_recipe_end_in_one_line(script, changes, message, recipe, 
     assert str(raised.value).startswith("error: ") and "\n" not in str(raised.value).strip()
 
 
-@pytest.mark.parametrize("text", ["- a list", "a: [1"])
+def config(part: str | None = None, **fields) -> dict:
+    """RECIPE's configuration with other fields, of a part of it or its own."""
+    whole = RECIPE["config"]
+    return {"config": whole | (fields if part is None else {part: whole[part] | fields})}
+
+
+# What the line says after the recipe's name.
+WRONG_VALUES = [
+    ({"max_steps": "two"}, "max_steps is 'two' .invalid literal"),
+    ({"max_steps": 2.5}, "max_steps is 2.5, not of the kind int"),
+    ({"max_steps": True}, "max_steps is True, not of the kind int"),
+    ({"max_steps": [1]}, r"max_steps is \[1\], not of the kind int"),
+    ({"max_steps": 0}, "max_steps is 0; it must be at least 1, or -1"),
+    ({"learning_rate": "fast"}, "learning_rate is 'fast' .could not convert"),
+    ({"learning_rate": -1}, "learning_rate is -1; it must be at least 0"),
+    ({"learning_rate": math.nan}, "learning_rate is nan; it must be at least 0"),
+    ({"learning_rate": math.inf}, "learning_rate is inf; it must be at least 0"),
+    ({"per_device_train_batch_size": None}, "per_device_train_batch_size is None, not of the kind int"),
+    ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0; it must be at least 1"),
+    ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; it must be at least 1"),
+    ({"num_train_epochs": -3}, "num_train_epochs is -3; it must be above 0"),
+    ({"seed": 2.5}, "seed is 2.5, not of the kind int"),
+    ({"seed": 2**40}, "seed is 1099511627776; it must be from 0 to 4294967295"),
+    ({"adam_beta2": 1.0}, "adam_beta2 is 1.0; it must be at least 0 and below 1"),
+    ({"max_grad_norm": -1}, "max_grad_norm is -1; it must be at least 0"),
+    ({"save_steps": 0}, "save_steps is 0; it must be above 0"),
+    ({"optim": "adam"}, "optim is 'adam'; choose one of adamw_torch"),
+    ({"use_cpu": 3}, "use_cpu is 3, not of the kind bool"),
+    ({"enable_jit_checkpoint": "x"}, "enable_jit_checkpoint is 'x' .Truthy value expected"),
+    ({"output_dir": 3}, "output_dir is 3, not of the kind str"),
+    ({"output_dir": ""}, "output_dir is empty"),
+    ({"dataset": [1]}, r"dataset is \[1\], not of the kind str"),
+    ({"languages": "en"}, "languages is 'en', not of the kind list"),
+    ({"dataset_config": {3: 4}}, "dataset_config has the name 3; put it in quotes"),
+    ({"max_train_rows": 0}, "max_train_rows is 0; it must be at least 1"),
+    ({"max_bad_fraction": 2}, "max_bad_fraction is 2; it must be from 0 to 1"),
+    ({"crop_min_scale": math.nan}, "crop_min_scale is nan; it must be from 0 to 1"),
+    ({"image_size": -64}, "image_size is -64; it must be from 1 to"),
+    ({"image_size": 10**6}, "image_size is 1000000; it must be from 1 to"),
+    ({"max_words": 0}, "max_words is 0; it must be at least 1"),
+    ({"max_length": 1}, "max_length is 1; it must be at least 2"),
+    ({"model_name_or_path": 3}, "model_name_or_path is 3, not of the kind str"),
+    ({"resume_from_checkpoint": 3}, "resume_from_checkpoint is 3, not of the kind str"),
+    ({"dataloader_num_workers": -1}, "dataloader_num_workers is -1; it must be at least 0"),
+    ({"metric_for_best_model": 3}, "metric_for_best_model is 3, not of the kind str"),
+    ({"lr_scheduler_kwargs": "x"}, "lr_scheduler_kwargs is 'x' .'x' is no JSON"),
+    ({"accelerator_config": {"nope": 1}}, "unexpected keyword argument 'nope'"),
+    ({1: 2}, "unknown argument 1"),
+    ({"help": True}, "unknown argument help"),
+    (config(nope=1), "config has no nope; a CCRKConfig has "),
+    (config(text_config=None), "config.text_config is None, not a mapping"),
+    (config("text_config", num_attention_heads=0), "text_config.num_attention_heads is 0; it must be at least 1"),
+    (config("text_config", num_hidden_layers=-1), "text_config.num_hidden_layers is -1; it must be at least 1"),
+    (config("text_config", nope=1), "config.text_config has no nope; a XLMRobertaConfig has "),
+    (config("vision_config", num_heads=[0, 0]), r"vision_config.num_heads is \[0, 0\]; it must be at least 1"),
+    (config("vision_config", depths=[1, -1]), r"vision_config.depths is \[1, -1\]; it must be at least 1"),
+    (config("vision_config", window_size=0), "vision_config.window_size is 0; it must be at least 1"),
+]
+# What is seen once the model is made; before the first step.
+WRONG_SETTINGS = [
+    (config("text_config", hidden_act="nope"), "config: 'nope'"),
+    (config("text_config", pad_token_id=10**6), "config: Padding_idx must be within"),
+    (config("text_config", vocab_size=5), "vocab_size is 5, but the characters of the captions alone need"),
+    (config("vision_config", num_channels=1), "image_size 64 or config: Given groups=1, weight of size"),
+    (config("vision_config", window_size=17), "image_size 64 or config: The size of tensor a"),
+    ({"image_size": 1}, "image_size 1 or config: "),
+    ({"optim_args": "x"}, "optim adamw_torch.*, optim_args x: not enough values to unpack"),
+    ({"lr_scheduler_kwargs": {"nope": 1}}, "lr_scheduler_type linear, lr_scheduler_kwargs {'nope': 1}: "),
+    ({"dataset_config": {"num_train": 0}}, "shapes has no rows in its split train"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [*((changes, f"recipe.yaml: .*{message}") for changes, message in WRONG_VALUES), *WRONG_SETTINGS],
+)
+def test_wrong_values_end_in_one_line_before_the_first_step(changes, message, recipe, tmp_path, monkeypatch):
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | changes))
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as raised:
+        call(train_pretrain, recipe, monkeypatch=monkeypatch)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "pretrain").exists() or not any((tmp_path / "pretrain").iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_cannot_be_read_end_a_run_in_one_line(workers, recipe, monkeypatch, capsys):
+    argv = [str(recipe), "--dataloader_num_workers", str(workers)]
+    trainer = build_trainer(*parse_recipe("", recipe, argv), CCRKForPreTraining, one_language=False)
+    damaged = [{"bytes": b"no picture", "path": None}] * len(trainer.train_dataset)
+    features = trainer.train_dataset.features
+    trainer.train_dataset = trainer.train_dataset.remove_columns("image").add_column("image", damaged).cast(features)
+    with pytest.raises(SystemExit, match=r"^error: no image of a batch of 8 can be read .*8  not an image") as raised:
+        run(trainer)
+    assert "\n" not in str(raised.value) and "Traceback" not in str(raised.value)
+    for child in multiprocessing.active_children():  # which leave SIGTERM to their parent only while it trains
+        child.terminate()  # as Python does at its end, and waits
+        child.join(20)
+        assert child.exitcode == 0
+
+
+def test_captions_keep_what_the_model_has_positions_for(recipe, tmp_path, monkeypatch, caplog):
+    call(train_pretrain, recipe, "--max_length", 1000, monkeypatch=monkeypatch)
+    assert "positions for 48 tokens: captions keep so many, not max_length 1000" in caplog.text
+    assert CCRKProcessor.from_pretrained(tmp_path / "pretrain").max_length == 48
+
+
+def test_checking_leaves_no_trace(recipe, monkeypatch):
+    """The model is tried, the optimizer and the schedule made, and nothing of it shows in the run."""
+    argv = [str(recipe), "--lr_scheduler_type", "cosine"]
+    trainer = build_trainer(*parse_recipe("", recipe, argv), CCRKForPreTraining, one_language=False)
+    state = torch.get_rng_state()
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    check_settings(trainer)
+    assert torch.equal(state, torch.get_rng_state()) and trainer.model.training
+    assert trainer.optimizer is None and trainer.lr_scheduler is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [1", "a: " + "[" * 3000])
 def test_a_recipe_that_is_no_mapping(text, recipe, monkeypatch):
     recipe.write_text(text)
     with pytest.raises(SystemExit, match=r"recipe\.yaml"):
