@@ -7,6 +7,9 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--gpu_ids 0 --num_cpu_threads_per_process $(CORES)
 
+# Threads that spin while they wait take the cores from other processes: on CPUs every laptop has some.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 

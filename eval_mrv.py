@@ -19,10 +19,13 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
 
 import datasets
 import torch

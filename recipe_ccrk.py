@@ -48,7 +48,7 @@ from trainer_ccrk import (
 
 logger = logging.getLogger(__name__)
 
-# The arguments of transformers that --help shows; it has some 120 more, which all work (--help_all).
+# The arguments of transformers that --help shows; it has some 90 more (--help_all).
 SHOWN_TRAINING_ARGUMENTS = {
     "output_dir",
     "per_device_train_batch_size",
@@ -198,7 +198,7 @@ def parse_recipe(
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=119),
         usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
         epilog=f"Without arguments: configs/{default_recipe.name}. Every other argument of "
-        "transformers.TrainingArguments works too; --help_all lists them.",
+        "transformers.TrainingArguments works too, or is refused; see --help_all.",
         allow_abbrev=False,
     )
     for action in parser._actions:

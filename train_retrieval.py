@@ -7,7 +7,10 @@
 A recipe is a YAML file with the arguments below; those on the command line come last.
 """
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
 
 from ccrk import CCRKForImageTextRetrieval
 from errors_ccrk import one_line_errors

@@ -6,6 +6,7 @@ from pathlib import Path
 
 # Before torch is imported: tests run in several processes on few cores, and never ask the network for anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 

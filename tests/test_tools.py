@@ -1,10 +1,15 @@
-"""The tools that people already use, each with the real library: torch.compile, PEFT, ONNX Runtime, torchao."""
+"""Tools that people already use, each with the real library: torch.compile, PEFT, ONNX Runtime, torchao, OpenMP."""
 
 import copy
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from safetensors.torch import load_file
 
 import train_retrieval
@@ -124,3 +129,30 @@ class TestLora:
         monkeypatch.setattr("sys.argv", ["train_retrieval.py", *arguments])
         with pytest.raises(SystemExit, match="use_peft adapts a trained model; give model_name_or_path"):
             train_retrieval.main()
+
+
+@pytest.mark.parametrize("script", ["train_pretrain.py", "train_retrieval.py", "eval_mrv.py"])
+def test_threads_of_scripts_wait_passively(script, tmp_path):
+    """OpenMP reads its policy once, when torch is imported."""
+    (tmp_path / "torch").mkdir()
+    says = "import os\nprint(os.environ.get('OMP_WAIT_POLICY'), flush=True)\nos._exit(0)\n"
+    (tmp_path / "torch" / "__init__.py").write_text(says)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        finished = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {script[:-3]}"],
+            cwd=ROOT,
+            env=environment | given,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert finished.stdout.split() == [expected], finished.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_threads_of_the_makefile_wait_passively():
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = ["make", "--silent", "--eval", "policy: ; @echo $$OMP_WAIT_POLICY", "policy"]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert finished.stdout == "PASSIVE\n", finished.stderr
