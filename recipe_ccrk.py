@@ -473,6 +473,11 @@ def check_settings(trainer: CCRKTrainer) -> None:
     with blaming(f"image_size {size} or config"), torch.random.fork_rng(devices=[]), torch.no_grad():
         model.eval()(**collator([row]))
         model.train()
+    if args.torch_compile:  # nothing is compiled before the first step
+        with blaming(
+            f"torch_compile_backend {args.torch_compile_backend}, torch_compile_mode {args.torch_compile_mode}"
+        ):
+            torch.compile(model, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     if trainer.is_deepspeed_enabled:  # whose file may have another optimizer
         return
     with blaming(f"optim {args.optim.value}, optim_args {args.optim_args}"):

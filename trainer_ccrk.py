@@ -220,6 +220,9 @@ class CCRKTrainingArguments(TrainingArguments):
             raise ValueError("include_num_input_tokens_seen would count pixels; choose non_padding")
         if self.torch_empty_cache_steps is not None and self.contrastive_chunk_size is not None:
             raise ValueError("torch_empty_cache_steps has no effect on steps in chunks; leave it out")
+        optim = getattr(self.optim, "value", self.optim)
+        if self.optim_args and optim in ("adamw_torch", "adamw_torch_fused", "adafactor"):
+            raise ValueError(f"optim_args has no effect on optim {optim}; set adam_beta1, adam_beta2 and adam_epsilon")
         self._check_best_metric()
         # FSDP has a layer's parameters whole in its forward alone, but keys and values of images are made before that;
         # and word embeddings and LM head share theirs.
@@ -238,6 +241,7 @@ class CCRKTrainingArguments(TrainingArguments):
                 "load_best_model_at_end": self.load_best_model_at_end,
                 "save_strategy best": self.save_strategy == "best",
                 "do_eval": self.do_eval,
+                "eval_on_start": self.eval_on_start,
             }
             if wanting := [name for name, is_set in asking.items() if is_set]:
                 raise ValueError(f"{wanting[0]} needs evaluations; set eval_strategy to steps or epoch")

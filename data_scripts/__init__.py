@@ -138,11 +138,13 @@ def merge_options(dataset_config: Mapping[str, Any], **given) -> dict[str, Any]:
 
 
 def is_of(value: object, kind: Any) -> bool:
-    """Whether a value is of a field's type: a class, a union of such, or a sequence."""
+    """Whether a value is of a field's type: a class, a union of such, a list of such, or a sequence."""
     if get_origin(kind) in (Union, types.UnionType):
         return any(is_of(value, member) for member in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(is_of(member, get_args(kind)[0]) for member in value)
     kind = get_origin(kind) or kind
     if isinstance(value, bool | str):  # which Python takes for an int and a sequence
         return kind in (bool, str) and isinstance(value, kind)
