@@ -76,7 +76,7 @@ class TestCollator:
 
     def test_missing_and_empty_captions_leave_their_slot_masked(self, processor):
         captions = {"en": ["a red star", "a star"], "de": ["?!"], "zh": []}
-        rows = [{"image": Image.new("L", (9, 5)), "image_id": "a", "captions": captions}]
+        rows = [{"image": Image.new("L", (19, 11)), "image_id": "a", "captions": captions}]
         batch = CCRKCollator(processor, ["en", "de", "zh"])(rows)
         assert batch["caption_mask"].tolist() == [[True, False, False]]
 
@@ -636,7 +636,7 @@ def test_help_is_short_and_complete(monkeypatch, capsys):
     ("changes", "message"),
     [
         ({"languages": ["en", "xx"]}, "'xx'"),
-        ({"dataset": "imagenet"}, "there is no data set 'imagenet'; choose one of"),
+        ({"dataset": "imagenet"}, "there is no data set, file or folder 'imagenet'; .*known are shapes"),
         ({"datasets": "shapes"}, "unknown argument datasets"),
         ({"augmentation": "Published"}, "augmentation is 'Published'; choose one of none, published"),
         ({"per_device_train_batch_size": 64}, "40 rows do not fill one batch of 64"),
