@@ -46,6 +46,7 @@ ORDER_OF_ROWS = {
     "seed",
     "data_seed",
     "data",
+    "num_rows",
     "rows",
     "processes",
     "per_device_train_batch_size",

@@ -7,6 +7,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import Trainer
 
+from data_scripts.caption_rows import CaptionRows
 from errors_ccrk import one_line
 
 PAPER = "https://arxiv.org/abs/2406.18254"
@@ -141,11 +142,14 @@ def _markdown(text: str) -> str:
 
 
 def _describe(dataset) -> str:
+    unit = "pictures"
+    if isinstance(dataset, CaptionRows):
+        dataset, unit = dataset.images, f"pictures with {len(dataset):,} captions"
     parts = [_markdown(_name(dataset))]
     if (split := getattr(dataset, "split", None)) is not None:
         parts.append(f"split {_markdown(str(split))}")
     if hasattr(dataset, "__len__"):  # a stream does not know
-        parts.append(f"{len(dataset):,} pictures")
+        parts.append(f"{len(dataset):,} {unit}")
     return ", ".join(parts)
 
 

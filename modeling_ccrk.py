@@ -814,8 +814,8 @@ class CCRKPairModel(CCRKPreTrainedModel):
         Args:
             vision (`str` or `PreTrainedModel`): folder or Hub id of an image encoder (Swin), or the model.
             text (`str` or `PreTrainedModel`): folder or Hub id of an XLM-R, or its masked-LM model.
-            kwargs: other fields of [`CCRKConfig`]. `position_ids_start` is XLM-R's own (`pad_token_id` + 1) unless
-                given.
+            kwargs: other fields of [`CCRKConfig`]. Positions start at 0 as published, though XLM-R has learnt its own
+                from `pad_token_id` + 1 on: `position_ids_start=2` keeps them in place.
         """
         if decided := {"vision_config", "text_config", "num_fusion_layers"} & kwargs.keys():
             raise ValueError(f"{', '.join(sorted(decided))} cannot be given: the two models decide it")
@@ -835,7 +835,6 @@ class CCRKPairModel(CCRKPreTrainedModel):
             )
         # Without dtype: encoders saved in 16 bits would stay so, amid new parameters in 32.
         text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers, "dtype": None}
-        kwargs.setdefault("position_ids_start", source.config.pad_token_id + 1)
         config = CCRKConfig(
             vision_config=vision_model.config.to_dict() | {"dtype": None},
             text_config=text_config,

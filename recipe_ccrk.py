@@ -23,6 +23,7 @@ from transformers.utils import is_peft_available
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
 from checkpoints_ccrk import steps_of
+from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
 from data_scripts.options import DATASETS, data_options
 from data_scripts.problems import MAX_BAD_FRACTION
@@ -120,7 +121,15 @@ class DataArguments:
         default=None,
         metadata={"help": f"Share of rows and images that may be bad, {MAX_BAD_FRACTION} unless given; more stop."},
     )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
+    rows: str = field(
+        default="images",
+        metadata={
+            "help": "What an epoch goes through. 'captions': every caption with its image, as in the published "
+            "fine-tuning; 'images': every image, with one caption that is drawn. Pre-training takes images.",
+            "choices": ["captions", "images"],
+        },
+    )
+    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
     augmentation: str = field(
         default="none",
         metadata={
@@ -513,6 +522,8 @@ def build_trainer(
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
     check_source(model_arguments)
+    if data.rows == "captions" and not one_language:
+        raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
     checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
@@ -529,13 +540,18 @@ def build_trainer(
     else:
         train_rows = keep_usable_rows(train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
+    languages = list(train_rows.features["captions"])
+    if data.rows == "captions":
+        if isinstance(train_rows, ShardRows):
+            logger.warning("the captions of shards are not numbered: a row is an image with one that is drawn")
+        else:
+            train_rows = CaptionRows(train_rows)
     batch = arguments.per_device_train_batch_size * arguments.world_size
     if arguments.dataloader_drop_last and len(train_rows) < batch:
         raise ValueError(
             f"{len(train_rows)} rows do not fill one batch of {batch}; lower per_device_train_batch_size or set "
             "dataloader_drop_last to false"
         )
-    languages = list(train_rows.features["captions"])
     with whole_parameters(arguments):
         model = build_model(model_arguments, processor, head)
     text = model.config.text_config

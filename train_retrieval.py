@@ -1,4 +1,4 @@
-"""Fine-tunes CCRK for retrieval: contrastive and matching loss on one caption per image and step.
+"""Fine-tunes CCRK for retrieval: contrastive and matching loss on one caption per row, as published.
 
     accelerate launch train_retrieval.py                        English of the embedded data, after pre-training
     accelerate launch train_retrieval.py configs/shapes_finetune.yaml --languages en de
@@ -21,7 +21,8 @@ def main() -> None:
     set_up_logging()
     with one_line_errors():
         recipe = Path(__file__).parent / "configs" / "shapes_finetune.yaml"
-        data, model, arguments = parse_recipe(__doc__, recipe, learning_rate=3e-5, warmup_steps=0.1)
+        published = {"learning_rate": 3e-5, "new_parameter_lr_scale": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0.1}
+        data, model, arguments = parse_recipe(__doc__, recipe, rows="captions", **published)
         trainer = build_trainer(data, model, arguments, CCRKForImageTextRetrieval, one_language=True)
     run(trainer)
 

@@ -60,6 +60,9 @@ logger = logging.getLogger(__name__)
 # Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
 NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
 
+# The published code knows by their names which weights not to decay, and the matching head's norm has a number.
+DECAYED_NORM = "matching_head.1.weight"
+
 # Arguments of transformers that nothing here reads, or that would do something else than they say.
 _EVALUATION = "evaluation is retrieval, in batches of per_device_eval_batch_size"
 _LOSSES = "the losses are the paper's, each a mean over all processes"
@@ -158,7 +161,9 @@ class CCRKTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the pre-trained parameters."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Not applied to biases and norms."})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "Not applied to biases and norms, but the matching head's, as published."}
+    )
     logging_steps: float = field(default=50, metadata={"help": "Log every N steps (or that share of all steps)."})
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last batch of an epoch where it is not full."}
@@ -339,7 +344,9 @@ class CCRKCollator:
         rows, pictures = zip(*self._readable(rows, problems), strict=True)
         images, captions = [], []
         for row, picture in zip(rows, pictures, strict=True):
-            with seeded(f"{self.seed} {int(self.epoch)} {row['image_id']}"):
+            # Rows of one image, each with a caption of its own, are cropped each by itself.
+            name = [str(self.seed), str(int(self.epoch)), row["image_id"], *filter(None, [row.get("caption")])]
+            with seeded(" ".join(name)):
                 images.append(picture if self.augmentation is None else self.augmentation(picture))
                 drawn = [self._draw(texts) for texts in self._to_draw_from(row)]
                 captions.append([self._draw(drawn)] if self.one_language else drawn)
@@ -538,6 +545,19 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return torch.cat(all_gather(tensor.contiguous()))
 
 
+def published_epsilon(optimizer: torch.optim.Optimizer, *_) -> None:
+    """
+    Before a step of PyTorch's AdamW: its epsilon is added to the root of the bias-corrected second moment, the
+    published code's to the root as it is. In the first steps, where gradients are small, that is up to 7 times more.
+    """
+    for group in optimizer.param_groups:
+        if all(parameter.grad is None for parameter in group["params"]):
+            continue  # a skipped step does not count
+        base = group.setdefault("published_eps", group["eps"])  # groups are saved with the checkpoint
+        group["published_steps"] = steps = group.get("published_steps", 0) + 1
+        group["eps"] = base / math.sqrt(1 - group["betas"][1] ** steps)
+
+
 def agree_on_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
     """`choose_checkpoint` on the first process, and its choice or error on all."""
     found = [None, None]
@@ -659,7 +679,7 @@ class CCRKTrainer(Trainer):
         arguments = self.args.to_dict()
         rows, collator = self.train_dataset, self.data_collator
         settings = {name: arguments[name] for name in names} | {"processes": self.args.world_size}
-        settings["rows"] = len(rows) if hasattr(rows, "__len__") else None
+        settings["num_rows"] = len(rows) if hasattr(rows, "__len__") else None
         settings["data"] = getattr(rows, "_fingerprint", None)
         if isinstance(collator, CCRKCollator):
             settings |= {"languages": " ".join(collator.languages), "one_language": collator.one_language}
@@ -792,7 +812,8 @@ class CCRKTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """
-        Four groups: with and without weight decay, pre-trained and new parameters.
+        Four groups: with and without weight decay, pre-trained and new parameters. AdamW has its epsilon where the
+        published code has it, see `published_epsilon`.
 
         Raises:
             ValueError: the optimizer makes groups of its own.
@@ -803,7 +824,8 @@ class CCRKTrainer(Trainer):
             groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    key = (name in decayed and "temperature" not in name, any(new in name for new in NEW_PARAMETERS))
+                    has_decay = name in decayed or name.endswith(DECAYED_NORM)
+                    key = (has_decay, any(new in name for new in NEW_PARAMETERS))
                     groups.setdefault(key, []).append(parameter)
             optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, model
@@ -826,6 +848,8 @@ class CCRKTrainer(Trainer):
                 ],
                 **options,
             )
+            if isinstance(self.optimizer, torch.optim.AdamW):
+                self.optimizer.register_step_pre_hook(published_epsilon)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
+import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 from test_coco import coco as coco_files  # noqa: F401, fixtures all of them
@@ -13,11 +15,14 @@ from test_training import call
 from test_wit import iglue as wit_files  # noqa: F401
 from test_xflickrco import iglue as xflickrco_files  # noqa: F401
 from torch.testing import assert_close
+from transformers import get_scheduler
 
 import train_pretrain
 import train_retrieval
+from data_scripts.caption_rows import CaptionRows
 from modeling_ccrk import CCRKForImageTextRetrieval
 from recipe_ccrk import DataArguments, load_rows, parse_recipe
+from trainer_ccrk import CCRKTrainer
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
@@ -99,6 +104,53 @@ def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch)
     results = json.loads((xflickrco_files / "de" / "train_results.json").read_text())
     assert results["train_steps"] == 2 and results["train_skipped_steps"] == 0
     CCRKForImageTextRetrieval.from_pretrained(xflickrco_files / "de")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "captions", "num_rows", "steps"),
+    [
+        ("finetune_multi30k", {"en": [1] * 29_000}, 29_000, 453),
+        ("finetune_multi30k", {name: [1] * 29_000 for name in ("en", "de", "fr", "cs")}, 116_000, 1_812),
+        ("finetune_coco", {"zh": [1] * 20_000 + [0] * 100_000 + [65]}, 20_065, 313),
+        ("finetune_coco", {"ja": [5] * 26_348}, 131_740, 2_058),
+        ("finetune_xflickrco", {"en": [5] * 29_000}, 145_000, 2_265),
+        ("few_shot_xflickrco", {"de": [1] * 100}, 100, 1),
+        ("finetune_wit", {"en": [1] * 50_000}, 50_000, 625),
+    ],
+)
+def test_published_steps_per_epoch(recipe, captions, num_rows, steps, tmp_path):
+    """A row is a caption: the steps of the published table at the published batch (WIT's of a tenth of its rows)."""
+    _, _, arguments = parse_recipe("", path := ROOT / "configs" / f"{recipe}.yaml", [str(path)])
+    of_images = [[["a dog"] * count for count in counts] for counts in zip(*captions.values(), strict=True)]
+    rows = CaptionRows(
+        datasets.Dataset.from_dict(
+            {
+                "image_id": [str(image) for image in range(len(of_images))],
+                "captions": [dict(zip(captions, texts, strict=True)) for texts in of_images],
+            }
+        )
+    )
+    assert len(rows) == num_rows
+    arguments.per_device_train_batch_size *= 4  # devices
+    arguments.eval_strategy, arguments.output_dir, arguments.use_cpu = "no", str(tmp_path), True
+    trainer = CCRKTrainer(torch.nn.Linear(1, 1), arguments, data_collator=list, train_dataset=rows)
+    epochs = arguments.num_train_epochs
+    assert trainer.steps() == (steps, steps * epochs)
+
+
+def test_a_few_shots_learn_at_the_published_rates():
+    """A warm-up of 12 of 120 steps, of which 60 are taken."""
+    _, _, arguments = parse_recipe("", path := ROOT / "configs" / "few_shot_xflickrco.yaml", [str(path)])
+    optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), arguments.learning_rate)
+    name, options = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs
+    schedule = get_scheduler(name, optimizer, arguments.warmup_steps, 60, scheduler_specific_kwargs=options)
+    rates = []
+    for _ in range(60):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    published = [1e-6 * (step / 12 if step < 12 else (120 - step) / 108) for step in range(60)]
+    assert rates == pytest.approx(published)
 
 
 def test_pre_training(shards, checkpoint, monkeypatch):  # noqa: F811

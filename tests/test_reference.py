@@ -155,4 +155,4 @@ def test_xlm_roberta_layers_are_the_ones_of_the_checkpoint(reference_model):
     assert len(copied) > 300
     for name, tensor in copied.items():
         assert torch.equal(tensor, reference[name]), name
-    assert model.config.position_ids_start == 2  # XLM-R's own
+    assert model.config.position_ids_start == 0

@@ -88,7 +88,12 @@ class TestWhatCounts:
             assert json.loads((folder / name / "processor_config.json").read_text())["max_words"] == 40
         (warning,) = [message for message in caplog.messages if "goes on with other settings" in message]
         counted, ignored = warning.split("these are ignored")
-        for told in ("seed 7 (was 42)", "rows 40 (was 16)", "languages en de (was en de zh)", "max_steps 4 (was 2)"):
+        for told in (
+            "seed 7 (was 42)",
+            "num_rows 40 (was 16)",
+            "languages en de (was en de zh)",
+            "max_steps 4 (was 2)",
+        ):
             assert told in counted
         assert "gradient_accumulation_steps 2 (was 1)" in counted
         assert "learning_rate 0.001 (was 0.0001)" in ignored and "max_words 9 (was 40)" in ignored
