@@ -639,7 +639,7 @@ def test_help_is_short_and_complete(monkeypatch, capsys):
         ({"dataset": "imagenet"}, "there is no data set, file or folder 'imagenet'; .*known are shapes"),
         ({"datasets": "shapes"}, "unknown argument datasets"),
         ({"augmentation": "Published"}, "augmentation is 'Published'; choose one of none, published"),
-        ({"per_device_train_batch_size": 64}, "40 rows do not fill one batch of 64"),
+        ({"per_device_train_batch_size": 64, "rows": "images"}, "40 rows do not fill one batch of 64"),
         ({"config": {}}, "there is nothing to start from"),
         ({"config": {"text_config": {"vocab_size": 400, "hidden_size": 30}}}, "is not a multiple"),
         ({"image_size": None}, "image_size is missing"),

@@ -16,8 +16,8 @@ from modeling_ccrk import CCRKPairModel
 BETAS = (0.9, 0.98)
 EPSILON = 1e-8
 WEIGHT_DECAY = 0.01
-# By name, as the research code has it: the tables of relative position biases are not decayed either, the matching head's
-# layer normalisation (matching_head.1) and the temperature are.
+# By name, as the research code has it: tables of relative position biases are not decayed either, but the matching
+# head's layer normalisation (matching_head.1) and the temperature are.
 NOT_DECAYED = re.compile("bias|layer_?norm|norm.weight", re.IGNORECASE)
 NEW = ("temperature", "_projection.", "matching_head.", ".cross_attention.")
 
