@@ -18,7 +18,6 @@ An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, com
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -27,38 +26,17 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
 
-import datasets
-import torch
-from transformers import AutoConfig
-
 import data_scripts
-from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
+from ccrk.processes import process_state
+from ccrk.retrieval.evaluate import evaluate_models
+from ccrk.retrieval.intervals import check_same_data, compare, read_ranks
+from ccrk.retrieval.results import choose_mrv_languages, format_table, make_results, write_results
+from data_scripts.cards import ANY_TABLE, CARDS, card_of
+from data_scripts.cli import one_line_errors, printable, set_up_logging
+from data_scripts.files import check_output_folder, written_whole
 from data_scripts.options import DATASETS, add_data_arguments, data_options
-from errors_ccrk import one_line_errors, printable
-from files_ccrk import check_output_folder, open_model, open_pretrained, written_whole
-from peers_ccrk import DualEncoder, check_arrays, evaluate_arrays
-from recipe_ccrk import set_up_logging
-from retrieval_ccrk import (
-    CCRKRetriever,
-    RetrievalResult,
-    Share,
-    evaluate_retrieval,
-    mrv_table,
-    process_state,
-    recall_table,
-)
-from uncertainty_ccrk import check_same_data, compare, mrv_intervals, read_ranks, recall_intervals
 
-# Candidates re-scored per query: the paper's for its data sets, in proportion for 500 scenes.
-K_TEST = {"shapes": 16, "multi30k": 128, "coco": 256, "xflickrco": 128, "wit": 128}
-K_TEST_OF_OTHERS = 128
-# COCO's figures in these languages are published as means over fifths of their 5,000 test images.
-FOLDS = 5
-IN_FOLDS = {"coco": ("en", "ja")}
-# The paper's languages of MRV; those of other data sets are all that there are.
-MRV_LANGUAGES = {"multi30k": ("en", "de", "fr", "cs"), "xflickrco": ("en", "de", "ja", "zh")}
-NOT_ALIGNED = ("coco", "wit", "xm3600")  # a caption in one language is not that in another
-COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
+K_TEST = {name: card.k_test for name, card in CARDS.items() if card.k_test != ANY_TABLE.k_test}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,7 +51,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mrv_languages", nargs="+", help="MRV over these; the paper's by default")
     parser.add_argument("--split", default="test", help="train, validation, test (default); xflickrco, wit: test_gmt")
     parser.add_argument("--max_rows", type=int, help="evaluate on the first N images only")
-    parser.add_argument("--k_test", type=int, help=f"candidates re-scored per query, by default {K_TEST}")
+    parser.add_argument(
+        "--k_test", type=int, help=f"candidates re-scored per query, by default {K_TEST}, else {ANY_TABLE.k_test}"
+    )
     parser.add_argument("--no_rerank", action="store_true", help="rank by cosine alone")
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at a time")
     parser.add_argument("--bf16", action="store_true", help="weights and states in bf16, similarities in fp32")
@@ -92,175 +72,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever | DualEncoder:
-    """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
-    options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
-    device = process_state().device
-    if open_pretrained(AutoConfig, name_or_path).model_type != CCRKConfig.model_type:
-        return DualEncoder(name_or_path, device=device, **options)
-    processor = open_pretrained(CCRKProcessor, name_or_path)
-    model, lacking = open_model(CCRKForImageTextRetrieval, name_or_path, ("matching_head",), **options)
-    if k_test and lacking:
-        raise ValueError(f"{name_or_path} has no matching head; rank with --no_rerank, or fine-tune it first")
-    tokens, vocab_size = len(processor.tokenizer), model.config.text_config.vocab_size
-    if tokens > vocab_size:
-        raise ValueError(f"{name_or_path}: its tokenizer has {tokens} tokens, its model {vocab_size}; restore its own")
-    return CCRKRetriever(model.eval().to(device), processor, k_test)
-
-
-def evaluate(
-    arguments: argparse.Namespace, dataset: datasets.Dataset, k_test: int
-) -> tuple[RetrievalResult, int, list[Path]]:
-    """
-    Ranks of all languages, each by its model; the candidates that were in fact re-scored per query; and the folders of
-    encoded blocks, which have served once the results are written.
-    """
-    languages = list(dataset.features["captions"])
-    if unknown := sorted(set(arguments.model_for) - set(languages)):
-        raise ValueError(f"--model_for names {', '.join(unknown)}, but the languages are {', '.join(languages)}")
-    languages_of: dict[str, list[str]] = {}
-    for language in languages:
-        languages_of.setdefault(arguments.model_for.get(language, arguments.model), []).append(language)
-    is_a_fold = arguments.dataset_config.get("fold") is not None
-    folds = {} if is_a_fold else dict.fromkeys(IN_FOLDS.get(arguments.task, ()), FOLDS)
-    result, re_scored, encoded = RetrievalResult(), 0, []
-    for model, own_languages in languages_of.items():  # before the first of them takes its hours
-        if model.endswith(".npz"):
-            check_arrays(Path(model), dataset, own_languages)
-        else:
-            open_pretrained(AutoConfig, model)
-    for model, own_languages in languages_of.items():
-        if model.endswith(".npz"):
-            part = evaluate_arrays(Path(model), dataset, own_languages, folds)
-        else:
-            retriever = load_retriever(model, k_test, arguments.bf16)
-            re_scored = max(re_scored, retriever.k_test)
-            cache_dir = arguments.output_dir / "encoded" / f"{retriever.fingerprint}-{dataset._fingerprint}"
-            check_output_folder(cache_dir)
-            encoded.append(cache_dir)
-            part = evaluate_retrieval(
-                retriever,
-                dataset,
-                own_languages,
-                arguments.batch_size,
-                folds,
-                Share.of_this_process(),
-                cache_dir,
-            )
-        for name in ("ranks", "fold_ranks", "left_out"):
-            getattr(result, name).update(getattr(part, name))
-    for name in ("ranks", "fold_ranks", "left_out"):  # in the order that was asked for
-        setattr(result, name, {k: getattr(result, name)[k] for k in languages if k in getattr(result, name)})
-    return result, re_scored, encoded
-
-
-def choose_mrv_languages(arguments: argparse.Namespace, languages: Sequence[str]) -> tuple[list[str], str | None]:
-    """The languages of MRV, or none and the reason why."""
-    if arguments.task in NOT_ALIGNED or arguments.dataset_config.get("task") == 2:
-        reason = f"the captions of {arguments.task} in one language are not those in another: no instances align"
-        if arguments.mrv_languages:
-            raise ValueError(f"{reason}; leave --mrv_languages out")
-        return [], reason
-    chosen = arguments.mrv_languages
-    if not chosen:
-        published = MRV_LANGUAGES.get(arguments.task)
-        chosen = [language for language in published or languages if language in languages]
-    if missing := [language for language in chosen if language not in languages]:
-        raise ValueError(f"--mrv_languages names {', '.join(missing)}, evaluated are {', '.join(languages)}")
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"--mrv_languages names a language twice: {' '.join(chosen)}; name each once")
-    return (chosen, None) if len(chosen) > 1 else ([], "it compares two languages or more")
-
-
-def results_dictionary(
-    result: RetrievalResult,
-    arguments: argparse.Namespace,
-    k_test: int,
-    mrv_languages: Sequence[str],
-    no_mrv: str | None,
-) -> dict:
-    """The content of results.json: recall in percent, ranks counted from 1, intervals as [low, high]."""
-    mrv = mrv_table(result.ranks, mrv_languages) if mrv_languages else None
-    intervals = {"recall": recall_intervals(result.ranks)}
-    if mrv is not None:
-        intervals["mrv"] = mrv_intervals(result.ranks, mrv_languages)
-    results = {
-        "task": arguments.task,
-        "split": arguments.split,
-        "model": arguments.model,
-        "k_test": k_test,
-        "languages": list(result.ranks),
-        "recall": recall_table(result.ranks),
-        "mrv": mrv,
-        "counts": {
-            "images": len(set().union(*(ranks["TR"].index for ranks in result.ranks.values()))),
-            "captions": {language: len(ranks["IR"]) for language, ranks in result.ranks.items()},
-            "captions_left_out": result.left_out,
-        },
-        "intervals": intervals,
-    }
-    if mrv is None:
-        results["no_mrv_because"] = no_mrv or f"no instance has a caption in all of {', '.join(mrv_languages)}"
-    if arguments.model_for:
-        results["model_for"] = arguments.model_for
-    if arguments.dataset_config:
-        results["dataset_config"] = arguments.dataset_config
-    if result.fold_ranks:
-        results["recall_in_folds"] = recall_table(result.fold_ranks)
-        results["folds"] = FOLDS
-    return results
-
-
-def write_results(results: dict, output_dir: Path) -> None:
-    with written_whole(output_dir / "results.json") as path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-def format_table(results: dict) -> str:
-    """Recall per language, their mean, MRV, and the comparison, as text."""
-    lines = ["      " + "".join(f"{column:>8}" for column in COLUMNS)]
-    for title, table in (("", results["recall"]), ("in folds", results.get("recall_in_folds", {}))):
-        if title and table:
-            lines.append(title)
-        for language, row in table.items():
-            lines.append(f"{language:<6}" + "".join(f"{row[column]:8.1f}" for column in COLUMNS))
-        if table:
-            means = (sum(row[column] for row in table.values()) / len(table) for column in COLUMNS)
-            lines.append("mean  " + "".join(f"{mean:8.1f}" for mean in means))
-    if results["mrv"] is None:
-        lines.append(f"no MRV: {results['no_mrv_because']}")
-    else:
-        languages = " ".join(results["mrv"]["languages"])
-        lines.append(f"MRV over {languages} (0: every instance ranks alike in all of them)")
-        for direction in ("IR", "TR", "mean"):
-            spread, (low, high) = results["mrv"][direction], results["intervals"]["mrv"][direction]["std"]
-            lines.append(
-                f"  {direction:<5} std {spread['std']:.3f} (95 %: {low:.3f} to {high:.3f})   "
-                f"variance {spread['variance']:.3f}"
-            )
-    if "comparison" in results:
-        comparison = results["comparison"]
-        lines.append(f"minus {comparison['other']}, mean recall with 95 % interval:")
-        rows = comparison["recall"] | ({"MRV": comparison["mrv"]} if comparison["mrv"] else {})
-        for name, row in rows.items():
-            lines.append(
-                f"  {name:<5}{row['difference']:+8.2f}  ({row['low']:+.2f} to {row['high']:+.2f})  p {row['p']:.4f}"
-            )
-        if "no_mrv_because" in comparison:
-            lines.append(f"  no MRV: {comparison['no_mrv_because']}")
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging()
     arguments = parse_arguments(argv)
-    k_test = (
-        0
-        if arguments.no_rerank
-        else K_TEST.get(arguments.task, K_TEST_OF_OTHERS)
-        if arguments.k_test is None
-        else arguments.k_test
-    )
+    card = card_of(arguments.task)
+    k_test = 0 if arguments.no_rerank else card.k_test if arguments.k_test is None else arguments.k_test
     state = process_state()
     with one_line_errors():
         # Scoring may take hours: what would spoil its result is looked for before.
@@ -279,14 +95,35 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
         if not len(dataset):
             raise ValueError(f"{arguments.task} has no rows in its {arguments.split} split; choose another --split")
-        mrv_languages, no_mrv = choose_mrv_languages(arguments, list(dataset.features["captions"]))
+        mrv_languages, no_mrv = choose_mrv_languages(
+            arguments.task, list(dataset.features["captions"]), arguments.mrv_languages, arguments.dataset_config
+        )
         if other_ranks is not None:
             check_same_data(dataset, other_ranks)
-        result, k_test, encoded = evaluate(arguments, dataset, k_test)
+        result, k_test, encoded = evaluate_models(
+            arguments.model,
+            dataset,
+            arguments.model_for,
+            k_test=k_test,
+            output_dir=arguments.output_dir,
+            batch_size=arguments.batch_size,
+            bf16=arguments.bf16,
+            folds={} if arguments.dataset_config.get("fold") is not None else card.folds,
+        )
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    results = results_dictionary(result, arguments, k_test, mrv_languages, no_mrv)
+    results = make_results(
+        result,
+        task=arguments.task,
+        split=arguments.split,
+        model=arguments.model,
+        k_test=k_test,
+        mrv_languages=mrv_languages,
+        no_mrv_because=no_mrv,
+        model_for=arguments.model_for,
+        dataset_config=arguments.dataset_config,
+    )
     with one_line_errors():
         with written_whole(arguments.output_dir / "ranks.parquet") as path:
             result.rank_table().to_parquet(path, write_page_checksum=True)
@@ -296,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results["comparison"] = {"other": str(arguments.compare)} | comparison
             write_results(results, arguments.output_dir)
         if importlib.util.find_spec("matplotlib"):
-            from report_ccrk import write_report
+            from ccrk.retrieval.report import write_report
 
             write_report(results, result.ranks, dataset, arguments.output_dir)
         for folder in encoded:

@@ -8,19 +8,19 @@ A recipe is a YAML file with the arguments below; those on the command line come
 """
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
 
 from ccrk import CCRKForPreTraining
-from errors_ccrk import one_line_errors
-from recipe_ccrk import build_trainer, parse_recipe, run, set_up_logging
+from ccrk.arguments import parse_recipe, recipe_file
+from ccrk.build import build_trainer, run
+from data_scripts.cli import one_line_errors, set_up_logging
 
 
 def main() -> None:
     set_up_logging()
     with one_line_errors():
-        recipe = Path(__file__).parent / "configs" / "shapes_pretrain.yaml"
+        recipe = recipe_file("shapes_pretrain.yaml")
         data, model, arguments = parse_recipe(__doc__, recipe)
         trainer = build_trainer(data, model, arguments, CCRKForPreTraining, one_language=False)
     run(trainer)

@@ -8,19 +8,19 @@ A recipe is a YAML file with the arguments below; those on the command line come
 """
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
 
 from ccrk import CCRKForImageTextRetrieval
-from errors_ccrk import one_line_errors
-from recipe_ccrk import build_trainer, parse_recipe, run, set_up_logging
+from ccrk.arguments import parse_recipe, recipe_file
+from ccrk.build import build_trainer, run
+from data_scripts.cli import one_line_errors, set_up_logging
 
 
 def main() -> None:
     set_up_logging()
     with one_line_errors():
-        recipe = Path(__file__).parent / "configs" / "shapes_finetune.yaml"
+        recipe = recipe_file("shapes_finetune.yaml")
         published = {"learning_rate": 3e-5, "new_parameter_lr_scale": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0.1}
         data, model, arguments = parse_recipe(__doc__, recipe, rows="captions", **published)
         trainer = build_trainer(data, model, arguments, CCRKForImageTextRetrieval, one_language=True)

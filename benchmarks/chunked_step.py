@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from ccrk import CCRKConfig, CCRKForPreTraining
-from trainer_ccrk import CCRKTrainer, CCRKTrainingArguments
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.trainer import CCRKTrainer
 
 IMAGES, CAPTIONS, TOKENS, IMAGE_SIZE = 64, 10, 24, 112
 VISION = {"image_size": IMAGE_SIZE, "embed_dim": 24, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "window_size": 7}

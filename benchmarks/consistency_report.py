@@ -40,9 +40,9 @@ from benchmarks.consistency_study import (
     TRANSLATION_NOISE,
     file_name,
 )
+from ccrk.retrieval.intervals import CUTOFFS, RESAMPLES, read_ranks
+from data_scripts.cli import one_line_errors
 from data_scripts.shapes import MISTRANSLATED
-from errors_ccrk import one_line_errors
-from uncertainty_ccrk import CUTOFFS, RESAMPLES, read_ranks
 
 DIGITS = (1, 2, 2, 1)  # of mean recall, its spread, and MRV as std and variance
 # The claim: these rank more consistently than those.

@@ -44,11 +44,16 @@ from transformers import PrinterCallback, TrainerCallback
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
-from errors_ccrk import one_line_errors
+from ccrk.arguments import ModelArguments
+from ccrk.build import build_processor
+from ccrk.encoders import CCRKRetriever
+from ccrk.retrieval.evaluate import evaluate_retrieval
+from ccrk.retrieval.results import RetrievalResult
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.collator import CCRKCollator, seeded
+from ccrk.training.trainer import CCRKTrainer
+from data_scripts.cli import one_line_errors
 from objectives_ccrk import contrastive_loss
-from recipe_ccrk import ModelArguments, build_processor
-from retrieval_ccrk import CCRKRetriever, RetrievalResult, evaluate_retrieval
-from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, seeded
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"shapes": "shapes_pretrain.yaml", "multi30k": "multi30k_photographs.yaml"}

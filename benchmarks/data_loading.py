@@ -28,9 +28,9 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 from tqdm.auto import tqdm
 
+from ccrk.training.collator import CROP_MARGIN
 from data_scripts.images import read_image
 from processing_ccrk import published_image_processor
-from trainer_ccrk import CROP_MARGIN
 
 # Levels of 255 by which an image may differ on average. JPEG at quality 90 changes these pictures by more.
 TOLERANCE = 2.0

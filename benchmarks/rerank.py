@@ -8,7 +8,7 @@
 The published procedure, as its code has it: captions padded to 80 tokens; a loop over all images and then over all
 captions, each with its k_test candidates as a batch; so a pair that is a candidate both ways is scored twice; eager
 attention; cross-attention keys and values made anew for every pair; all tokens through all layers. Ours is
-`retrieval_ccrk`, called as `eval_mrv.py` calls it. The steps from one to the other are timed too, each with those
+`ccrk.retrieval`, called as `eval_mrv.py` calls it. The steps from one to the other are timed too, each with those
 before it.
 
 Weights and states are random: times and equality of scores do not depend on what a model has learnt. Both get the same
@@ -34,15 +34,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval
-from retrieval_ccrk import (
-    CCRKRetriever,
-    EncodedCaptions,
-    EncodedImages,
-    Share,
-    UsableCaptions,
-    rank_language,
-    score_pairs,
-)
+from ccrk.encoders import CCRKRetriever, EncodedCaptions
+from ccrk.processes import Share
+from ccrk.retrieval.evaluate import EncodedImages, score_pairs
+from ccrk.retrieval.instances import UsableCaptions
+from ccrk.retrieval.ranking import rank_language
 
 PADDED_LENGTH = 80  # tokens, xFlickr&CO's and WIT's in the published code
 MEAN_LENGTH = 18

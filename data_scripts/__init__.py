@@ -9,22 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import datasets
 
-# Name → where its builder is. A builder is imported when its data set is asked for. Adding a data set is one line
-# here and one module whose config class declares the arguments that it takes: `split` among them, or else the module
-# names its SPLITS.
-BUILDERS = {
-    "shapes": "data_scripts.shapes:Shapes",
-    "multi30k": "data_scripts.multi30k:Multi30K",
-    "coco": "data_scripts.coco:COCO",
-    "xflickrco": "data_scripts.xflickrco:XFlickrCO",
-    "wit": "data_scripts.wit:WIT",
-    "xm3600": "data_scripts.xm3600:XM3600",
-    "xtd10": "data_scripts.xtd:XTD10",
-    "xtd11": "data_scripts.xtd:XTD11",
-    "pretraining": "data_scripts.pretraining:Pretraining",
-}
-# What any other name means: a folder or file, or a data set on the Hub.
-ANY_TABLE = "data_scripts.table:AnyTable"
+from data_scripts.cards import CARDS, card_of
 
 
 def load(
@@ -41,7 +26,7 @@ def load(
     """One split of a data set, one row per image (see `data_scripts.rows.row_features`).
 
     Args:
-        name: a key of `BUILDERS`.
+        name: a key of `data_scripts.cards.CARDS`; else a folder or file, or a data set of the Hub.
         split: a split of that data set, such as "train", "validation" or "test".
         languages: the caption languages wanted, in this order; all by default, of coco en alone.
         data_dir: the folder that the data set's annotations were downloaded to.
@@ -89,15 +74,15 @@ def make_builder(
     **config,
 ) -> datasets.GeneratorBasedBuilder:
     """The builder that `load` asks for the rows; arguments and errors as there."""
-    if name not in BUILDERS and data_dir is not None:
-        raise ValueError(f"{name} is no data set known here, and takes no data_dir; known are {', '.join(BUILDERS)}")
-    if name not in BUILDERS and not any(letter in name for letter in "/*.") and not os.path.exists(name):
+    if name not in CARDS and data_dir is not None:
+        raise ValueError(f"{name} is no data set known here, and takes no data_dir; known are {', '.join(CARDS)}")
+    if name not in CARDS and not any(letter in name for letter in "/*.") and not os.path.exists(name):
         raise FileNotFoundError(
             f"there is no data set, file or folder {name!r}; one on the Hub is called OWNER/NAME, known are "
-            f"{', '.join(BUILDERS)}"
+            f"{', '.join(CARDS)}"
         )
-    module_name, class_name = BUILDERS.get(name, ANY_TABLE).split(":")
-    data_dir = data_dir if name in BUILDERS else name
+    module_name, class_name = card_of(name).builder.split(":")
+    data_dir = data_dir if name in CARDS else name
     module = import_module(module_name)
     builder_class = getattr(module, class_name)
 

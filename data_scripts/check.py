@@ -24,11 +24,11 @@ from PIL import Image
 
 import data_scripts
 from data_scripts.annotations import EMPTY_CAPTION, AnnotatedImages, Annotation
+from data_scripts.cli import log_to_screen, one_line, printable
+from data_scripts.files import check_output_folder, written_whole
 from data_scripts.images import read_image
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.problems import Problems
-from errors_ccrk import log_to_screen, one_line, printable
-from files_ccrk import check_output_folder, written_whole
 
 # Sides of a thumbnail in pixels, and characters to a line below it.
 THUMBNAIL = 320
@@ -164,7 +164,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m data_scripts.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help=f"{', '.join(data_scripts.BUILDERS)}; {DATASETS}")
+    parser.add_argument("name", help=f"{', '.join(data_scripts.CARDS)}; {DATASETS}")
     add_data_arguments(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
     parser.add_argument("--few_shot", help="LANGUAGE,SHOTS such as de,100: the train split of xflickrco")

@@ -18,9 +18,9 @@ import datasets
 from datasets.table import embed_table_storage
 
 import data_scripts
+from data_scripts.cli import log_to_screen, one_line_errors
+from data_scripts.files import check_output_folder, written_whole
 from data_scripts.options import DATASETS, add_data_arguments, data_options
-from errors_ccrk import log_to_screen, one_line_errors
-from files_ccrk import check_output_folder, written_whole
 
 ROWS_PER_FILE = 5000  # photographs of 100 kB make half a gigabyte
 
@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help=f"{', '.join(data_scripts.BUILDERS)}; {DATASETS}")
+    parser.add_argument("name", help=f"{', '.join(data_scripts.CARDS)}; {DATASETS}")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for the Parquet files")
     add_data_arguments(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_scripts.captions import report_tags
+from data_scripts.cli import InputError, one_line
 from data_scripts.images import MISSING, BadImage
-from errors_ccrk import InputError, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from transformers import M2M100ForConditionalGeneration, M2M100Tokenizer
 
 from data_scripts.captions import close_tags, is_close, is_usable
+from data_scripts.cli import log_to_screen, one_line, one_line_errors
+from data_scripts.files import check_output_folder, open_model, open_pretrained
 from data_scripts.problems import Problems
 from data_scripts.shards import BadRow, caption_objects, find_shards, parse_row
 from data_scripts.text import is_blank_line, numbered_lines
-from errors_ccrk import log_to_screen, one_line, one_line_errors
-from files_ccrk import check_output_folder, open_model, open_pretrained
 
 _decode = json.JSONDecoder().raw_decode
 _skip_separators = re.compile(r"[ \t\n\r,:]*").match

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor, normalize_caption
-from convert_checkpoint import convert, load_published
+from ccrk.convert import convert, load_published
 from data_scripts.tokenizer import train_tokenizer
 from processing_ccrk import published_image_processor
 

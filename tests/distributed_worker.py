@@ -15,8 +15,9 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.trainer import CCRKTrainer
 from modeling_ccrk import CCRKForPreTraining
-from trainer_ccrk import CCRKTrainer, CCRKTrainingArguments
 
 
 def make_batch(ragged: bool, doubled: bool, seed: int = 5) -> dict[str, torch.Tensor]:

@@ -5,14 +5,16 @@ import sys
 import pandas as pd
 from test_retrieval import make_rows, make_spread_model
 
-import retrieval_ccrk
-from ccrk import CCRKProcessor
-from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval
+from ccrk import CCRKProcessor, encoders
+from ccrk.encoders import CCRKRetriever
+from ccrk.processes import Share
+from ccrk.retrieval import evaluate, ranking
+from ccrk.retrieval.evaluate import evaluate_retrieval
 
 LENGTHS = [[4], [9, 2], [], [6, 6, 1], [3], [5], [8], [2, 7], [3]]
 
 
-def evaluate(processor_dir: str, share: Share) -> pd.DataFrame:
+def rank(processor_dir: str, share: Share) -> pd.DataFrame:
     processor = CCRKProcessor.from_pretrained(processor_dir)
     retriever = CCRKRetriever(make_spread_model(len(processor.tokenizer), num_fusion_layers=2), processor, k_test=3)
     rows = make_rows(LENGTHS, languages=("en", "de"))
@@ -22,7 +24,7 @@ def evaluate(processor_dir: str, share: Share) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    retrieval_ccrk.CAPTIONS_PER_BLOCK, retrieval_ccrk.IMAGES_PER_BLOCK = 3, 1
-    retrieval_ccrk.TOKENS_PER_BATCH, retrieval_ccrk._SIMILARITIES_PER_CHUNK = 20, 40
+    evaluate.CAPTIONS_PER_BLOCK, evaluate.IMAGES_PER_BLOCK = 3, 1
+    encoders.TOKENS_PER_BATCH, ranking._SIMILARITIES_PER_CHUNK = 20, 40
     share = Share.of_this_process()
-    evaluate(sys.argv[1], share).to_parquet(f"{sys.argv[2]}/{share.count}-{share.index}.parquet")
+    rank(sys.argv[1], share).to_parquet(f"{sys.argv[2]}/{share.count}-{share.index}.parquet")

@@ -11,9 +11,9 @@ from test_training import call, recipe  # noqa: F401, a fixture
 
 import train_pretrain
 import train_retrieval
+from ccrk.training.collator import CCRKCollator, published_augmentation
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.rows import row_features
-from trainer_ccrk import CCRKCollator, published_augmentation
 
 
 @pytest.fixture

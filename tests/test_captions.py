@@ -11,15 +11,16 @@ import pytest
 from builders import jpeg, reports, write
 
 import data_scripts
-from convert_checkpoint import read_overrides
+from ccrk.arguments import ModelArguments, read_yaml
+from ccrk.build import build_processor, keep_usable_rows
+from ccrk.convert import read_overrides
+from ccrk.retrieval.instances import shared_ranks, usable_captions
+from ccrk.training.collator import CCRKCollator
 from data_scripts import captions, shards, text
 from data_scripts.annotations import without_empty
 from data_scripts.problems import Problems
 from data_scripts.rows import row_features
 from processing_ccrk import normalize_caption
-from recipe_ccrk import ModelArguments, build_processor, keep_usable_rows, read_yaml
-from retrieval_ccrk import shared_ranks, usable_captions
-from trainer_ccrk import CCRKCollator
 
 BLANK = [
     "", " ", "\n\t\r", "\0", "\x7f\x85", "\xa0", "\xad", "\u034f", "\u0301", "\u061c", "\u115f\u1160", "\u180e",

@@ -19,11 +19,12 @@ from test_modeling import _isolated
 from torch.testing import assert_close
 from transformers import XLMRobertaTokenizer
 
-import convert_checkpoint
+import ccrk.convert
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
-from convert_checkpoint import COMPUTED, convert, load_published, published_tensors
-from recipe_ccrk import ModelArguments, build_model, build_processor
-from resize_ccrk import resize_image_encoder, resize_position_bias
+from ccrk.arguments import ModelArguments
+from ccrk.build import build_model, build_processor
+from ccrk.convert import COMPUTED, convert, load_published, published_tensors
+from ccrk.resize import resize_image_encoder, resize_position_bias
 
 PRETRAINED = TINY_A / "ccrk_tiny_epoch_29.th"
 
@@ -41,7 +42,7 @@ def finetuned(published, tmp_path):
 def run(*arguments, tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(TINY_A_CONFIG))
     options = [] if "--to_original" in arguments else ["--config", str(tmp_path / "config.json")]
-    convert_checkpoint.main([str(argument) for argument in arguments] + options)
+    ccrk.convert.main([str(argument) for argument in arguments] + options)
 
 
 @pytest.mark.parametrize("head", [CCRKForPreTraining, CCRKForImageTextRetrieval])
@@ -250,7 +251,7 @@ class TestDamage:
 
 class TestOutput:
     def test_is_looked_at_before_the_work(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(convert_checkpoint, "load_published", lambda _: pytest.fail("read before it was checked"))
+        monkeypatch.setattr(ccrk.convert, "load_published", lambda _: pytest.fail("read before it was checked"))
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "tokenizer.json").write_text("{}")
         (tmp_path / "file").write_text("")
@@ -293,7 +294,7 @@ class TestOutput:
 def test_fields_that_the_configuration_does_not_have(contents, message, tmp_path):
     (tmp_path / "config.json").write_text(contents)
     with pytest.raises(SystemExit, match=message):
-        convert_checkpoint.main([str(PRETRAINED), str(tmp_path / "out"), "--config", str(tmp_path / "config.json")])
+        ccrk.convert.main([str(PRETRAINED), str(tmp_path / "out"), "--config", str(tmp_path / "config.json")])
 
 
 @pytest.mark.parametrize("sizes", ["7_to_12", "7_to_15", "12_to_7", "3_to_6", "7_to_7"])
@@ -375,7 +376,7 @@ class TestSwin:
 
     def convert(self, state, tmp_path, *options):
         torch.save({"model": state}, tmp_path / "swin.pth")
-        convert_checkpoint.main([str(tmp_path / "swin.pth"), str(tmp_path / "swin"), *options])
+        ccrk.convert.main([str(tmp_path / "swin.pth"), str(tmp_path / "swin"), *options])
 
     def test_becomes_an_image_encoder_to_start_from(self, swin, reference_model, tmp_path, capsys):
         self.convert(swin, tmp_path)

@@ -18,7 +18,7 @@ from distributed_worker import contrastive_gradients
 from safetensors.torch import load_file
 from test_training import RECIPE
 
-from trainer_ccrk import CCRKTrainingArguments
+from ccrk.training.arguments import CCRKTrainingArguments
 
 
 def run(*command, tmp_path: Path) -> subprocess.CompletedProcess:

@@ -6,6 +6,7 @@ import json
 import re
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,17 @@ from PIL import Image
 from test_convert import damaged
 from test_retrieval import make_rows, make_spread_model
 
+import ccrk.retrieval.evaluate
 import data_scripts
 import eval_mrv
-import uncertainty_ccrk
+from ccrk.encoders import CCRKRetriever, DualEncoder
+from ccrk.retrieval import intervals
+from ccrk.retrieval.arrays import evaluate_arrays
+from ccrk.retrieval.evaluate import evaluate_retrieval
+from ccrk.retrieval.intervals import compare, mrv_intervals, read_ranks, recall_intervals
+from data_scripts.cards import CARDS
 from data_scripts.rows import row_features
 from metrics.recall_at_k.recall_at_k import best_ranks
-from peers_ccrk import DualEncoder, evaluate_arrays
-from retrieval_ccrk import CCRKRetriever, evaluate_retrieval
-from uncertainty_ccrk import compare, mrv_intervals, read_ranks, recall_intervals
 
 LANGUAGES = ("en", "de")
 
@@ -146,7 +150,7 @@ class TestOtherModels:
 
 class TestTasks:
     def test_folds_of_coco(self, rows, monkeypatch, tmp_path):
-        monkeypatch.setattr(eval_mrv, "FOLDS", 3)
+        monkeypatch.setitem(CARDS, "coco", replace(CARDS["coco"], folds={"en": 3, "ja": 3}))
         results = run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "coco")
         assert results["recall_in_folds"]["en"]["IR@5"] == 100 > results["recall"]["en"]["IR@5"]
         assert results["folds"] == 3 and list(results["recall_in_folds"]) == ["en"], "Chinese is published as a whole"
@@ -287,7 +291,7 @@ class TestUncertainty:
     def test_chunks_change_nothing_but_the_draws(self, monkeypatch):
         ranks = make_ranks(np.random.default_rng(0).random((1, 40)) < 0.5)
         whole = recall_intervals(ranks)["language 0"]["mean"]
-        monkeypatch.setattr(uncertainty_ccrk, "_WEIGHTS_PER_CHUNK", 100)
+        monkeypatch.setattr(intervals, "_WEIGHTS_PER_CHUNK", 100)
         assert recall_intervals(ranks)["language 0"]["mean"] == pytest.approx(whole)
 
     def test_compare_from_the_command_line(self, rows, tmp_path, capsys):
@@ -367,7 +371,7 @@ def test_ranks_of_another_run(change, message, rows, monkeypatch, tmp_path):
     if change is of_other_languages:
         table = table[table["language"] == "en"]
     change(table).to_parquet(tmp_path / "other.parquet")
-    monkeypatch.setattr(eval_mrv, "evaluate", lambda *_: pytest.fail("scored before it was checked"))
+    monkeypatch.setattr(eval_mrv, "evaluate_models", lambda *_: pytest.fail("scored before it was checked"))
     with pytest.raises(SystemExit, match=message) as raised:
         run(tmp_path / "out", "--model", model, "--task", "shapes", "--compare", tmp_path / "other.parquet")
     assert "\n" not in str(raised.value)
@@ -382,7 +386,7 @@ def test_ranks_of_another_run(change, message, rows, monkeypatch, tmp_path):
     ],
 )
 def test_languages_of_mrv_are_checked_before_scoring(arguments, message, rows, monkeypatch, tmp_path):
-    monkeypatch.setattr(eval_mrv, "evaluate", lambda *_: pytest.fail("scored before it was checked"))
+    monkeypatch.setattr(eval_mrv, "evaluate_models", lambda *_: pytest.fail("scored before it was checked"))
     with pytest.raises(SystemExit, match=message):
         run(tmp_path / "out", "--model", "unused", "--task", "shapes", *arguments)
 
@@ -439,14 +443,14 @@ def test_an_interrupted_run_leaves_what_it_encoded(rows, model_dir, monkeypatch,
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retrieval_ccrk.rank_language", interrupted)
+    monkeypatch.setattr("ccrk.retrieval.evaluate.rank_language", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", "--model", model_dir, "--task", "shapes")
     names = {path.name.split("-")[0] for path in (tmp_path / "out" / "encoded").rglob("*.safetensors")}
     assert names == {"images", "captions"}
     monkeypatch.undo()
     monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
-    monkeypatch.setattr("retrieval_ccrk.CCRKRetriever.encode_images", interrupted)
+    monkeypatch.setattr("ccrk.encoders.CCRKRetriever.encode_images", interrupted)
     assert run(tmp_path / "out", "--model", model_dir, "--task", "shapes")["counts"]["images"] == 6
     assert not (tmp_path / "out" / "encoded").exists()
 
@@ -512,7 +516,9 @@ class TestArraysOfOthers:
         assert refused > 60
 
     def test_are_looked_at_before_another_model_is_run(self, rows, model_dir, monkeypatch, tmp_path):
-        monkeypatch.setattr(eval_mrv, "load_retriever", lambda *_: pytest.fail("run before all was looked at"))
+        monkeypatch.setattr(
+            ccrk.retrieval.evaluate, "load_retriever", lambda *_: pytest.fail("run before all was looked at")
+        )
         path = arrays_file(tmp_path / "a.npz", rows, captions_de=np.ones((5, 5)))
         for model, message in ((path, r"captions_de has shape \(5, 5\)"), ("outputs/typo", "there is no folder")):
             with pytest.raises(SystemExit, match=message):
@@ -534,8 +540,8 @@ class TestRanksOfOthers:
         return path
 
     def test_are_read_within_bounds(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(uncertainty_ccrk, "MAX_RANKS", 100_000)
-        monkeypatch.setattr(uncertainty_ccrk, "MAX_BYTES", 10_000_000)
+        monkeypatch.setattr(intervals, "MAX_RANKS", 100_000)
+        monkeypatch.setattr(intervals, "MAX_BYTES", 10_000_000)
         before = pa.total_allocated_bytes()
         for rows, columns, message in (
             (200_000, {}, "has 200,000 rows and .* bytes, over 100,000"),
@@ -593,7 +599,7 @@ class TestEncodedBlocks:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("retrieval_ccrk.rank_language", interrupted)
+            patch.setattr("ccrk.retrieval.evaluate.rank_language", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(output_dir, "--model", model, "--task", "shapes")
         return sorted((output_dir / "encoded").rglob("*.safetensors"))

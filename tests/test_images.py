@@ -25,10 +25,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import processing_ccrk
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.collator import CCRKCollator
+from ccrk.training.trainer import CCRKTrainer
 from data_scripts import images
 from data_scripts.images import BadImage, ImageFolder, decode_base64, find_file, picture_name, read_image, with_folder
 from data_scripts.problems import Problems
-from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments
 
 
 def photograph(size=(64, 48)) -> Image.Image:

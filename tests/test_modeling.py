@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
-from resize_ccrk import resize_image_encoder
+from ccrk.resize import resize_image_encoder
 
 CLASSES = [CCRKModel, CCRKForImageTextRetrieval, CCRKForPreTraining]
 

@@ -29,11 +29,13 @@ from torch.utils.data import DataLoader
 
 import data_scripts
 import train_pretrain
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.collator import CCRKCollator, stable_id
+from ccrk.training.trainer import CCRKTrainer
 from data_scripts import captions, images, shards, text
 from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
 from processing_ccrk import CCRKProcessor
-from trainer_ccrk import CCRKCollator, CCRKTrainer, CCRKTrainingArguments, stable_id
 
 LANGUAGES = ["en", "de", "zh"]
 

@@ -19,10 +19,11 @@ from transformers import get_scheduler
 
 import train_pretrain
 import train_retrieval
+from ccrk.arguments import DataArguments, parse_recipe
+from ccrk.build import load_rows
+from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from modeling_ccrk import CCRKForImageTextRetrieval
-from recipe_ccrk import DataArguments, load_rows, parse_recipe
-from trainer_ccrk import CCRKTrainer
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 

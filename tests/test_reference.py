@@ -9,6 +9,8 @@ from conftest import TINY_A
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from ccrk.encoders import CCRKRetriever, EncodedCaptions
+from ccrk.retrieval.ranking import find_candidates, rerank
 from metrics.recall_at_k.recall_at_k import recall_at_k
 from modeling_ccrk import CCRKForPreTraining
 from objectives_ccrk import (
@@ -19,7 +21,6 @@ from objectives_ccrk import (
     same_image,
 )
 from processing_ccrk import normalize_caption
-from retrieval_ccrk import CCRKRetriever, EncodedCaptions, find_candidates, rerank
 
 B, K, L = 3, 4, 10
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}

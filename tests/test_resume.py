@@ -24,8 +24,8 @@ import eval_mrv
 import train_pretrain
 import train_retrieval
 from ccrk import CCRKForPreTraining
-from checkpoints_ccrk import MANIFEST, choose_checkpoint, steps_of, what_is_wrong, write_manifest
-from trainer_ccrk import CCRKTrainer
+from ccrk.training.checkpoints import MANIFEST, choose_checkpoint, steps_of, what_is_wrong, write_manifest
+from ccrk.training.trainer import CCRKTrainer
 
 SMALLER = RECIPE["config"] | {"text_config": RECIPE["config"]["text_config"] | {"vocab_size": 300}}
 ADAPTED = "ccrk.text_model.encoder.layer.0.attention.self.query.weight"

@@ -11,11 +11,13 @@ import torch
 from conftest import ROOT, tiny_config
 from PIL import Image
 
-import retrieval_ccrk
-from ccrk import CCRKForPreTraining
+from ccrk import CCRKForPreTraining, encoders
+from ccrk.encoders import CCRKRetriever
+from ccrk.retrieval import evaluate, ranking
+from ccrk.retrieval.evaluate import evaluate_retrieval
+from ccrk.retrieval.ranking import find_candidates
 from data_scripts.rows import row_features
 from metrics.recall_at_k.recall_at_k import best_ranks
-from retrieval_ccrk import CCRKRetriever, evaluate_retrieval, find_candidates
 
 WORDS = "star circle square red blue green small large left right above below".split()
 
@@ -89,10 +91,10 @@ def spread_model(processor):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks so small that the tests' few rows fill several of each kind."""
-    monkeypatch.setattr(retrieval_ccrk, "CAPTIONS_PER_BLOCK", 3)
-    monkeypatch.setattr(retrieval_ccrk, "IMAGES_PER_BLOCK", 2)
-    monkeypatch.setattr(retrieval_ccrk, "TOKENS_PER_BATCH", 20)
-    monkeypatch.setattr(retrieval_ccrk, "_SIMILARITIES_PER_CHUNK", 9)
+    monkeypatch.setattr(evaluate, "CAPTIONS_PER_BLOCK", 3)
+    monkeypatch.setattr(evaluate, "IMAGES_PER_BLOCK", 2)
+    monkeypatch.setattr(encoders, "TOKENS_PER_BATCH", 20)
+    monkeypatch.setattr(ranking, "_SIMILARITIES_PER_CHUNK", 9)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_folds_are_searched_by_themselves(spread_model, processor):
 
 
 def test_ranks_never_need_all_similarities(monkeypatch):
-    monkeypatch.setattr(retrieval_ccrk, "_SIMILARITIES_PER_CHUNK", 50)
+    monkeypatch.setattr(ranking, "_SIMILARITIES_PER_CHUNK", 50)
     generator = torch.Generator().manual_seed(0)
     whole = torch.randint(0, 6, (40, 20), generator=generator).float()  # many ties
     shapes = []
@@ -309,7 +311,8 @@ LARGE = """
 import resource, sys, time
 import numpy as np, pandas as pd, torch
 from torch.nn import functional as F
-from retrieval_ccrk import UsableCaptions, by_cosine, rank_language
+from ccrk.retrieval.instances import UsableCaptions
+from ccrk.retrieval.ranking import by_cosine, rank_language
 images, per_image, k_test = map(int, sys.argv[1:])
 generator = torch.Generator().manual_seed(0)
 image_embeds = F.normalize(torch.randn(images, 16, generator=generator), dim=1)

@@ -26,20 +26,16 @@ import eval_mrv
 import train_pretrain
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel, CCRKProcessor
-from checkpoints_ccrk import choose_checkpoint, what_is_wrong
+from ccrk.arguments import parse_recipe
+from ccrk.build import build_trainer, check_settings, run
+from ccrk.training.arguments import WITHOUT_EFFECT, CCRKTrainingArguments
+from ccrk.training.checkpoints import choose_checkpoint, what_is_wrong
+from ccrk.training.collator import CCRKCollator, published_augmentation, stable_id
+from ccrk.training.memory import saved_bytes
+from ccrk.training.model_card import model_card
+from ccrk.training.trainer import CCRKTrainer
 from data_scripts.rows import row_features
-from model_card_ccrk import model_card
 from objectives_ccrk import sampling_keys
-from recipe_ccrk import build_trainer, check_settings, parse_recipe, run
-from trainer_ccrk import (
-    WITHOUT_EFFECT,
-    CCRKCollator,
-    CCRKTrainer,
-    CCRKTrainingArguments,
-    published_augmentation,
-    saved_bytes,
-    stable_id,
-)
 
 
 def make_trainer(model, processor, rows, output_dir, languages=("en", "de", "zh"), **arguments) -> CCRKTrainer:
@@ -810,7 +806,7 @@ def test_checkpoints_that_scripts_cannot_use(recipe, swin_folder, tiny_model, pr
 
 
 def test_rows_without_usable_captions_are_counted(caplog):
-    from recipe_ccrk import keep_usable_rows
+    from ccrk.build import keep_usable_rows
 
     rows = [
         {"image": Image.new("RGB", (8, 8)), "image_id": str(i), "captions": {"en": texts}}

@@ -7,8 +7,9 @@ import pytest
 from builders import jpeg, reports, write, write_json_lines
 
 import data_scripts
+from ccrk.arguments import DataArguments
+from ccrk.build import load_rows
 from data_scripts.xflickrco import LANGUAGES
-from recipe_ccrk import DataArguments, load_rows
 
 # An IGLUE clone and the folder of flickr30k-images and val2014, or one of the two.
 IGLUE, PHOTOGRAPHS = os.environ.get("CCRK_IGLUE"), os.environ.get("CCRK_FLICKR30K")

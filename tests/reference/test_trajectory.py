@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import modeling_ccrk
-from convert_checkpoint import convert, published_tensors
+from ccrk.convert import convert, published_tensors
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.trainer import CCRKTrainer
 from modeling_ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining
 from objectives_ccrk import MaskedCaptions, MatchingPairs
-from trainer_ccrk import CCRKTrainer, CCRKTrainingArguments
 
 # Figures of the published code, too large for tests/fixtures.
 FIGURES = ROOT.parent / "shared" / "reference" / "trajectory"

@@ -8,9 +8,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import Trainer
 
 from data_scripts.caption_rows import CaptionRows
-from errors_ccrk import one_line
+from data_scripts.cli import one_line
 
 PAPER = "https://arxiv.org/abs/2406.18254"
+
+
 CARD = """---
 {metadata}
 ---

@@ -3,10 +3,8 @@
 import contextlib
 import os
 import pickle
-import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.integrations import is_deepspeed_available
 from transformers.utils import logging as transformers_logging
 
-from errors_ccrk import mistake, one_line
+from data_scripts.cli import mistake, one_line
 
 # Tensors that files of encoders hold, or lack, and that nothing here uses.
 NOT_USED = ("pooler", "position_ids")
@@ -134,35 +131,6 @@ def _check_weights(source: str | os.PathLike, model: PreTrainedModel, found: dic
             )
     if found.get("error_msgs"):
         raise ValueError(f"{source}: {one_line(found['error_msgs'][0])}")
-
-
-def deepspeed_problem(checkpoint: Path) -> str | None:
-    """
-    Why DeepSpeed must not open its part of a training checkpoint; None where it may, or where there is none.
-
-    It unpickles whatever the files hold. Here they are opened first, by torch's restricted unpickler, which makes
-    nothing but tensors, plain containers and the classes that DeepSpeed itself writes.
-    """
-    if not is_deepspeed_available() or not any(checkpoint.glob("global_step*")):
-        return None  # nobody opens them
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    for pointer in checkpoint.glob("latest*"):  # names the folder that DeepSpeed opens
-        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-        if name not in (path.name for path in checkpoint.iterdir() if path.is_dir()):
-            return f"its {pointer.name} names {name!r}, which is no folder in it"
-    written = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    for folder, _, names in os.walk(checkpoint, followlinks=True):
-        for path in (Path(folder) / name for name in sorted(names) if name.endswith(".pt")):
-            try:
-                with torch.serialization.safe_globals(written):
-                    torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            except Exception as error:  # there is no end to what unpickling raises
-                found = re.search(r"GLOBAL (\S+)", str(error))
-                return f"{path.relative_to(checkpoint)} holds {found[1] if found else 'no tensors'} and was not opened"
-    return None
 
 
 def check_output_folder(folder: Path) -> None:

@@ -1,25 +1,68 @@
 """Checkpoints of a training run: which of them are whole, and which run they go on with."""
 
+import contextlib
 import json
 import logging
+import os
+import re
+import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import sort_checkpoints
 
 from configuration_ccrk import CCRKConfig
-from errors_ccrk import InputError
-from files_ccrk import deepspeed_problem, open_pretrained
+from data_scripts.cli import InputError, one_line
+from data_scripts.files import open_pretrained
 from processing_ccrk import CCRKProcessor
 
 logger = logging.getLogger(__name__)
 
+
+def deepspeed_problem(checkpoint: Path) -> str | None:
+    """
+    Why DeepSpeed must not open its part of a training checkpoint; None where it may, or where there is none.
+
+    It unpickles whatever the files hold. Here they are opened first, by torch's restricted unpickler, which makes
+    nothing but tensors, plain containers and the classes that DeepSpeed itself writes.
+    """
+    if not is_deepspeed_available() or not any(checkpoint.glob("global_step*")):
+        return None  # nobody opens them
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    for pointer in checkpoint.glob("latest*"):  # names the folder that DeepSpeed opens
+        name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        if name not in (path.name for path in checkpoint.iterdir() if path.is_dir()):
+            return f"its {pointer.name} names {name!r}, which is no folder in it"
+    written = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    for folder, _, names in os.walk(checkpoint, followlinks=True):
+        for path in (Path(folder) / name for name in sorted(names) if name.endswith(".pt")):
+            try:
+                with torch.serialization.safe_globals(written):
+                    torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            except Exception as error:  # there is no end to what unpickling raises
+                found = re.search(r"GLOBAL (\S+)", str(error))
+                return f"{path.relative_to(checkpoint)} holds {found[1] if found else 'no tensors'} and was not opened"
+    return None
+
+
 # Written into a checkpoint when all else is there: size and CRC-32 of each of its files.
 MANIFEST = "manifest.json"
+
 # What the run was set to; see `compare_settings`.
 SETTINGS = "run_settings.json"
+
 # Lies in a checkpoint while transformers' CheckpointManager writes it, and is deleted after the manifest is written.
 SENTINEL = "checkpoint-is-incomplete.txt"
+
 # Of a model with LoRA adapters these alone; the checkpoint itself holds the model with the adapters merged in.
 ADAPTER = "adapter"
 
@@ -39,8 +82,10 @@ FROM_CHECKPOINT = {
     "max_words",
     "max_length",
 }
+
 # What makes the checkpoint's weights and optimizer those of another model.
 INCOMPATIBLE = {"optim", "use_peft", "lora_r", "vocab_size", "frozen_weights"}
+
 # What decides which rows a step sees.
 ORDER_OF_ROWS = {
     "seed",
@@ -219,3 +264,27 @@ def compare_settings(checkpoint: Path, settings: dict, place: str) -> str | None
 
 def _text(value) -> str:
     return "unset" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def agree_on_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
+    """`choose_checkpoint` on the first process, and its choice or error on all."""
+    found = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0] = choose_checkpoint(output_dir, wanted)
+        except CheckpointError as error:
+            found[1] = str(error)
+    checkpoint, problem = broadcast_object_list(found)
+    if problem is not None:
+        raise CheckpointError(problem)
+    return checkpoint
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, cure: str) -> Iterator[None]:
+    """Whatever a library raises when it cannot write becomes an OSError of one line that names the folder."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
+        reason = one_line(str(error).partition("\n")[0])
+        raise OSError(f"{folder} could not be written ({reason}); make room, and {cure}") from error

@@ -1,4 +1,4 @@
-"""Other models in the same evaluation: dual encoders of transformers, and embeddings or scores from anywhere."""
+"""Embeddings or scores from anywhere, in an .npz file, ranked like a model."""
 
 import contextlib
 import math
@@ -11,66 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModel, AutoProcessor
 
-from errors_ccrk import one_line
-from files_ccrk import open_model, open_pretrained
-from retrieval_ccrk import RetrievalResult, Share, by_cosine, rank_language, usable_captions, weights_fingerprint
+from ccrk.processes import Share
+from ccrk.retrieval.instances import usable_captions
+from ccrk.retrieval.ranking import by_cosine, rank_language
+from ccrk.retrieval.results import RetrievalResult
+from data_scripts.cli import one_line
 
 # Of an embedding in an .npz file. The data says how many rows there are, so this bounds what is read of it.
 MAX_WIDTH = 16_384
-
-
-class DualEncoder:
-    """A dual encoder of transformers, such as CLIP or SigLIP: what `CCRKRetriever` is, without re-scoring.
-
-    Args:
-        name_or_path: folder or Hub id of a model with `get_image_features` and `get_text_features`.
-        dtype: of its weights.
-    """
-
-    k_test = 0
-
-    def __init__(self, name_or_path: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
-        model, _ = open_model(AutoModel, name_or_path, dtype=dtype)
-        self.model = model.eval().to(device)
-        if not hasattr(self.model, "get_image_features") or not hasattr(self.model, "get_text_features"):
-            raise ValueError(
-                f"{name_or_path} is a {type(self.model).__name__}, which embeds no images and captions; give a CCRK "
-                "checkpoint, a dual encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
-            )
-        self.processor = open_pretrained(AutoProcessor, name_or_path)
-        if lacking := [
-            part for part in ("image_processor", "tokenizer") if getattr(self.processor, part, None) is None
-        ]:
-            raise ValueError(f"{name_or_path} holds no {' and no '.join(lacking)}; save the model's processor there")
-
-    @property
-    def fingerprint(self) -> str:
-        return weights_fingerprint(self.model.state_dict(), str(self.processor))
-
-    def caption_lengths(self, captions: Sequence[str]) -> list[int]:
-        return [len(caption) for caption in captions]
-
-    @torch.no_grad()
-    def encode_images(self, images: list) -> dict[str, Tensor]:
-        """`embeds` (B, dimension), L2-normalised."""
-        # With SigLIP 2 at native resolution, masks and shapes come beside the pixels.
-        inputs = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        features = self.model.get_image_features(**inputs.to(self.model.device, self.model.dtype))
-        return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
-
-    @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
-        """`embeds` (N, dimension), L2-normalised."""
-        options = {"padding": True}
-        if self.model.config.model_type.startswith("siglip"):
-            # It was trained on captions padded to its full length, without attention mask.
-            length = self.model.config.text_config.max_position_embeddings
-            options = {"padding": "max_length", "max_length": length, "return_attention_mask": False}
-        inputs = self.processor(text=captions, truncation=True, return_tensors="pt", **options)
-        features = self.model.get_text_features(**inputs.to(self.model.device))
-        return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
 
 
 def evaluate_arrays(

@@ -13,20 +13,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ccrk.retrieval.instances import CAPTION, INDEX, Ranks, image_index, shared_ranks
 from data_scripts.captions import is_usable
-from errors_ccrk import one_line
-from retrieval_ccrk import CAPTION, INDEX, Ranks, image_index, shared_ranks
+from data_scripts.cli import one_line
 
 RESAMPLES = 1_000
+
 SIGN_FLIPS = 10_000
+
 CUTOFFS = (1, 5, 10)
+
 # Of the ranks of another run: 36 languages of 100,000 captions and images fit.
 MAX_RANKS = 10_000_000
+
 MAX_BYTES = 1 << 31
+
 RANK_SCHEMA = pa.schema(
     dict.fromkeys(("image", "language", "direction"), pa.string())
     | dict.fromkeys(("repeat", "caption", "rank"), pa.float64())
 )
+
 _WEIGHTS_PER_CHUNK = 1 << 22
 
 

@@ -1,293 +1,43 @@
-"""From a recipe (a YAML file and command-line overrides) to a data set, a model and a trainer; for all scripts."""
+"""From a recipe to a data set, a model and a trainer."""
 
-import argparse
 import contextlib
 import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import datasets
 import torch
 import transformers
-import yaml
 from PIL import Image
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, HfArgumentParser, XLMRobertaTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, XLMRobertaTokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
 
 import data_scripts
 from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
-from checkpoints_ccrk import steps_of
+from ccrk.arguments import DataArguments, ModelArguments, config_from_scratch, vocab_size_from_scratch
+from ccrk.resize import resize_image_encoder
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
+from ccrk.training.collator import CCRKCollator, published_augmentation
+from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
-from data_scripts.options import DATASETS, data_options
-from data_scripts.problems import MAX_BAD_FRACTION
+from data_scripts.cli import InputError, one_line, one_line_errors
+from data_scripts.files import check_output_folder, open_model, open_pretrained
+from data_scripts.options import data_options
 from data_scripts.shards import ShardRows
-from data_scripts.text import json_object, read_text
 from data_scripts.tokenizer import train_tokenizer
-from errors_ccrk import InputError, log_to_screen, mistake, one_line, one_line_errors
-from files_ccrk import check_output_folder, open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
-from resize_ccrk import resize_image_encoder
-from trainer_ccrk import (
-    AT_LEAST_1,
-    UP_TO_1,
-    CCRKCollator,
-    CCRKTrainer,
-    CCRKTrainingArguments,
-    agree_on_checkpoint,
-    check_ranges,
-    disk_errors,
-    published_augmentation,
-)
 
 logger = logging.getLogger(__name__)
 
-# The arguments of transformers that --help shows; it has some 90 more (--help_all).
-SHOWN_TRAINING_ARGUMENTS = {
-    "output_dir",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "max_steps",
-    "learning_rate",
-    "new_parameter_lr_scale",
-    "warmup_steps",
-    "weight_decay",
-    "bf16",
-    "contrastive_chunk_size",
-    "activation_checkpointing",
-    "seed",
-    "logging_steps",
-    "eval_strategy",
-    "eval_steps",
-    "eval_k_test",
-    "save_strategy",
-    "save_steps",
-    "resume_from_checkpoint",
-    "push_to_hub",
-    "hub_model_id",
-    "report_to",
-    "dataloader_num_workers",
-}
-
 
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
-
-
-@dataclass
-class DataArguments:
-    """What to train and evaluate on."""
-
-    _argument_group_name = "data"
-
-    dataset: str = field(
-        default="shapes", metadata={"help": f"One of {', '.join(data_scripts.BUILDERS)}; or {DATASETS}."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of the data set's annotations."})
-    image_dir: str | None = field(default=None, metadata={"help": "Folder of its photographs."})
-    languages: list[str] | None = field(
-        default=None, metadata={"help": "Caption languages, such as: en de fr. All by default, of coco en alone."}
-    )
-    caption_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "LANGUAGE=COLUMN[,COLUMN] …: a table's columns of captions, where names do not tell them."},
-    )
-    image_column: str | None = field(default=None, metadata={"help": "A table's column of pictures."})
-    image_id_column: str | None = field(
-        default=None, metadata={"help": "A table's column of names that equal pictures share."}
-    )
-    validation_fraction: float | None = field(
-        default=None, metadata={"help": "Share of a table's training pictures to validate on."}
-    )
-    dataset_config: dict | None = field(
-        default=None,
-        metadata={"help": "Further options of the data set: a mapping in the YAML file, JSON on the command line."},
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read rows where they lie instead of copying them to a cache first (pretraining)."},
-    )
-    few_shot: str | None = field(
-        default=None, metadata={"help": "LANGUAGE,SHOTS such as de,100: train on that few rows (xflickrco)."}
-    )
-    max_bad_fraction: float | None = field(
-        default=None,
-        metadata={"help": f"Share of rows and images that may be bad, {MAX_BAD_FRACTION} unless given; more stop."},
-    )
-    rows: str = field(
-        default="images",
-        metadata={
-            "help": "What an epoch goes through. 'captions': every caption with its image, as in the published "
-            "fine-tuning; 'images': every image, with one caption that is drawn. Pre-training takes images.",
-            "choices": ["captions", "images"],
-        },
-    )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
-    augmentation: str = field(
-        default="none",
-        metadata={
-            "help": "'published' (random crop, flip, RandAugment) or 'none'. Flips make 'left' wrong: not for shapes.",
-            "choices": ["none", "published"],
-        },
-    )
-    crop_min_scale: float = field(
-        default=0.2, metadata={"help": "Least share of a picture that a random crop keeps: 0.2, fine-tuning 0.5."}
-    )
-
-
-@dataclass
-class ModelArguments:
-    """Where the model comes from: a checkpoint; an image encoder and an XLM-R; or nothing but a configuration."""
-
-    _argument_group_name = "model"
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a CCRK checkpoint to go on from."}
-    )
-    vision_model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an image encoder (Swin) to start from."}
-    )
-    text_model: str | None = field(default=None, metadata={"help": "Folder or Hub id of the XLM-R to start from."})
-    config: dict | None = field(
-        default=None,
-        metadata={
-            "help": "Fields of CCRKConfig: a mapping in the YAML file, JSON on the command line. Alone: from scratch, "
-            "tokenizer included."
-        },
-    )
-    image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
-    use_peft: bool = field(
-        default=False,
-        metadata={"help": "Train LoRA adapters on the text and fusion layers, and nothing else, of a checkpoint."},
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters; their alpha is twice that."})
-    max_words: int | None = field(
-        default=None, metadata={"help": "Words that a caption keeps: 40, or the checkpoint's, unless given."}
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Tokens that a caption keeps: 40, or the checkpoint's, unless given."}
-    )
-
-
-# What is neither None nor within these is refused.
-DATA_RANGES = {"max_bad_fraction": UP_TO_1, "max_train_rows": AT_LEAST_1, "crop_min_scale": UP_TO_1}
-MODEL_RANGES = {
-    "image_size": (1, 4096),  # one picture of that is 200 MB
-    "lora_r": AT_LEAST_1,
-    "max_words": AT_LEAST_1,
-    "max_length": (2, None),
-}
-
-
-def parse_recipe(
-    description: str, default_recipe: Path, argv: Sequence[str] | None = None, **defaults
-) -> tuple[DataArguments, ModelArguments, CCRKTrainingArguments]:
-    """Reads `[RECIPE.yaml] [--argument value …]`; the command line has the last word.
-
-    Args:
-        description: shown by --help.
-        default_recipe: read when no arguments are given at all.
-        argv: the command line; that of the process by default.
-        defaults: of this script, where they differ from the dataclasses'.
-
-    Raises:
-        ValueError: an unknown argument in the recipe, or a value that is none of an argument's choices.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        (DataArguments, ModelArguments, CCRKTrainingArguments),
-        description=description,
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=34, width=119),
-        usage="%(prog)s [RECIPE.yaml] [--argument value ...]",
-        epilog=f"Without arguments: configs/{default_recipe.name}. Every other argument of "
-        "transformers.TrainingArguments works too, or is refused; see --help_all.",
-        allow_abbrev=False,
-    )
-    for action in parser._actions:
-        if action.type is dict or action.dest.endswith("_kwargs"):
-            action.type = json_object
-    if "--help_all" in argv:
-        argv = ["--help"]
-    else:
-        own = {name for part in (DataArguments, ModelArguments) for name in part.__dataclass_fields__}
-        for action in parser._actions:
-            action.option_strings = action.option_strings[:1]  # shown once; --with-hyphens works as well
-            if action.dest not in own | SHOWN_TRAINING_ARGUMENTS | {"help"}:
-                action.help = argparse.SUPPRESS
-    recipe = default_recipe if not argv else None
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        recipe = Path(argv.pop(0))
-    values = dict(defaults)
-    if recipe is not None:
-        values |= read_yaml(recipe)
-    # The first of each: with a second one, --no_…, some are switched off.
-    known = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
-    if unknown := sorted(str(name) for name in values if name not in known):
-        raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}; --help_all lists those that exist")
-    kinds = {name: kind for part in parser.dataclass_types for name, kind in get_type_hints(part).items()}
-    for name, value in values.items():
-        _check_value(recipe, known[name], kinds[name], value)
-    parser.set_defaults(**values)
-    source = " and ".join([str(recipe)] * (recipe is not None) + ["the command line"] * bool(argv))
-    try:
-        data, model, arguments, unknown = parser.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
-        check_ranges(data, DATA_RANGES)
-        check_ranges(model, MODEL_RANGES)
-        for part in ("text_config", "vision_config"):
-            if not isinstance(fields := (model.config or {}).get(part, {}), dict):
-                raise ValueError(f"config.{part} is {fields!r}, not a mapping")
-        if model.image_size is not None and (vocab_size := _vocab_size_from_scratch(model)) is not None:
-            config_from_scratch(model, vocab_size)
-    except Exception as error:  # there is no end to what values raise that transformers looks at
-        raise ValueError(f"{source}: {one_line(mistake(error))}") from error
-    if unknown:
-        raise ValueError(f"the command line: unknown argument {unknown[0]}; --help_all lists those that exist")
-    return data, model, arguments
-
-
-def _check_value(recipe: Path | None, action: argparse.Action, kind: Any, value: Any) -> None:
-    """ValueError where a recipe's value is none that the argument takes: argparse looks at the command line alone."""
-    if action.choices and value not in (*action.choices, action.default):
-        raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(map(str, action.choices))}")
-    if isinstance(value, str) and value != action.default and action.type is not None:
-        try:
-            value = action.type(value)
-        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-            raise ValueError(f"{recipe}: {action.dest} is {value!r} ({one_line(error)})") from error
-    if not data_scripts.is_of(value, kind):
-        expected = "a mapping" if action.type is json_object else f"of the kind {getattr(kind, '__name__', kind)}"
-        raise ValueError(f"{recipe}: {action.dest} is {value!r}, not {expected}")
-    parts = [value]
-    for part in parts:
-        if isinstance(part, dict):
-            if names := [name for name in part if not isinstance(name, str)]:
-                raise ValueError(f"{recipe}: {action.dest} has the name {names[0]!r}; put it in quotes")
-            parts += part.values()
-
-
-def read_yaml(path: Path) -> dict:
-    """A YAML file's mapping; anything else is a ValueError that names the file."""
-    try:
-        content = yaml.safe_load(read_text(path, "is it a recipe?")) or {}
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping of arguments to values, not a {type(content).__name__}")
-    return content
-
-
-def set_up_logging() -> None:
-    """Our own messages, and those of transformers, at level INFO on the main process."""
-    log_to_screen()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
 
 
 def load_rows(
@@ -331,17 +81,11 @@ def check_source(model: ModelArguments) -> None:
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
     if model.image_size is None:
         raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
-    if model.vision_model is None and _vocab_size_from_scratch(model) is None:
+    if model.vision_model is None and vocab_size_from_scratch(model) is None:
         raise ValueError(
             "there is nothing to start from: give model_name_or_path, or vision_model and text_model, or a config "
             "with text_config.vocab_size to train from scratch"
         )
-
-
-def _vocab_size_from_scratch(model: ModelArguments) -> int | None:
-    if model.model_name_or_path or model.vision_model or model.text_model:
-        return None
-    return (model.config or {}).get("text_config", {}).get("vocab_size")
 
 
 def build_processor(
@@ -407,31 +151,6 @@ def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRK
     made = config_from_scratch(model, len(processor.tokenizer), processor.tokenizer.mask_token_id)
     with blaming("config"):
         return head(made)
-
-
-def config_from_scratch(model: ModelArguments, vocab_size: int, mask_token_id: int | None = None) -> CCRKConfig:
-    """The configuration of a recipe that starts from nothing else.
-
-    Raises:
-        ValueError: a field does not exist, or no model can be made of it.
-    """
-    parts = {
-        "text_config": model.config["text_config"] | {"vocab_size": vocab_size},
-        "vision_config": {"image_size": model.image_size} | model.config.get("vision_config", {}),
-    }
-    if (size := parts["vision_config"]["image_size"]) != model.image_size:
-        raise ValueError(
-            f"image_size is {model.image_size}, but config.vision_config.image_size {size}; leave out the latter"
-        )
-    config = CCRKConfig(**model.config | parts | {"mask_token_id": mask_token_id})
-    for name, fields in [("config", model.config), *((f"config.{name}", fields) for name, fields in parts.items())]:
-        made = config if name == "config" else getattr(config, name.removeprefix("config."))
-        known = {*type(made).__dataclass_fields__, *made.attribute_map, "model_type"}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(
-                f"{name} has no {', '.join(unknown)}; a {type(made).__name__} has {', '.join(sorted(known))}"
-            )
-    return config
 
 
 @contextlib.contextmanager

@@ -1,406 +1,49 @@
-"""Training CCRK: arguments, collator, and a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
+"""Training CCRK: a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
 
 import contextlib
 import copy
-import hashlib
 import json
 import logging
-import math
 import os
-import random
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from PIL import Image
-from safetensors import SafetensorError
-from timm.data.auto_augment import RandAugment, rand_augment_ops
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
-from torchvision import transforms
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from checkpoints_ccrk import (
+from ccrk.encoders import CCRKRetriever, weights_fingerprint
+from ccrk.processes import Share, gather_with_gradient
+from ccrk.retrieval.evaluate import evaluate_retrieval
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.checkpoints import (
     ADAPTER,
     MANIFEST,
     SETTINGS,
     CheckpointError,
+    agree_on_checkpoint,
     check_same_model,
-    choose_checkpoint,
     compare_settings,
+    disk_errors,
     steps_of,
     write_manifest,
 )
+from ccrk.training.collator import CCRKCollator, stable_id
+from ccrk.training.memory import check_shared_memory, memory_advice
+from ccrk.training.model_card import model_card
+from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
+from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.captions import is_usable
-from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
-from errors_ccrk import InputError, one_line
-from model_card_ccrk import model_card
 from modeling_ccrk import CCRKLossOutput
 from objectives_ccrk import contrastive_loss, sampling_keys
-from processing_ccrk import CCRKProcessor
-from retrieval_ccrk import CCRKRetriever, Share, evaluate_retrieval, weights_fingerprint
 
 logger = logging.getLogger(__name__)
-
-# Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
-NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
-
-# The published code knows by their names which weights not to decay, and the matching head's norm has a number.
-DECAYED_NORM = "matching_head.1.weight"
-
-# Arguments of transformers that nothing here reads, or that would do something else than they say.
-_EVALUATION = "evaluation is retrieval, in batches of per_device_eval_batch_size"
-_LOSSES = "the losses are the paper's, each a mean over all processes"
-_ROWS = "rows are drawn at random, or with train_sampling_strategy sequential in their order"
-_SCRIPT = "these scripts train, and evaluate as eval_strategy says; eval_mrv.py evaluates a checkpoint"
-WITHOUT_EFFECT = {
-    "auto_find_batch_size": "a smaller batch has another contrastive loss; contrastive_chunk_size saves memory",
-    "average_tokens_across_devices": _LOSSES,
-    "batch_eval_metrics": _EVALUATION,
-    "bf16_full_eval": "evaluation is in the precision of training; eval_mrv.py --bf16 evaluates a checkpoint",
-    "do_predict": _SCRIPT,
-    "do_train": _SCRIPT,
-    "eval_accumulation_steps": _EVALUATION,
-    "eval_do_concat_batches": _EVALUATION,
-    "eval_use_gather_object": _EVALUATION,
-    "fp16_full_eval": "evaluation is in the precision of training; eval_mrv.py --bf16 evaluates a checkpoint",
-    "fsdp_config": "FSDP is not supported",
-    "include_for_metrics": _EVALUATION,
-    "label_names": _LOSSES,
-    "label_smoothing_factor": _LOSSES,
-    "length_column_name": _ROWS,
-    "liger_kernel_config": "there are no Liger kernels for this model",
-    "neftune_noise_alpha": "captions are packed, and the noise would depend on how many of them are",
-    "optim_target_modules": "optimizers that group parameters themselves are refused",
-    "parallelism_config": "the model is not split over devices; DeepSpeed spreads its parameters",
-    "prediction_loss_only": _EVALUATION,
-    "remove_unused_columns": "the collator reads rows, of which none of the columns may be removed",
-    "use_cache": "the model generates nothing",
-    "use_liger_kernel": "there are no Liger kernels for this model",
-}
-
-# The least of each, and of some the most; None is unset.
-AT_LEAST_1 = (1, None)
-NOT_NEGATIVE = (0, None)
-ABOVE_0 = (math.nextafter(0, 1), None)
-UP_TO_1 = (0, 1)
-BELOW_1 = (0, math.nextafter(1, 0))
-SEED = (0, 2**32 - 1)
-RANGES = {
-    "adam_beta1": BELOW_1,
-    "adam_beta2": BELOW_1,
-    "adam_epsilon": NOT_NEGATIVE,
-    "contrastive_chunk_size": AT_LEAST_1,
-    "data_seed": SEED,
-    "dataloader_num_workers": NOT_NEGATIVE,
-    "dataloader_prefetch_factor": AT_LEAST_1,
-    "ddp_bucket_cap_mb": AT_LEAST_1,
-    "ddp_timeout": AT_LEAST_1,
-    "eval_delay": NOT_NEGATIVE,
-    "eval_k_test": NOT_NEGATIVE,
-    "eval_steps": ABOVE_0,
-    "gradient_accumulation_steps": AT_LEAST_1,
-    "learning_rate": NOT_NEGATIVE,
-    "logging_steps": ABOVE_0,
-    "max_grad_norm": NOT_NEGATIVE,
-    "max_skipped_steps": NOT_NEGATIVE,
-    "new_parameter_lr_scale": NOT_NEGATIVE,
-    "num_train_epochs": ABOVE_0,
-    "per_device_eval_batch_size": AT_LEAST_1,
-    "per_device_train_batch_size": AT_LEAST_1,
-    "save_steps": ABOVE_0,
-    "save_total_limit": AT_LEAST_1,
-    "seed": SEED,
-    "torch_empty_cache_steps": AT_LEAST_1,
-    "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-}
-
-
-def check_ranges(arguments: object, ranges: dict[str, tuple[float, float | None]]) -> None:
-    """Raises ValueError, with its name, for an attribute that is out of its range, or not finite."""
-    for name, (least, most) in ranges.items():
-        value = getattr(arguments, name)
-        if value is None or (math.isfinite(value) and least <= value and (most is None or value <= most)):
-            continue
-        bounds = {
-            ABOVE_0: "above 0",
-            BELOW_1: "at least 0 and below 1",
-        }.get((least, most), f"at least {least}" if most is None else f"from {least} to {most}")
-        raise ValueError(f"{name} is {value}; it must be {bounds}")
-
-
-# Ends of the names of what is better when lower; recall is better when higher.
-LOWER_IS_BETTER = ("loss", "mrv", "std", "variance", "runtime")
-
-
-@dataclass
-class CCRKTrainingArguments(TrainingArguments):
-    """
-    [`transformers.TrainingArguments`] with the paper's optimizer as defaults (section 4.1): AdamW with betas
-    (0.9, 0.98), weight decay 0.01, linear decay, gradient clip 1.0. Batches are never cut short, and no column is
-    removed, since the collator reads rows and not tensors. Logs go to TensorBoard where it is installed.
-    """
-
-    _argument_group_name = "training"
-
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of the pre-trained parameters."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "Not applied to biases and norms, but the matching head's, as published."}
-    )
-    logging_steps: float = field(default=50, metadata={"help": "Log every N steps (or that share of all steps)."})
-    dataloader_drop_last: bool = field(
-        default=True, metadata={"help": "Leave out the last batch of an epoch where it is not full."}
-    )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads rows."})
-    new_parameter_lr_scale: float = field(
-        default=2.0,
-        metadata={
-            "help": "Learning rate of the parameters that start from scratch (cross-attention, projections, matching "
-            "head, temperature), as a multiple of learning_rate."
-        },
-    )
-    report_to: str | list[str] = field(
-        default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
-        metadata={"help": "Where logs go beside the screen: tensorboard (where it is installed), wandb, …, or none."},
-    )
-    contrastive_chunk_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Hold the activations of this many images at a time. The contrastive loss stays that of the whole "
-            "batch; matching draws its negatives within a chunk."
-        },
-    )
-    max_skipped_steps: int = field(
-        default=20,
-        metadata={"help": "Steps in a row that may be skipped, their gradient not finite; one more ends the run."},
-    )
-    eval_k_test: int = field(
-        default=0,
-        metadata={"help": "Candidates re-scored per query in evaluations during training; 0 ranks by cosine alone."},
-    )
-
-    do_train: bool = field(default=True, metadata={"help": "Must stay on: these scripts train."})
-    enable_jit_checkpoint: bool = field(
-        default=True, metadata={"help": "On SIGTERM, save a checkpoint after the step under way, and end the run."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "'auto': go on from the newest whole checkpoint of output_dir, or start where there is none. Or a "
-            "checkpoint's folder."
-        },
-    )
-
-    def __post_init__(self):
-        check_ranges(self, RANGES)
-        if self.max_steps < 1 and self.max_steps != -1:
-            raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 for num_train_epochs")
-        if self.output_dir == "":
-            raise ValueError("output_dir is empty; name a folder")
-        for name, why in WITHOUT_EFFECT.items():
-            declared = self.__dataclass_fields__[name]
-            default = declared.default if declared.default_factory is MISSING else declared.default_factory()
-            if getattr(self, name) != default:
-                raise ValueError(f"{name} cannot be {getattr(self, name)!r}: {why}; leave it out")
-        if self.train_sampling_strategy not in ("random", "sequential"):
-            raise ValueError(f"train_sampling_strategy cannot be {self.train_sampling_strategy!r}: {_ROWS}")
-        if self.include_num_input_tokens_seen in (True, "all"):
-            raise ValueError("include_num_input_tokens_seen would count pixels; choose non_padding")
-        if self.torch_empty_cache_steps is not None and self.contrastive_chunk_size is not None:
-            raise ValueError("torch_empty_cache_steps has no effect on steps in chunks; leave it out")
-        optim = getattr(self.optim, "value", self.optim)
-        if self.optim_args and optim in ("adamw_torch", "adamw_torch_fused", "adafactor"):
-            raise ValueError(f"optim_args has no effect on optim {optim}; set adam_beta1, adam_beta2 and adam_epsilon")
-        self._check_best_metric()
-        # FSDP has a layer's parameters whole in its forward alone, but keys and values of images are made before that;
-        # and word embeddings and LM head share theirs.
-        if self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            raise ValueError("FSDP is not supported; --deepspeed configs/deepspeed/zero3.json spreads parameters too")
-        super().__post_init__()
-        if self.save_only_model and self.resume_from_checkpoint:
-            raise ValueError(
-                "save_only_model leaves nothing to resume from; leave out save_only_model or resume_from_checkpoint"
-            )
-
-    def _check_best_metric(self) -> None:
-        """Which way the metric for the best model gets better is known by its name."""
-        if self.eval_strategy == "no":
-            asking = {
-                "load_best_model_at_end": self.load_best_model_at_end,
-                "save_strategy best": self.save_strategy == "best",
-                "do_eval": self.do_eval,
-                "eval_on_start": self.eval_on_start,
-            }
-            if wanting := [name for name, is_set in asking.items() if is_set]:
-                raise ValueError(f"{wanting[0]} needs evaluations; set eval_strategy to steps or epoch")
-        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
-        follows_metric = schedule in ("reduce_lr_on_plateau", "greedy")
-        if self.metric_for_best_model is None:
-            if not (self.load_best_model_at_end or self.save_strategy == "best" or follows_metric):
-                return
-            self.metric_for_best_model = "loss"  # as transformers has it; the trainer names those that there are
-        is_lower_better = self.metric_for_best_model.endswith(LOWER_IS_BETTER)
-        if self.greater_is_better is None:
-            self.greater_is_better = not is_lower_better
-        elif self.greater_is_better == is_lower_better:
-            raise ValueError(
-                f"greater_is_better is {self.greater_is_better}, but {self.metric_for_best_model} is better when "
-                f"{'lower' if is_lower_better else 'higher'}; leave greater_is_better out"
-            )
-        if follows_metric and not isinstance(self.lr_scheduler_kwargs, str):
-            mode = {"mode": "max" if self.greater_is_better else "min"}  # by itself always min
-            self.lr_scheduler_kwargs = mode | (self.lr_scheduler_kwargs or {})
-
-
-# Pictures to crop from are decoded at no less than this many times the model's input a side: a crop of a quarter of a
-# square picture then still has all of the pixels that the input shows.
-CROP_MARGIN = 2
-
-
-def published_augmentation(image_size: int, min_scale: float) -> Callable[[Image.Image], Image.Image]:
-    """The published training augmentation: random crop, flip, and two random operations of magnitude 7.
-
-    Args:
-        image_size: side of the crop after resizing, in pixels.
-        min_scale: least share of the picture that a crop keeps: 0.2 in pre-training, 0.5 in fine-tuning.
-    """
-    operations = rand_augment_ops(
-        magnitude=7,
-        transforms=[
-            "AutoContrast",
-            "Equalize",
-            "Brightness",
-            "Sharpness",
-            "ShearX",
-            "ShearY",
-            "TranslateX",
-            "TranslateY",
-            "Rotate",
-        ],
-        prob=0.5,
-        hparams={"translate_const": 10},  # pixels at magnitude 10
-    )
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(
-                image_size, scale=(min_scale, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.RandomHorizontalFlip(),
-            RandAugment([*operations, nn.Identity()], num_layers=2),
-        ]
-    )
-
-
-@dataclass
-class CCRKCollator:
-    """
-    Turns rows into a batch: `pixel_values` (B, 3, H, W); `input_ids`, `attention_mask` (B, K, L); `caption_mask`
-    (B, K); `image_ids` (B,).
-
-    A row's caption of a language is drawn from those it has, or where a row is aligned (`data_scripts.rows`), all its
-    captions together. A language that the draw lacks leaves its slot masked, so K is the same for all rows and the
-    k-th caption is always of the k-th language.
-
-    Args:
-        processor: makes the tensors.
-        languages: K of them; 1-to-K training.
-        one_language: draw one caption per image, of any of the languages: K is 1, as in the published fine-tuning.
-        augmentation: applied to each picture before the processor.
-        seed: with the epoch and the image's id it decides what is drawn for a row: not the order of the rows, nor the
-            process, nor how far ahead of its step the batch is made.
-
-    An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
-    any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
-    with equal image ids are never each other's negatives.
-    """
-
-    processor: CCRKProcessor
-    languages: Sequence[str]
-    one_language: bool = False
-    augmentation: Callable[[Image.Image], Image.Image] | None = None
-    seed: int = 0
-    # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
-    epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
-
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
-        problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
-        rows, pictures = zip(*self._readable(rows, problems), strict=True)
-        images, captions = [], []
-        for row, picture in zip(rows, pictures, strict=True):
-            # Rows of one image, each with a caption of its own, are cropped each by itself.
-            name = [str(self.seed), str(int(self.epoch)), row["image_id"], *filter(None, [row.get("caption")])]
-            with seeded(" ".join(name)):
-                images.append(picture if self.augmentation is None else self.augmentation(picture))
-                drawn = [self._draw(texts) for texts in self._to_draw_from(row)]
-                captions.append([self._draw(drawn)] if self.one_language else drawn)
-        batch = {
-            **self.processor(images=images, text=captions),
-            "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
-        }
-        return batch | {"problems": problems} if problems.first else batch
-
-    def _readable(self, rows: list[dict], problems: Problems) -> list[tuple[dict, Image.Image]]:
-        size = self.processor.image_processor.size["height"] * (1 if self.augmentation is None else CROP_MARGIN)
-        readable = []
-        for row in rows:
-            try:
-                image = read_image(row["image"], size)
-            except BadImage as error:
-                problems.add_image(error, f"image_id {row['image_id']}")
-            else:
-                readable.append((row, image))
-        if not readable:
-            raise InputError(f"no image of a batch of {len(rows)} can be read\n{problems.table()}")
-        return [readable[index % len(readable)] for index in range(len(rows))]
-
-    def _to_draw_from(self, row: dict) -> list[Sequence[str | None]]:
-        """The captions of each language; of an aligned row, those of one draw: translations of one another."""
-        captions = [row["captions"][language] for language in self.languages]
-        if not row.get("aligned"):
-            return captions
-        translations = [texts for texts in zip_longest(*captions) if any(map(is_usable, texts))]
-        return list(zip(random.choice(translations))) if translations else captions
-
-    def _draw(self, captions: Sequence[str | None]) -> str | None:
-        usable = [caption for caption in captions if is_usable(caption)]
-        return random.choice(usable) if usable else None
-
-
-def stable_id(name: str) -> int:
-    """A 63-bit number that is the same for the same name in every process."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
-
-
-@contextlib.contextmanager
-def seeded(name: str) -> Iterator[None]:
-    """Inside, all random numbers on the CPU follow from `name`; outside they go on as if nothing had been drawn."""
-    python, array, key = random.getstate(), np.random.get_state(), stable_id(name)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key)
-            random.seed(key)
-            np.random.seed(key % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
 
 
 class EpochCallback(TrainerCallback):
@@ -415,171 +58,6 @@ class EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.epoch.fill_(int(state.epoch))
-
-
-class SaveOnSIGTERM(TrainerCallback):
-    """
-    After the step in which one of the processes is told to end, all of them save a checkpoint and end training.
-
-    transformers' own callback saves between gradient and step, when dropout has been drawn already, and each process
-    by itself, which may be at different steps.
-    """
-
-    def __init__(self, trainer: "CCRKTrainer"):
-        self.trainer = trainer
-        self.is_told = self.has_ended = False
-        self.is_training = torch.zeros((), dtype=torch.bool)  # data loader workers see it too, see `start_worker`
-        self._handler_before = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.is_told = self.has_ended = False
-        self.is_training.fill_(True)
-        if threading.current_thread() is threading.main_thread():
-            self._handler_before = signal.signal(signal.SIGTERM, self._handle)
-
-    def _handle(self, number, frame):
-        self.is_told = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        is_told = self.is_told
-        if args.world_size > 1:
-            is_told = self.trainer.accelerator.reduce(torch.tensor(float(is_told), device=args.device), "sum") > 0
-        if not is_told:
-            return
-        self.has_ended = control.should_training_stop = True
-        self.trainer._save_checkpoint(self.trainer.model, trial=None)
-        control.should_save = control.should_evaluate  # once more, with what the evaluation found
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.has_ended and not float(state.epoch).is_integer():
-            control.should_evaluate = control.should_save = False
-
-    def stop(self) -> None:
-        """Leaves SIGTERM to whoever had it before training, and to workers what it does by itself."""
-        self.is_training.fill_(False)
-        if self._handler_before is not None:
-            signal.signal(signal.SIGTERM, self._handler_before)
-            self._handler_before = None
-
-
-def start_worker(start, is_training: Tensor, number: int) -> None:
-    """
-    A data loader worker leaves SIGTERM, which may go to all processes of a job, to the one that trains. When that one
-    does so no more, whatever ended it, it waits for its workers to end on SIGTERM.
-    """
-
-    def handle(number, frame):
-        if not is_training:
-            os._exit(0)
-
-    signal.signal(signal.SIGTERM, handle)
-    start(number)
-
-
-def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
-    """
-    Data loader workers hand batches over in /dev/shm, which containers limit to 64 MB or do without. Where it is too
-    small, workers die of it amid training, or wait for ever.
-
-    Raises:
-        OSError: so many batches do not fit.
-    """
-    if sys.platform != "linux":
-        return
-    advice = "set --dataloader_num_workers 0"
-    if not os.access("/dev/shm", os.W_OK):
-        raise OSError(f"data loader workers need /dev/shm, which cannot be written to; {advice}")
-    status = os.statvfs("/dev/shm")
-    free, needed = status.f_bavail * status.f_frsize, num_batches * batch_bytes
-    if free < needed:
-        raise OSError(
-            f"data loader workers hold {num_batches} batches of {batch_bytes / 1e6:.1f} MB in /dev/shm, which has "
-            f"{free / 1e6:.1f} MB left; {advice}, or give a container docker run --shm-size {needed // 10**6 + 1}m"
-        )
-
-
-def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Bytes that a forward of the inputs holds for its backward, beside parameters and the inputs themselves."""
-    held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *inputs.values()]}
-    saved: dict[int, Tensor] = {}
-
-    def hold(tensor: Tensor) -> Tensor:
-        if (storage := tensor.untyped_storage()).data_ptr() not in held:
-            saved[storage.data_ptr()] = tensor
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        _loss = model(**inputs).loss  # while it lives, so does what it saved
-        return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
-
-
-def memory_advice(model: nn.Module, inputs: dict[str, Tensor]) -> str:
-    """What a step of these inputs needs about, from a forward of two of its images, and how to need less."""
-    inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    batch_size, num_captions = inputs["caption_mask"].shape
-    device = inputs["pixel_values"].device
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
-    few = min(2, batch_size)
-    per_image = saved_bytes(model, {name: value[:few] for name, value in inputs.items()}) / few
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    state = sum(parameter.nbytes for parameter in model.parameters()) + 3 * trained
-    gib = 1 << 30
-    has = ""
-    if device.type == "cuda":
-        has = f", of the {torch.cuda.get_device_properties(device).total_memory / gib:.1f} that {device} has"
-    return (
-        f"out of memory: a step of {batch_size} images × {num_captions} captions needs about "
-        f"{(state + per_image * batch_size) / gib:.2f} GiB{has}: {state / gib:.2f} for parameters, gradients and "
-        f"AdamW, and {per_image / gib:.3f} for each image; try --contrastive_chunk_size {max(1, batch_size // 4)}, "
-        "--bf16 true, --activation_checkpointing true, or a smaller --per_device_train_batch_size"
-    )
-
-
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Concatenates a tensor of all processes along its first dimension, in rank order; gradients flow back to each.
-
-    Its backward sums what all ranks ask of a slice, and data parallelism averages over ranks: with the same loss on
-    every rank the encoders get exactly the gradient of one process that holds the whole batch.
-    """
-    return torch.cat(all_gather(tensor.contiguous()))
-
-
-def published_epsilon(optimizer: torch.optim.Optimizer, *_) -> None:
-    """
-    Before a step of PyTorch's AdamW: its epsilon is added to the root of the bias-corrected second moment, the
-    published code's to the root as it is. In the first steps, where gradients are small, that is up to 7 times more.
-    """
-    for group in optimizer.param_groups:
-        if all(parameter.grad is None for parameter in group["params"]):
-            continue  # a skipped step does not count
-        base = group.setdefault("published_eps", group["eps"])  # groups are saved with the checkpoint
-        group["published_steps"] = steps = group.get("published_steps", 0) + 1
-        group["eps"] = base / math.sqrt(1 - group["betas"][1] ** steps)
-
-
-def agree_on_checkpoint(output_dir: str, wanted: str | bool | None) -> str | None:
-    """`choose_checkpoint` on the first process, and its choice or error on all."""
-    found = [None, None]
-    if PartialState().is_main_process:
-        try:
-            found[0] = choose_checkpoint(output_dir, wanted)
-        except CheckpointError as error:
-            found[1] = str(error)
-    checkpoint, problem = broadcast_object_list(found)
-    if problem is not None:
-        raise CheckpointError(problem)
-    return checkpoint
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path, cure: str) -> Iterator[None]:
-    """Whatever a library raises when it cannot write becomes an OSError of one line that names the folder."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise on a full disk
-        reason = one_line(str(error).partition("\n")[0])
-        raise OSError(f"{folder} could not be written ({reason}); make room, and {cure}") from error
 
 
 class CCRKTrainer(Trainer):
@@ -1120,7 +598,7 @@ class CCRKTrainer(Trainer):
         return metrics
 
     def create_model_card(self, model_name: str | None = None, **metadata) -> None:
-        """Writes `README.md` in `output_dir`; see `model_card_ccrk.model_card`. `push_to_hub` calls it."""
+        """Writes `README.md` in `output_dir`; see `ccrk.training.model_card`. `push_to_hub` calls it."""
         if self.is_world_process_zero():
             hub_id = self.hub_model_id or model_name or Path(self.args.output_dir).name
             model_card(self, hub_id, **metadata).save(Path(self.args.output_dir) / "README.md")

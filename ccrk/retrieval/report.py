@@ -12,78 +12,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ccrk.retrieval.instances import Ranks, image_index, shared_ranks
+from data_scripts.cards import card_of
 from data_scripts.check import LITERAL_TEXT
+from data_scripts.files import written_whole
 from data_scripts.images import read_image
-from files_ccrk import written_whole
-from retrieval_ccrk import Ranks, image_index, shared_ranks
 
 GALLERY_SIZE = 12
-MANY_LANGUAGES = 16
-THUMBNAIL = 240  # pixels
-COLORS = {"IR": "#3f7fc4", "TR": "#d98324"}  # text → image, image → text; both stand out on white and on black
-DIRECTIONS = {"IR": "text → image", "TR": "image → text"}
 
-# The paper's tables 1 to 3, percent; MRV is a standard deviation there (docs/evaluation.md).
-# xflickrco and wit: R@1 over all languages; multi30k and coco: mean of R@1, 5 and 10 in both directions per language.
-PUBLISHED = {
-    "xflickrco": (
-        ("IR@1", "TR@1", "MRV"),
-        {
-            "xUNITER": (14.04, 13.51, 50.60),
-            "M3P": (12.91, 11.90, 54.58),
-            "UC2": (20.31, 17.89, 21.52),
-            "TD-MML": (21.30, 26.35, None),
-            "CCLM-3M": (64.47, 62.74, 13.27),
-            "CCR6": (29.16, 28.72, 15.02),
-            "CCR6-E": (32.89, 33.06, 7.97),
-            "CCR10": (55.45, 54.88, 18.96),
-            "CCR10-E": (73.30, 72.64, 7.89),
-            "CCLM-3M, few-shot": (65.31, 63.91, 12.93),
-            "CCR10-E, few-shot": (73.74, 73.27, 7.62),
-        },
-    ),
-    "wit": (
-        ("IR@1", "TR@1"),
-        {
-            "xUNITER": (8.72, 9.81),
-            "M3P": (8.12, 9.98),
-            "UC2": (7.83, 9.09),
-            "TD-MML": (9.76, 10.61),
-            "CCR6": (6.78, 8.73),
-            "CCR6-E": (6.44, 8.34),
-            "CCR10": (9.94, 11.73),
-            "CCR10-E": (11.11, 12.62),
-        },
-    ),
-    "multi30k": (
-        ("en", "de", "fr", "cs", "MRV"),
-        {
-            "M3P": (87.4, 58.5, 46.0, 36.8, 15.38),
-            "UC2": (87.2, 74.9, 74.0, 67.9, 6.16),
-            "CCLM-3M": (90.4, 89.9, 89.4, 88.1, 3.18),
-            "CCR6": (88.5, 87.1, 87.8, 85.7, 3.06),
-            "CCR6-E": (90.8, 90.3, 91.0, 89.4, 1.28),
-            "CCR10": (84.2, 82.5, 81.9, 80.8, 4.13),
-            "CCR10-E": (91.4, 90.7, 91.3, 89.8, 2.53),
-            "CCLM-3M, single-language": (90.4, 89.6, 90.0, 88.8, 2.41),
-            "CCR10-E, single-language": (91.4, 90.6, 91.2, 90.2, 1.12),
-        },
-    ),
-    "coco": (
-        ("en", "zh", "ja"),
-        {
-            "M3P": (88.6, 53.8, 56.0),
-            "UC2": (88.1, 82.0, 71.7),
-            "CCLM-3M": (92.3, 90.4, 87.3),
-            "CCR6": (91.6, 89.6, 86.0),
-            "CCR6-E": (92.5, 91.4, 89.4),
-            "CCR10": (90.0, 88.0, 81.7),
-            "CCR10-E": (92.5, 91.4, 89.3),
-            "CCLM-3M, single-language": (92.3, 92.1, 92.4),
-            "CCR10-E, single-language": (92.5, 92.5, 92.5),
-        },
-    ),
-}
+MANY_LANGUAGES = 16
+
+THUMBNAIL = 240  # pixels
+
+COLORS = {"IR": "#3f7fc4", "TR": "#d98324"}  # text → image, image → text; both stand out on white and on black
+
+DIRECTIONS = {"IR": "text → image", "TR": "image → text"}
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2128; --soft: #59636e; --line: #d5dae0; --page: #fff; --card: #f5f7f9 }
@@ -170,7 +113,7 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         parts.append(f"<p>No mean rank variance: {escape(results['no_mrv_because'])}.</p>")
     if "comparison" in results:
         parts.append(_comparison(results["comparison"]))
-    if results["task"] in PUBLISHED:
+    if card_of(results["task"]).published:
         parts.append(_published(results))
     title = escape(f"{results['task']} {results['split']}: recall and MRV")
     page = (
@@ -345,10 +288,10 @@ def _comparison(comparison: dict) -> str:
 
 def _published(results: dict) -> str:
     """The paper's rows, with this result in the same columns where it has them."""
-    columns, quoted = PUBLISHED[results["task"]]
+    card = card_of(results["task"])
     recall = results.get("recall_in_folds", results["recall"])
     ours = []
-    for column in columns:
+    for column in card.published_columns:
         if column == "MRV":
             ours.append(results["mrv"]["mean"]["std"] if results["mrv"] else None)
         elif "@" in column:
@@ -361,10 +304,11 @@ def _published(results: dict) -> str:
         return f'<tr class="{kind}"><td>{escape(name)}</td>{cells}</tr>'
 
     rows = [row(f"this run ({', '.join(results['languages'])})", ours, "ours")]
-    rows += [row(f"{name} (quoted)", values) for name, values in quoted.items()]
+    rows += [row(f"{name} (quoted)", values) for name, values in card.published.items()]
     return (
         "<h2>Beside the paper</h2><p>Rows marked as quoted are copied from arXiv 2406.18254, not measured here. "
-        "They compare only where task, split and languages are the same.</p>" + _table(["", *columns], rows)
+        "They compare only where task, split and languages are the same.</p>"
+        + _table(["", *card.published_columns], rows)
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
@@ -81,3 +82,10 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError, R
         if isinstance(error, NotImplementedError | RecursionError) or not isinstance(error, kinds):
             raise
         sys.exit(f"error: {one_line(error)}")
+
+
+def set_up_logging() -> None:
+    """Our own messages, and those of transformers, at level INFO on the main process."""
+    log_to_screen()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()

@@ -1,0 +1,196 @@
+"""The results of an evaluation: recall, MRV, and the files that hold them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ccrk.retrieval.instances import CAPTION, Ranks, shared_ranks
+from ccrk.retrieval.intervals import mrv_intervals, recall_intervals
+from data_scripts.cards import card_of
+from data_scripts.files import written_whole
+from metrics.mrv.mrv import mean_rank_variance
+from metrics.recall_at_k.recall_at_k import recall_at_k
+
+
+@dataclass
+class RetrievalResult:
+    """Ranks per language of one evaluation, and what was left out of it."""
+
+    ranks: Ranks = field(default_factory=dict)
+    fold_ranks: Ranks = field(default_factory=dict)  # each within its fold; empty unless folds were asked for
+    left_out: dict[str, int] = field(default_factory=dict)  # captions that were empty after normalisation
+
+    def recall(self) -> dict[str, dict[str, float]]:
+        return recall_table(self.ranks)
+
+    def mrv(self) -> dict | None:
+        return mrv_table(self.ranks)
+
+    def rank_table(self) -> pd.DataFrame:
+        """
+        One row per instance, language and direction: `image`, its id, and `repeat`, 0 but for further rows of the same
+        id; `caption`, its place among the row's captions in the language, missing for TR; `language`, `direction` and
+        `rank`.
+        """
+        parts = [
+            ranks.rename("rank").reset_index().assign(language=language, direction=direction)
+            for language, directions in self.ranks.items()
+            for direction, ranks in directions.items()
+        ]
+        table = pd.concat(parts, ignore_index=True).astype({"caption": "Int64"})
+        return table[[*CAPTION, "language", "direction", "rank"]]
+
+
+def recall_table(ranks: Ranks) -> dict[str, dict[str, float]]:
+    """For each language `IR@k` and `TR@k` in percent for k of 1, 5, 10, and their `mean`."""
+    table = {}
+    for language, directions in ranks.items():
+        row = {
+            f"{direction}@{k}": recall_at_k(directions[direction].to_numpy(), k)[f"recall@{k}"]
+            for direction in ("IR", "TR")
+            for k in (1, 5, 10)
+        }
+        table[language] = row | {"mean": float(np.mean(list(row.values())))}
+    return table
+
+
+def mrv_table(ranks: Ranks, languages: Sequence[str] | None = None) -> dict | None:
+    """Mean rank variance over the instances that every language has; None for fewer than two, or without any."""
+    languages = list(languages or ranks)
+    tables = {direction: shared_ranks(ranks, languages, direction) for direction in ("IR", "TR")}
+    if len(languages) < 2 or any(table.empty for table in tables.values()):
+        return None
+    result = {direction: mean_rank_variance(table.to_numpy()) for direction, table in tables.items()}
+    result["mean"] = {name: (result["IR"][name] + result["TR"][name]) / 2 for name in ("std", "variance")}
+    return {"languages": languages} | result
+
+
+COLUMNS = ("IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean")
+
+
+def choose_mrv_languages(
+    task: str,
+    languages: Sequence[str],
+    wanted: Sequence[str] | None = None,
+    dataset_config: Mapping[str, object] | None = None,
+) -> tuple[list[str], str | None]:
+    """
+    The languages of MRV, or none and the reason why.
+
+    Args:
+        task: name of the data set, whose card says where its captions do not align.
+        languages: those that are evaluated.
+        wanted: of these; by default those of the card, or all.
+        dataset_config: the data set's own options; the captions of Multi30K's `task` 2 do not align.
+
+    Raises:
+        ValueError: a wanted language is not there, or twice, or the captions do not align.
+    """
+    card = card_of(task)
+    if card.not_aligned or (dataset_config or {}).get("task") == 2:
+        reason = f"the captions of {task} in one language are not those in another: no instances align"
+        if wanted:
+            raise ValueError(f"{reason}; leave --mrv_languages out")
+        return [], reason
+    chosen = list(wanted or [])
+    if not chosen:
+        chosen = [language for language in card.mrv_languages or languages if language in languages]
+    if missing := [language for language in chosen if language not in languages]:
+        raise ValueError(f"--mrv_languages names {', '.join(missing)}, evaluated are {', '.join(languages)}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"--mrv_languages names a language twice: {' '.join(chosen)}; name each once")
+    return (chosen, None) if len(chosen) > 1 else ([], "it compares two languages or more")
+
+
+def make_results(
+    result: RetrievalResult,
+    *,
+    task: str,
+    split: str,
+    model: str,
+    k_test: int,
+    mrv_languages: Sequence[str],
+    no_mrv_because: str | None = None,
+    model_for: Mapping[str, str] | None = None,
+    dataset_config: Mapping[str, object] | None = None,
+) -> dict:
+    """The content of results.json: recall in percent, ranks counted from 1, intervals as [low, high].
+
+    Args:
+        task, split, model, model_for, dataset_config: told as they are.
+        k_test: candidates that were re-scored per query.
+        mrv_languages, no_mrv_because: see `choose_mrv_languages`.
+    """
+    mrv = mrv_table(result.ranks, mrv_languages) if mrv_languages else None
+    intervals = {"recall": recall_intervals(result.ranks)}
+    if mrv is not None:
+        intervals["mrv"] = mrv_intervals(result.ranks, mrv_languages)
+    results = {
+        "task": task,
+        "split": split,
+        "model": model,
+        "k_test": k_test,
+        "languages": list(result.ranks),
+        "recall": recall_table(result.ranks),
+        "mrv": mrv,
+        "counts": {
+            "images": len(set().union(*(ranks["TR"].index for ranks in result.ranks.values()))),
+            "captions": {language: len(ranks["IR"]) for language, ranks in result.ranks.items()},
+            "captions_left_out": result.left_out,
+        },
+        "intervals": intervals,
+    }
+    if mrv is None:
+        results["no_mrv_because"] = no_mrv_because or f"no instance has a caption in all of {', '.join(mrv_languages)}"
+    if model_for:
+        results["model_for"] = dict(model_for)
+    if dataset_config:
+        results["dataset_config"] = dict(dataset_config)
+    if result.fold_ranks:
+        results["recall_in_folds"] = recall_table(result.fold_ranks)
+        results["folds"] = max(card_of(task).folds.values())
+    return results
+
+
+def write_results(results: dict, output_dir: Path) -> None:
+    with written_whole(output_dir / "results.json") as path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def format_table(results: dict) -> str:
+    """Recall per language, their mean, MRV, and the comparison, as text."""
+    lines = ["      " + "".join(f"{column:>8}" for column in COLUMNS)]
+    for title, table in (("", results["recall"]), ("in folds", results.get("recall_in_folds", {}))):
+        if title and table:
+            lines.append(title)
+        for language, row in table.items():
+            lines.append(f"{language:<6}" + "".join(f"{row[column]:8.1f}" for column in COLUMNS))
+        if table:
+            means = (sum(row[column] for row in table.values()) / len(table) for column in COLUMNS)
+            lines.append("mean  " + "".join(f"{mean:8.1f}" for mean in means))
+    if results["mrv"] is None:
+        lines.append(f"no MRV: {results['no_mrv_because']}")
+    else:
+        languages = " ".join(results["mrv"]["languages"])
+        lines.append(f"MRV over {languages} (0: every instance ranks alike in all of them)")
+        for direction in ("IR", "TR", "mean"):
+            spread, (low, high) = results["mrv"][direction], results["intervals"]["mrv"][direction]["std"]
+            lines.append(
+                f"  {direction:<5} std {spread['std']:.3f} (95 %: {low:.3f} to {high:.3f})   "
+                f"variance {spread['variance']:.3f}"
+            )
+    if "comparison" in results:
+        comparison = results["comparison"]
+        lines.append(f"minus {comparison['other']}, mean recall with 95 % interval:")
+        rows = comparison["recall"] | ({"MRV": comparison["mrv"]} if comparison["mrv"] else {})
+        for name, row in rows.items():
+            lines.append(
+                f"  {name:<5}{row['difference']:+8.2f}  ({row['low']:+.2f} to {row['high']:+.2f})  p {row['p']:.4f}"
+            )
+        if "no_mrv_because" in comparison:
+            lines.append(f"  no MRV: {comparison['no_mrv_because']}")
+    return "\n".join(lines)
