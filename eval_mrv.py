@@ -43,7 +43,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of CCRK or a dual encoder, or an .npz file")
     parser.add_argument("--model_for", nargs="+", default=[], metavar="LANGUAGE=MODEL", help="another model for these")
-    parser.add_argument("--task", "--dataset", required=True, help=f"{', '.join(data_scripts.BUILDERS)}; {DATASETS}")
+    parser.add_argument("--task", "--dataset", required=True, help=f"{', '.join(CARDS)}; {DATASETS}")
     add_data_arguments(parser)
     parser.add_argument(
         "--max_bad_fraction", type=float, help="share of rows and images that may be bad, 0.05 by default"
