@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
+os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")  # notes on classes of torchao are not for users
 
 import data_scripts
 from ccrk.processes import process_state

@@ -89,6 +89,35 @@ def contrastive_loss(
     return (image_to_text + text_to_image) / 2
 
 
+def sigmoid_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    caption_mask: Tensor | None = None,
+    image_ids: Tensor | None = None,
+) -> Tensor:
+    """1-to-K by sigmoid (SigLIP, Zhai et al., 2023): every pair of an image and a caption matches, or does not.
+
+    Captions of equal images match each other's images. With K = 1 this is the loss of transformers' SigLIP: the sum
+    over all pairs, divided by the number of captions.
+
+    Args:
+        bias: one element, added to cosine / temperature.
+        others: see `contrastive_loss`.
+
+    Returns: a scalar, fp32.
+    """
+    batch_size, num_captions = text_embeds.shape[:2]
+    logits = similarity(image_embeds, text_embeds.flatten(0, 1), temperature) + bias.float()
+    matches = same_image(image_ids, batch_size, logits.device).repeat_interleave(num_captions, dim=1)
+    nll = -F.logsigmoid(torch.where(matches, logits, -logits))
+    if caption_mask is None:
+        return nll.sum() / nll.shape[1]
+    present = caption_mask.flatten()
+    return nll.masked_fill(~present, 0.0).sum() / present.sum().clamp(min=1)
+
+
 def _mean_positive_nll(logits: Tensor, positives: Tensor) -> Tensor:
     """Mean over the rows that have a positive of the mean -log softmax of its positives."""
     count = positives.sum(dim=1)

@@ -10,6 +10,7 @@ A recipe is a YAML file with the arguments below; those on the command line come
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
+os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")  # notes on classes of torchao are not for users
 
 from ccrk import CCRKForPreTraining
 from ccrk.arguments import parse_recipe, recipe_file
@@ -22,7 +23,7 @@ def main() -> None:
     with one_line_errors():
         recipe = recipe_file("shapes_pretrain.yaml")
         data, model, arguments = parse_recipe(__doc__, recipe)
-        trainer = build_trainer(data, model, arguments, CCRKForPreTraining, one_language=False)
+        trainer = build_trainer(data, model, arguments, CCRKForPreTraining)
     run(trainer)
 
 

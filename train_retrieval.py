@@ -1,8 +1,9 @@
-"""Fine-tunes CCRK for retrieval: contrastive and matching loss on one caption per row, as published.
+"""Fine-tunes for retrieval: CCRK as published, or any dual encoder of transformers by 1-to-K.
 
     accelerate launch train_retrieval.py                        English of the embedded data, after pre-training
     accelerate launch train_retrieval.py configs/shapes_finetune.yaml --languages en de
     accelerate launch train_retrieval.py configs/shapes_finetune.yaml --model_name_or_path DIR_OR_ID
+    accelerate launch train_retrieval.py --model_name_or_path google/siglip2-base-patch16-224 --dataset FOLDER …
 
 A recipe is a YAML file with the arguments below; those on the command line come last.
 """
@@ -10,6 +11,7 @@ A recipe is a YAML file with the arguments below; those on the command line come
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
+os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")  # notes on classes of torchao are not for users
 
 from ccrk import CCRKForImageTextRetrieval
 from ccrk.arguments import parse_recipe, recipe_file
@@ -22,8 +24,8 @@ def main() -> None:
     with one_line_errors():
         recipe = recipe_file("shapes_finetune.yaml")
         published = {"learning_rate": 3e-5, "new_parameter_lr_scale": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0.1}
-        data, model, arguments = parse_recipe(__doc__, recipe, rows="captions", **published)
-        trainer = build_trainer(data, model, arguments, CCRKForImageTextRetrieval, one_language=True)
+        data, model, arguments = parse_recipe(__doc__, recipe, **published)
+        trainer = build_trainer(data, model, arguments, CCRKForImageTextRetrieval)
     run(trainer)
 
 

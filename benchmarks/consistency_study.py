@@ -38,6 +38,7 @@ import datasets
 import torch
 import transformers
 import yaml
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
@@ -46,11 +47,12 @@ import data_scripts
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
 from ccrk.arguments import ModelArguments
 from ccrk.build import build_processor
-from ccrk.encoders import CCRKRetriever
+from ccrk.encoders import CCRKEncoder, Embeddings
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.retrieval.results import RetrievalResult
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator, seeded
+from ccrk.training.losses import OneToKLoss
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors
 from objectives_ccrk import contrastive_loss
@@ -58,7 +60,7 @@ from objectives_ccrk import contrastive_loss
 ROOT = Path(__file__).parent.parent
 RECIPES = {"shapes": "shapes_pretrain.yaml", "multi30k": "multi30k_photographs.yaml"}
 TRANSLATION_NOISE = 1.0
-NUM_VALIDATION = 200  # rows that learning curves are drawn on
+NUM_VALIDATION = 200  # rows that learning curves are drawn on, at most as many as are tested
 POINTS_OF_A_CURVE = 8
 
 
@@ -192,43 +194,36 @@ class StudyCollator(CCRKCollator):
         return captions
 
 
-class StudyTrainer(CCRKTrainer):
-    """Trains by the condition's style."""
+class PivotLoss(OneToKLoss):
+    """Images against the pivot's captions, and these against those of the other language."""
 
-    condition: Condition
-
-    @property
-    def pairs_are_in(self) -> bool:
-        share = self.condition.pairs_from
-        return share is not None and self.state.global_step >= share * self.args.max_steps
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self._count_images(inputs)
-        self._image_ids.append(inputs["image_ids"])
-        present = inputs["caption_mask"]
-        is_pivot = self.condition.style == "pivot"
-        if is_pivot:  # matching and masked LM must not see the other language beside the image
-            inputs["caption_mask"] = present & (torch.arange(present.shape[1], device=present.device) == 0)
-        if self.pairs_are_in:
-            outputs = model(**inputs, sampling_keys=self.sampling_keys(inputs))
-            parts = self.share_of_losses(outputs)
-        else:
-            outputs = model.ccrk(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
-            parts = {}
+    def contrastive(self, found: Embeddings, inputs: dict[str, Tensor]) -> Tensor:
+        pivot, others = found.text[:, :1], found.text[:, 1:]
         contrast = functools.partial(
             contrastive_loss,
-            temperature=model.ccrk.temperature,
+            temperature=found.temperature,
             image_ids=inputs["image_ids"],
-            reduction=self.condition.reduction,
+            reduction=self.reduction,
         )
-        images, texts = outputs.image_embeds, outputs.text_embeds
-        if is_pivot:
-            contrastive = contrast(images, texts[:, :1]) + contrast(texts[:, 0], texts[:, 1:])
-        else:
-            contrastive = contrast(images, texts, caption_mask=present)
-        parts = {"contrastive_loss": contrastive, **parts}
-        self._record({**parts, "temperature": model.ccrk.temperature.squeeze()}, inputs)
-        return torch.stack(list(parts.values())).sum()
+        return contrast(found.image, pivot) + contrast(pivot[:, 0], others)
+
+
+class StudyEncoder(CCRKEncoder):
+    """Brings matching and masked LM in when the condition says so; of the pivot style they see its captions alone."""
+
+    def __init__(self, trainer: CCRKTrainer, condition: Condition):
+        super().__init__(trainer.model, trainer.processing_class, k_test=0)
+        self.condition, self.trainer = condition, trainer
+
+    def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
+        begin = self.condition.pairs_from
+        if begin is None or self.trainer.state.global_step < begin * self.trainer.args.max_steps:
+            return self.embed_alone(inputs)
+        if self.condition.style == "pivot":
+            present = inputs["caption_mask"]
+            is_pivot = torch.arange(present.shape[1], device=present.device) == 0
+            inputs = inputs | {"caption_mask": present & is_pivot}
+        return super().embed(model, inputs)
 
 
 class CurveCallback(TrainerCallback):
@@ -252,7 +247,7 @@ class CurveCallback(TrainerCallback):
 
 
 def rank(model, processor: CCRKProcessor, rows: datasets.Dataset) -> RetrievalResult:
-    retriever = CCRKRetriever(model.eval(), processor, k_test=0)
+    retriever = CCRKEncoder(model.eval(), processor, k_test=0)
     return evaluate_retrieval(retriever, rows, list(rows.features["captions"]), batch_size=64)
 
 
@@ -276,8 +271,9 @@ class Study:
     def splits(self) -> dict[str, datasets.Dataset]:
         """Rows to train on, to draw learning curves on, and to test on."""
         if self.dataset == "shapes":
-            options = {"num_train": self.num_train, "num_validation": NUM_VALIDATION, "num_test": self.num_test}
-            options["translation_noise"] = TRANSLATION_NOISE
+            sizes = {"num_train": self.num_train, "num_test": self.num_test}
+            sizes["num_validation"] = min(NUM_VALIDATION, self.num_test)
+            options = sizes | {"translation_noise": TRANSLATION_NOISE}
             return {s: data_scripts.load("shapes", split=s, **options) for s in ("train", "validation", "test")}
         rows = data_scripts.load(self.dataset, split="train", data_dir=self.data_dir, image_dir=self.image_dir)
         test = rows.select(range(min(self.num_test, len(rows))))
@@ -293,7 +289,7 @@ class Study:
         model = ModelArguments(config=recipe["config"], image_size=recipe["image_size"])
         build_processor(model, self.splits["train"]).save_pretrained(self.processor_dir)
 
-    def build(self, condition: Condition, seed: int, steps: int) -> StudyTrainer:
+    def build(self, condition: Condition, seed: int, steps: int) -> CCRKTrainer:
         processor = CCRKProcessor.from_pretrained(self.processor_dir)
         rows = self.splits["train"]
         if condition.shots is not None:
@@ -320,7 +316,7 @@ class Study:
             config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
             config["vision_config"] = config["vision_config"] | {"image_size": recipe["image_size"]}
             model = CCRKForPreTraining(CCRKConfig(**config, mask_token_id=processor.tokenizer.mask_token_id))
-        trainer = StudyTrainer(
+        trainer = CCRKTrainer(
             model=model,
             args=CCRKTrainingArguments(
                 output_dir=str(self.output_dir / "trainer"),
@@ -346,7 +342,9 @@ class Study:
             train_dataset=rows.cast_column("image", datasets.Image(decode=False)),
             processing_class=processor,
         )
-        trainer.condition = condition
+        trainer.encoder = StudyEncoder(trainer, condition)
+        loss = PivotLoss if condition.style == "pivot" else OneToKLoss
+        trainer.loss = loss(trainer.accelerator, reduction=condition.reduction)
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval
-from ccrk.encoders import CCRKRetriever, EncodedCaptions
+from ccrk.encoders import CCRKEncoder, EncodedCaptions
 from ccrk.processes import Share
 from ccrk.retrieval.evaluate import EncodedImages, score_pairs
 from ccrk.retrieval.instances import UsableCaptions
@@ -165,7 +165,7 @@ def ours(model, corpus: Corpus) -> Tensor:
     scores = torch.full((size, size), torch.nan)
 
     def score(pairs: np.ndarray) -> np.ndarray:
-        found = score_pairs(CCRKRetriever(model, None, corpus.k_test), images, captions, Share(), pairs)
+        found = score_pairs(CCRKEncoder(model, None, corpus.k_test), images, captions, Share(), pairs)
         scores[pairs[:, 0], pairs[:, 1]] = torch.from_numpy(found)
         return found
 

@@ -16,6 +16,8 @@ from configuration_ccrk import CCRKConfig
 from modeling_ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKModel
 from processing_ccrk import CCRKProcessor, normalize_caption
 
+__version__ = "0.1.0"
+
 AutoConfig.register(CCRKConfig.model_type, CCRKConfig, exist_ok=True)
 AutoModel.register(CCRKConfig, CCRKModel, exist_ok=True)
 AutoModelForPreTraining.register(CCRKConfig, CCRKForPreTraining, exist_ok=True)

@@ -88,11 +88,19 @@ class DataArguments:
         default=None,
         metadata={"help": f"Share of rows and images that may be bad, {MAX_BAD_FRACTION} unless given; more stop."},
     )
-    rows: str = field(
-        default="images",
+    captions_per_image: str | None = field(
+        default=None,
         metadata={
-            "help": "What an epoch goes through. 'captions': every caption with its image, as in the published "
-            "fine-tuning; 'images': every image, with one caption that is drawn. Pre-training takes images.",
+            "help": "In a step. 'all': one in each language, 1-to-K, as in pre-training and by default where a dual "
+            "encoder is trained; 'one': of any language, the published fine-tuning of CCRK.",
+            "choices": ["one", "all"],
+        },
+    )
+    rows: str | None = field(
+        default=None,
+        metadata={
+            "help": "What an epoch goes through, where a step takes one caption of an image. 'captions': every "
+            "caption with its image, as published, the default; 'images': every image, with one that is drawn.",
             "choices": ["captions", "images"],
         },
     )
@@ -116,7 +124,11 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a CCRK checkpoint to go on from."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a CCRK checkpoint to go on from; in train_retrieval.py of any dual encoder "
+            "of transformers: CLIP, SigLIP, …"
+        },
     )
     vision_model: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of an image encoder (Swin) to start from."}
@@ -130,9 +142,15 @@ class ModelArguments:
         },
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
+    freeze: list[str] | None = field(
+        default=None, metadata={"help": "'image', 'text': these encoders, with their projections, stay as they are."}
+    )
     use_peft: bool = field(
         default=False,
-        metadata={"help": "Train LoRA adapters on the text and fusion layers, and nothing else, of a checkpoint."},
+        metadata={
+            "help": "Train LoRA adapters, and nothing else, of a checkpoint: on text and fusion layers of CCRK, all "
+            "linear layers of a dual encoder."
+        },
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters; their alpha is twice that."})
     max_words: int | None = field(

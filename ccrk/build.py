@@ -12,13 +12,24 @@ import datasets
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, XLMRobertaTokenizer
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+    XLMRobertaTokenizer,
+)
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
 
 import data_scripts
-from ccrk import CCRKConfig, CCRKProcessor, normalize_caption
+from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor, normalize_caption
 from ccrk.arguments import DataArguments, ModelArguments, config_from_scratch, vocab_size_from_scratch
+from ccrk.encoders import DualInputs, check_is_dual_encoder, input_size
 from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
@@ -37,6 +48,11 @@ from processing_ccrk import published_image_processor
 logger = logging.getLogger(__name__)
 
 
+# Names of the modules of an encoder, in CCRK and in the dual encoders of transformers.
+FROZEN = {
+    "image": ("vision_model", "vision_projection", "visual_projection"),
+    "text": ("text_model", "text_projection"),
+}
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
 
 
@@ -70,10 +86,26 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset
 
 
+def is_dual_encoder(model: ModelArguments) -> bool:
+    """Whether to go on from another model than CCRK; ValueError where it cannot be opened."""
+    if model.model_name_or_path is None:
+        return False
+    config = open_pretrained(AutoConfig, model.model_name_or_path)
+    if config.model_type == CCRKConfig.model_type:
+        return False
+    check_is_dual_encoder(MODEL_MAPPING.get(type(config), type(None)), model.model_name_or_path)
+    return True
+
+
 def check_source(model: ModelArguments) -> None:
     """Raises ValueError where no model can come of these arguments, before the data is looked at."""
     if model.model_name_or_path is not None:
-        open_pretrained(CCRKConfig, model.model_name_or_path)
+        if is_dual_encoder(model):
+            wrong = ("config", "image_size", "max_words", "vision_model", "text_model")
+            if given := [name for name in wrong if getattr(model, name) is not None]:
+                raise ValueError(
+                    f"{given[0]} is of CCRK models, and {model.model_name_or_path} is another; leave it out"
+                )
         return
     if model.use_peft:
         raise ValueError("use_peft adapts a trained model; give model_name_or_path")
@@ -90,16 +122,17 @@ def check_source(model: ModelArguments) -> None:
 
 def build_processor(
     model: ModelArguments, dataset: datasets.Dataset | ShardRows, checkpoint: str | None = None
-) -> CCRKProcessor:
+) -> ProcessorMixin:
     """
     The processor of the model or the XLM-R; from scratch, one whose tokenizer learns from the captions.
 
     A run that goes on from a checkpoint of its own keeps that one's: tokens would mean something else in another.
     """
+    if is_dual_encoder(model):
+        return open_pretrained(AutoProcessor, checkpoint or model.model_name_or_path)
     if checkpoint is not None:
         return open_pretrained(CCRKProcessor, checkpoint)
     if model.model_name_or_path is not None:
-        open_pretrained(CCRKConfig, model.model_name_or_path)  # says so where this is no CCRK checkpoint
         limits = {"max_words": model.max_words, "max_length": model.max_length}
         limits = {name: limit for name, limit in limits.items() if limit is not None}
         processor = open_pretrained(CCRKProcessor, model.model_name_or_path, **limits)
@@ -129,9 +162,12 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | 
     return train_tokenizer(captions, model.config["text_config"]["vocab_size"], model.max_length or 40)
 
 
-def build_model(model: ModelArguments, processor: CCRKProcessor, head: type[CCRKPairModel]) -> CCRKPairModel:
-    """The model with its head, from one of the three sources of `ModelArguments`."""
+def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCRKPairModel]) -> PreTrainedModel:
+    """The model, a CCRK with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
+    if is_dual_encoder(model):
+        loaded, _ = open_model(AutoModel, model.model_name_or_path, dtype=torch.float32)
+        return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
     if model.model_name_or_path is not None:
         # Whatever the file's precision, AdamW needs fp32 parameters: most of its steps are too small for 16 bits.
         heads = ("matching_head", "lm_head")
@@ -170,13 +206,30 @@ def whole_parameters(arguments: CCRKTrainingArguments) -> Iterator[None]:
 
 
 def add_adapters(model: CCRKPairModel, rank: int):
-    """The model as a `peft.PeftModel`: LoRA on every linear layer of the text and fusion layers, all else frozen."""
+    """The model as a `peft.PeftModel`: LoRA on linear layers (of CCRK those of text and fusion), all else frozen."""
     if not is_peft_available():
         raise ValueError("use_peft needs the package peft; install it with pip install peft")
     from peft import LoraConfig, get_peft_model
 
-    layers = r"ccrk\.(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)"
+    layers = "all-linear"
+    if isinstance(model, CCRKPairModel):
+        layers = r"ccrk\.(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)"
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers))
+
+
+def freeze(model: torch.nn.Module, encoders: Sequence[str]) -> None:
+    """Takes the parameters of the image or the text encoder, projection included, out of training.
+
+    Raises:
+        ValueError: another name, or nothing is left to train.
+    """
+    if unknown := sorted(set(encoders) - set(FROZEN)):
+        raise ValueError(f"freeze takes {' and '.join(FROZEN)}, not {unknown[0]!r}")
+    for name, parameter in model.named_parameters():
+        if any(f".{part}." in f".{name}" for encoder in encoders for part in FROZEN[encoder]):
+            parameter.requires_grad = False
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"freeze {' '.join(encoders)} leaves nothing to train")
 
 
 @contextlib.contextmanager
@@ -195,11 +248,11 @@ def check_settings(trainer: CCRKTrainer) -> None:
     model not its own processor's pictures and captions, of which it gets one each. Leaves the trainer as it was.
     """
     args, model, collator = trainer.args, trainer.model, trainer.data_collator
-    size = collator.processor.image_processor.size["height"]
+    size = input_size(collator.processor.image_processor)
     captions = {language: ["a " * collator.processor.max_length] for language in collator.languages}
     row = {"image": Image.new("RGB", (64, 64)), "image_id": "a", "captions": captions}
     with blaming(f"image_size {size} or config"), torch.random.fork_rng(devices=[]), torch.no_grad():
-        model.eval()(**collator([row]))
+        trainer.encoder.embed(model.eval(), collator([row]))
         model.train()
     if args.torch_compile:  # nothing is compiled before the first step
         with blaming(
@@ -215,13 +268,25 @@ def check_settings(trainer: CCRKTrainer) -> None:
     trainer.optimizer = trainer.lr_scheduler = None  # training makes its own, on its device
 
 
-def recipe_settings(data: DataArguments, model: ModelArguments, processor: CCRKProcessor) -> dict:
+def check_positions(model: CCRKPairModel, processor: CCRKProcessor) -> None:
+    """Captions keep no more tokens than the model has positions for; a warning where that is fewer than asked for."""
+    text = model.config.text_config
+    if (positions := text.max_position_embeddings - model.config.position_ids_start) < processor.max_length:
+        logger.warning(
+            "the model has positions for %d tokens: captions keep so many, not max_length %d",
+            positions,
+            processor.max_length,
+        )
+        processor.max_length = positions
+
+
+def recipe_settings(data: DataArguments, model: ModelArguments, processor: ProcessorMixin) -> dict:
     """What a recipe says of data and model; a run that is resumed with anything else says so."""
     settings = {name: value for name, value in vars(data).items() if name not in ("languages", "max_bad_fraction")}
     settings |= {name: value for name, value in vars(model).items() if name not in ("config", "image_size")}
     # The model's configuration itself is compared; what it does not show is how many pieces were to be learnt.
     settings["vocab_size"] = ((model.config or {}).get("text_config") or {}).get("vocab_size")
-    return settings | {name: settings[name] or getattr(processor, name) for name in ("max_words", "max_length")}
+    return settings | {name: settings[name] or getattr(processor, name, None) for name in ("max_words", "max_length")}
 
 
 def build_trainer(
@@ -229,20 +294,26 @@ def build_trainer(
     model_arguments: ModelArguments,
     arguments: CCRKTrainingArguments,
     head: type[CCRKPairModel],
-    one_language: bool,
 ) -> CCRKTrainer:
     """Everything that a run needs.
 
     Args:
-        head: `CCRKForPreTraining` or `CCRKForImageTextRetrieval`.
-        one_language: one caption per image and step (fine-tuning) instead of one in every language (1-to-K).
+        head: of a CCRK model: `CCRKForPreTraining`, or `CCRKForImageTextRetrieval`, which by default is trained on one
+            caption per image and step.
     """
     transformers.set_seed(arguments.seed)
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
+    is_dual = is_dual_encoder(model_arguments)
+    if is_dual and head is CCRKForPreTraining:
+        raise ValueError(f"{model_arguments.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")
     check_source(model_arguments)
+    by_default = "one" if head is CCRKForImageTextRetrieval and not is_dual else "all"
+    one_language = (data.captions_per_image or by_default) == "one"
     if data.rows == "captions" and not one_language:
         raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
+    if one_language and data.rows is None:
+        data = replace(data, rows="captions")
     checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
@@ -273,15 +344,12 @@ def build_trainer(
         )
     with whole_parameters(arguments):
         model = build_model(model_arguments, processor, head)
-    text = model.config.text_config
-    if (positions := text.max_position_embeddings - model.config.position_ids_start) < processor.max_length:
-        logger.warning(
-            "the model has positions for %d tokens: captions keep so many, not max_length %d",
-            positions,
-            processor.max_length,
-        )
-        processor.max_length = positions
-    image_size = processor.image_processor.size["height"]
+    if model_arguments.freeze:
+        freeze(model, model_arguments.freeze)
+    inputs = DualInputs(processor, model.config, model_arguments.max_length) if is_dual else processor
+    if not is_dual:
+        check_positions(model, processor)
+    image_size = input_size(processor.image_processor)
     logger.info(
         "%s rows, languages %s; %.1f M parameters, %d px",
         f"{len(train_rows):,}",
@@ -295,7 +363,7 @@ def build_trainer(
     trainer = CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(processor, languages, one_language, augmentation, arguments.seed),
+        data_collator=CCRKCollator(inputs, languages, one_language, augmentation, arguments.seed),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,

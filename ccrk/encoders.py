@@ -1,14 +1,19 @@
-"""What evaluation asks of a model: a CCRK with its fusion encoder, or a dual encoder of transformers."""
+"""
+The seam between models and what is done with them: training asks for embeddings with a graph, evaluation and search
+for those without one, and where there is a fusion encoder for scores of pairs.
+"""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedConfig, PreTrainedModel
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.processes import process_state
@@ -16,33 +21,173 @@ from data_scripts.files import open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
 
 
-class DualEncoder:
-    """A dual encoder of transformers, such as CLIP or SigLIP: what `CCRKRetriever` is, without re-scoring.
+class Embeddings(NamedTuple):
+    """What a training step asks of a model, for this process's B images with K captions each."""
 
-    Args:
-        name_or_path: folder or Hub id of a model with `get_image_features` and `get_text_features`.
-        dtype: of its weights.
-    """
+    image: Tensor  # (B, P), L2-normalised
+    text: Tensor  # (B, K, P), L2-normalised; whatever where a caption is missing
+    temperature: Tensor  # one element; logits are cosine / temperature
+    bias: Tensor | None = None  # one element, added to them where the loss is a sigmoid
+    parts: dict[
+        str, tuple[Tensor, Tensor]
+    ] = {}  # name → a loss of the model's own, and of how many items it is a mean
 
-    k_test = 0
 
-    def __init__(self, name_or_path: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
-        model, _ = open_model(AutoModel, name_or_path, dtype=dtype)
-        self.model = model.eval().to(device)
-        if not hasattr(self.model, "get_image_features") or not hasattr(self.model, "get_text_features"):
-            raise ValueError(
-                f"{name_or_path} is a {type(self.model).__name__}, which embeds no images and captions; give a CCRK "
-                "checkpoint, a dual encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
-            )
-        self.processor = open_pretrained(AutoProcessor, name_or_path)
-        if lacking := [
-            part for part in ("image_processor", "tokenizer") if getattr(self.processor, part, None) is None
-        ]:
-            raise ValueError(f"{name_or_path} holds no {' and no '.join(lacking)}; save the model's processor there")
+class Encoder(Protocol):
+    """A model as training, evaluation and search use it."""
+
+    model: PreTrainedModel
+    k_test: int  # candidates to re-score per query; 0 without a fusion encoder
 
     @property
     def fingerprint(self) -> str:
-        return weights_fingerprint(self.model.state_dict(), str(self.processor))
+        """Changes with whatever decides what the model answers."""
+
+    def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
+        """One forward of a batch (`ccrk.training.collator`) through the model, as it is wrapped for training."""
+
+    def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
+        """The same embeddings by the bare model, without the losses of its own."""
+
+    def encode_images(self, images: list) -> dict[str, Tensor]:
+        """`embeds` (B, P), L2-normalised, and what `score_pairs` needs of the images."""
+
+    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+        """`embeds` (N, P), L2-normalised, and what `score_pairs` needs of the captions."""
+
+    def caption_lengths(self, captions: Sequence[str]) -> list[int]:
+        """By which captions of a like length are encoded together."""
+
+
+class DualInputs:
+    """
+    The processor of a dual encoder, called as CCRK's is: captions may come as K for each picture, None where one is
+    missing. It does what each family was trained with: SigLIP pads captions to their full length, without a mask.
+
+    Args:
+        processor: with `image_processor` and `tokenizer`.
+        config: of the model.
+        max_length: tokens that a caption keeps; as many as the model has positions for unless given.
+
+    Raises:
+        ValueError: a part of the processor is missing.
+    """
+
+    def __init__(self, processor, config: PreTrainedConfig, max_length: int | None = None):
+        parts = ("image_processor", "tokenizer")
+        if lacking := [part for part in parts if getattr(processor, part, None) is None]:
+            raise ValueError(f"there is no {' and no '.join(lacking)}; save the model's processor beside it")
+        self.image_processor, self.tokenizer, self._processor = (
+            processor.image_processor,
+            processor.tokenizer,
+            processor,
+        )
+        text = config.text_config
+        positions = text.max_position_embeddings
+        if any(family in text.model_type for family in ("roberta", "altclip", "camembert")):
+            positions -= text.pad_token_id + 1  # theirs start behind the padding's
+        self.max_length = min(positions, self.tokenizer.model_max_length, max_length or positions)
+        self._options = {"padding": True, "truncation": True, "max_length": self.max_length}
+        if config.model_type.startswith("siglip"):
+            self._options |= {"padding": "max_length", "max_length": positions, "return_attention_mask": False}
+
+    def __call__(self, images: list, text: list[list[str | None]]) -> dict[str, Tensor]:
+        """A batch as `ccrk.training.collator` describes it, of B pictures with K captions each."""
+        mask = torch.tensor([[caption is not None for caption in captions] for captions in text])
+        tokens = self.captions([caption or "" for captions in text for caption in captions])
+        shaped = {name: tensor.unflatten(0, mask.shape) for name, tensor in tokens.items()}
+        return {**self.pictures(images), **shaped, "caption_mask": mask}
+
+    def pictures(self, images: list) -> BatchFeature:
+        """`pixel_values`; with SigLIP 2 at native resolution masks and shapes beside them."""
+        return self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+
+    def captions(self, captions: list[str]) -> BatchFeature:
+        """`input_ids` (N, L), and `attention_mask` where the model takes one."""
+        return self._processor(text=captions, return_tensors="pt", **self._options)
+
+
+def input_size(image_processor) -> int:
+    """Side of the pictures that a model sees, in pixels; about, where it keeps their shape."""
+    size = {name: value for name, value in dict(getattr(image_processor, "size", None) or {}).items() if value}
+    if side := size.get("height") or size.get("shortest_edge"):
+        return side
+    if hasattr(image_processor, "max_num_patches"):
+        return math.isqrt(image_processor.max_num_patches) * image_processor.patch_size
+    raise ValueError(f"a {type(image_processor).__name__} does not say how large its pictures are")
+
+
+def check_is_dual_encoder(kind: type, source: str) -> None:
+    """Raises ValueError, with the source's name, for a class of models that has not got two towers."""
+    if not hasattr(kind, "get_image_features") or not hasattr(kind, "get_text_features"):
+        raise ValueError(
+            f"{source} is a {kind.__name__}, which embeds no images and captions; give a CCRK checkpoint, a dual "
+            "encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
+        )
+
+
+class DualEncoder:
+    """A dual encoder of transformers, such as CLIP or SigLIP: two towers, and nothing that re-scores pairs.
+
+    Args:
+        model: bare, with `get_image_features` and `get_text_features`.
+        processor: its own.
+
+    Raises:
+        ValueError: it is not such a model, or its processor lacks a part.
+    """
+
+    k_test = 0
+    # What a batch holds beside the model's own inputs.
+    NOT_INPUTS = ("caption_mask", "image_ids", "sampling_keys")
+
+    def __init__(self, model: PreTrainedModel, processor):
+        check_is_dual_encoder(type(model), "the model")
+        self.model, self.processor = model, processor
+        self.inputs = DualInputs(processor, model.config)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "DualEncoder":
+        """From a folder or a Hub id; ValueError as above, with its name."""
+        model, _ = open_model(AutoModel, name_or_path, dtype=dtype)
+        check_is_dual_encoder(type(model), name_or_path)
+        try:
+            return cls(model.eval(), open_pretrained(AutoProcessor, name_or_path))
+        except ValueError as error:
+            raise ValueError(f"{name_or_path}: {error}") from error
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of a model that was trained by sigmoid."""
+        return getattr(self.model, "logit_bias", None)
+
+    def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
+        """By one forward through the wrapped model."""
+        shape = inputs["caption_mask"].shape
+        own = {name: value for name, value in inputs.items() if name not in self.NOT_INPUTS}
+        own = {
+            name: value.flatten(0, 1) if name in self.inputs.tokenizer.model_input_names else value
+            for name, value in own.items()
+        }
+        scale = self.model.logit_scale
+        if self.model.training and self.bias is None:
+            scale.data.clamp_(max=math.log(100))  # as CLIP was trained
+        outputs = model(**own, return_dict=True)
+        return Embeddings(
+            F.normalize(outputs.image_embeds.float(), dim=-1),
+            F.normalize(outputs.text_embeds.float(), dim=-1).unflatten(0, shape),
+            torch.exp(-scale),
+            None if self.bias is None else self.bias * 1.0,
+        )
+
+    def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
+        return self.embed(self.model, inputs)
+
+    @property
+    def fingerprint(self) -> str:
+        return weights_fingerprint(
+            self.model.state_dict(), str(self.inputs.image_processor), str(self.inputs.tokenizer)
+        )
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
@@ -50,32 +195,26 @@ class DualEncoder:
     @torch.no_grad()
     def encode_images(self, images: list) -> dict[str, Tensor]:
         """`embeds` (B, dimension), L2-normalised."""
-        # With SigLIP 2 at native resolution, masks and shapes come beside the pixels.
-        inputs = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        features = self.model.get_image_features(**inputs.to(self.model.device, self.model.dtype))
+        features = self.model.get_image_features(
+            **self.inputs.pictures(images).to(self.model.device, self.model.dtype)
+        )
         return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
         """`embeds` (N, dimension), L2-normalised."""
-        options = {"padding": True}
-        if self.model.config.model_type.startswith("siglip"):
-            # It was trained on captions padded to its full length, without attention mask.
-            length = self.model.config.text_config.max_position_embeddings
-            options = {"padding": "max_length", "max_length": length, "return_attention_mask": False}
-        inputs = self.processor(text=captions, truncation=True, return_tensors="pt", **options)
-        features = self.model.get_text_features(**inputs.to(self.model.device))
+        features = self.model.get_text_features(**self.inputs.captions(captions).to(self.model.device))
         return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
 
 
 TOKENS_PER_BATCH = 4096  # caption tokens that go through the fusion encoder at a time
 
 
-class CCRKRetriever:
+class CCRKEncoder:
     """A CCRK model as an evaluation uses it. `DualEncoder` offers the same for other models.
 
     Args:
-        model: in evaluation mode.
+        model: bare; in evaluation mode to encode with.
         k_test: candidates re-scored per query; 0 ranks by cosine alone. More than there are means all.
     """
 
@@ -83,6 +222,18 @@ class CCRKRetriever:
         self.model = model
         self.processor = processor
         self.k_test = k_test
+
+    def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
+        """By one forward through the wrapped model, with its own losses of the batch: matching, and masked LM."""
+        outputs = model(**inputs)
+        parts = {"matching_loss": (outputs.matching_loss, outputs.num_matching_pairs)}
+        if outputs.mlm_loss is not None:
+            parts["mlm_loss"] = outputs.mlm_loss, outputs.num_masked_tokens
+        return Embeddings(outputs.image_embeds, outputs.text_embeds, outputs.temperature, parts=parts)
+
+    def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
+        outputs = self.model.ccrk(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+        return Embeddings(outputs.image_embeds, outputs.text_embeds, self.model.ccrk.temperature)
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +305,7 @@ class EncodedCaptions:
     """N captions of one language; of a dual encoder only `embeds`."""
 
     embeds: Tensor  # (N, projection_dim), L2-normalised, fp32
-    tokens: Tensor | None = None  # (sum of lengths, hidden_size), see `CCRKRetriever.encode_captions`
+    tokens: Tensor | None = None  # (sum of lengths, hidden_size), see `CCRKEncoder.encode_captions`
     first_token: Tensor | None = None  # (N,), where a caption's tokens start
     lengths: Tensor | None = None  # (N,)
 
@@ -168,12 +319,14 @@ def weights_fingerprint(weights: dict[str, Tensor], *settings: str) -> str:
     return digest.hexdigest()
 
 
-def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever | DualEncoder:
+def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKEncoder | DualEncoder:
     """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
     options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     device = process_state().device
     if open_pretrained(AutoConfig, name_or_path).model_type != CCRKConfig.model_type:
-        return DualEncoder(name_or_path, device=device, **options)
+        encoder = DualEncoder.from_pretrained(name_or_path, **options)
+        encoder.model.to(device)
+        return encoder
     processor = open_pretrained(CCRKProcessor, name_or_path)
     model, lacking = open_model(CCRKForImageTextRetrieval, name_or_path, ("matching_head",), **options)
     if k_test and lacking:
@@ -181,4 +334,11 @@ def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKRetriever 
     tokens, vocab_size = len(processor.tokenizer), model.config.text_config.vocab_size
     if tokens > vocab_size:
         raise ValueError(f"{name_or_path}: its tokenizer has {tokens} tokens, its model {vocab_size}; restore its own")
-    return CCRKRetriever(model.eval().to(device), processor, k_test)
+    return CCRKEncoder(model.eval().to(device), processor, k_test)
+
+
+def make_encoder(model: PreTrainedModel, processor, k_test: int = 0) -> Encoder:
+    """The encoder of a bare model: with its fusion encoder where it has one."""
+    if isinstance(model, CCRKPairModel):
+        return CCRKEncoder(model, processor, k_test)
+    return DualEncoder(model, processor)

@@ -11,6 +11,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
+# That there is no GPU, at each start on a CPU.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
 
 class InputError(ValueError):
     """What was given is to blame, and not the code that finds it out: the message says all there is to say."""
@@ -52,6 +55,7 @@ def log_to_screen(level: int = logging.INFO) -> None:
     handler.setFormatter(PrintableFormatter(logging.Formatter("%(message)s")))
     logging.basicConfig(level=level, handlers=[handler])
     transformers_logging.get_logger()  # makes the handler that transformers has for itself
+    transformers_logging.disable_propagation()  # which it has not in CI: each line would come twice
     for handler in logging.getLogger("transformers").handlers:
         if not isinstance(handler.formatter, PrintableFormatter):
             handler.setFormatter(PrintableFormatter(handler.formatter or logging.Formatter()))

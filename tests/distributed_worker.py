@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.losses import OneToKLoss
 from ccrk.training.trainer import CCRKTrainer
 from modeling_ccrk import CCRKForPreTraining
 
@@ -51,7 +52,7 @@ def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> dict:
     inputs = {name: value[rank * share : (rank + 1) * share] for name, value in make_batch(ragged, doubled).items()}
     # The other losses are left out here: what they leave without a gradient is not an error.
     wrapped = DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
-    loss = trainer.contrastive_loss(wrapped(**inputs), inputs)
+    loss = trainer.loss.contrastive(trainer.encoder.embed(wrapped, inputs), inputs)
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), "world": world, "gradients": gradients}
@@ -63,16 +64,23 @@ def save_contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> 
         torch.save(result, f"{output_dir}/result.pt")
 
 
+class PartialLoss(OneToKLoss):
+    """Some of the parts left out."""
+
+    left_out: tuple[str, ...] = ()
+
+    def shares(self, found):
+        # Times 0: all parameters keep a gradient.
+        return {name: part * (name not in self.left_out) for name, part in super().shares(found).items()}
+
+
 class TracedTrainer(CCRKTrainer):
     """Puts down every step's losses and temperature, some of the losses left out."""
 
     def __init__(self, *args, left_out: tuple[str, ...], **kwargs):
         super().__init__(*args, **kwargs)
-        self.left_out, self.trajectory = left_out, []
-
-    def share_of_losses(self, outputs):
-        # Times 0: all parameters keep a gradient.
-        return {n: part * 0 if n in self.left_out else part for n, part in super().share_of_losses(outputs).items()}
+        self.loss, self.trajectory = PartialLoss(self.accelerator, reduction=self.loss.reduction), []
+        self.loss.left_out = left_out
 
     def _record(self, values, inputs):
         super()._record(values, inputs)

@@ -6,7 +6,7 @@ import pandas as pd
 from test_retrieval import make_rows, make_spread_model
 
 from ccrk import CCRKProcessor, encoders
-from ccrk.encoders import CCRKRetriever
+from ccrk.encoders import CCRKEncoder
 from ccrk.processes import Share
 from ccrk.retrieval import evaluate, ranking
 from ccrk.retrieval.evaluate import evaluate_retrieval
@@ -16,7 +16,7 @@ LENGTHS = [[4], [9, 2], [], [6, 6, 1], [3], [5], [8], [2, 7], [3]]
 
 def rank(processor_dir: str, share: Share) -> pd.DataFrame:
     processor = CCRKProcessor.from_pretrained(processor_dir)
-    retriever = CCRKRetriever(make_spread_model(len(processor.tokenizer), num_fusion_layers=2), processor, k_test=3)
+    retriever = CCRKEncoder(make_spread_model(len(processor.tokenizer), num_fusion_layers=2), processor, k_test=3)
     rows = make_rows(LENGTHS, languages=("en", "de"))
     return evaluate_retrieval(
         retriever, rows, ["en", "de"], batch_size=2, folds={"en": 2, "de": 2}, share=share

@@ -26,7 +26,7 @@ from test_retrieval import make_rows, make_spread_model
 import ccrk.retrieval.evaluate
 import data_scripts
 import eval_mrv
-from ccrk.encoders import CCRKRetriever, DualEncoder
+from ccrk.encoders import CCRKEncoder, DualEncoder
 from ccrk.retrieval import intervals
 from ccrk.retrieval.arrays import evaluate_arrays
 from ccrk.retrieval.evaluate import evaluate_retrieval
@@ -124,7 +124,7 @@ class TestOtherModels:
         again = run(tmp_path / "again", "--model", tmp_path / "siglip", "--task", "shapes", "--batch_size", 2)
         assert again["recall"] == results["recall"]
 
-        encoder = DualEncoder(tmp_path / "siglip")
+        encoder = DualEncoder.from_pretrained(tmp_path / "siglip")
         captions = ["a red star", "star " * 40]  # one is padded to the length that the model has, the other cut
         padded = encoder.processor.tokenizer(captions, padding="max_length", max_length=24, truncation=True)
         with torch.no_grad():
@@ -450,7 +450,7 @@ def test_an_interrupted_run_leaves_what_it_encoded(rows, model_dir, monkeypatch,
     assert names == {"images", "captions"}
     monkeypatch.undo()
     monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
-    monkeypatch.setattr("ccrk.encoders.CCRKRetriever.encode_images", interrupted)
+    monkeypatch.setattr("ccrk.encoders.CCRKEncoder.encode_images", interrupted)
     assert run(tmp_path / "out", "--model", model_dir, "--task", "shapes")["counts"]["images"] == 6
     assert not (tmp_path / "out" / "encoded").exists()
 
@@ -605,7 +605,7 @@ class TestEncodedBlocks:
         return sorted((output_dir / "encoded").rglob("*.safetensors"))
 
     def test_a_damaged_one_is_encoded_anew(self, rows, processor, tmp_path, caplog):
-        retriever = CCRKRetriever(make_spread_model(len(processor.tokenizer)), processor, k_test=4)
+        retriever = CCRKEncoder(make_spread_model(len(processor.tokenizer)), processor, k_test=4)
 
         def evaluate():
             return evaluate_retrieval(retriever, rows, LANGUAGES, cache_dir=tmp_path).rank_table()

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -99,14 +100,14 @@ class TestCodeInAFolder:
         to_start_from = ModelArguments(vision_model=stranger, text_model=stranger, image_size=64)
         for call in (
             lambda: load_retriever(stranger, 0, False),
-            lambda: DualEncoder(stranger),
+            lambda: DualEncoder.from_pretrained(stranger),
             lambda: build_processor(to_start_from, None),
             lambda: open_model(AutoModel, stranger),
             lambda: open_model(AutoModelForMaskedLM, stranger),
             lambda: open_pretrained(AutoTokenizer, stranger),
+            lambda: build_processor(ModelArguments(model_name_or_path=stranger), None),
         ):
             refused(call, f"{stranger} asks to run Python code of its own, which is never done here; name a folder")
-        refused(lambda: build_processor(ModelArguments(model_name_or_path=stranger), None), "'evil' model")
         refused(lambda: Translator(stranger, "en", ["de"], 1, torch.device("cpu")), stranger)
 
     def test_of_ccrk_is_opened_by_the_code_installed(self, folder, stdin):
@@ -281,9 +282,9 @@ def test_a_processor_of_another_model(folder, processor, tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision = sizes | {"image_size": 64, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=sizes, vision_config=vision)).save_pretrained(tmp_path / "clip")
-    refused(lambda: DualEncoder(tmp_path / "clip"), str(tmp_path / "clip"))
+    refused(lambda: DualEncoder.from_pretrained(tmp_path / "clip"), str(tmp_path / "clip"))
     processor.tokenizer.save_pretrained(tmp_path / "clip")
-    refused(lambda: DualEncoder(tmp_path / "clip"), "clip")
+    refused(lambda: DualEncoder.from_pretrained(tmp_path / "clip"), "clip")
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):
@@ -302,15 +303,19 @@ HOSTILE = "a\x1b[31mred\x07\rover\u202egpj\u2066.\x9bm\n\ud800"
 
 
 class TestScreen:
-    def test_control_characters_are_shown_and_not_obeyed(self, capsys):
-        """Of our messages, of an error, and of a library's."""
+    @pytest.mark.parametrize("ci", ["", "true"])
+    def test_control_characters_are_shown_and_not_obeyed(self, ci):
+        """Of our messages, of an error, and of a library's, each once: transformers does otherwise where CI is set."""
         script = (
             "import logging, sys\nfrom data_scripts.cli import log_to_screen, one_line_errors\n"
             f"name = {HOSTILE!r}\nlog_to_screen()\nlogging.getLogger('data_scripts').warning('first: %s', name)\n"
             "import transformers\ntransformers.logging.get_logger('transformers.x').warning('key %s', name)\n"
             "with one_line_errors():\n    raise ValueError(name)\n"
         )
-        finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=120)
+        environment = os.environ | {"CI": ci}
+        finished = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, timeout=120
+        )
         assert finished.returncode == 1
         lines = [line for line in finished.stderr.decode().splitlines() if "31mred" in line]
         assert lines[-1] == r"error: a\x1b[31mred\x07\rover\u202egpj\u2066.\x9bm \ud800"

@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -15,7 +14,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY_A, tiny_config
+from conftest import ROOT, TINY_A, exit_code_of, tiny_config
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -252,12 +251,7 @@ def test_the_main_input_is_the_first():
 def test_lora_with_activation_checkpointing(tiny_model, use_reentrant):
     """Everything frozen but the adapters: gradients must start behind the frozen embeddings, the pictures' too."""
     # In a process of its own: reentrant checkpoints start threads of autograd, and after them no test here could fork.
-    process = multiprocessing.get_context("fork").Process(
-        target=assert_checkpointing_changes_no_gradient, args=(tiny_model, use_reentrant)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code_of(assert_checkpointing_changes_no_gradient, tiny_model, use_reentrant) == 0
 
 
 def assert_checkpointing_changes_no_gradient(tiny_model, use_reentrant):

@@ -119,7 +119,7 @@ def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch)
         ("finetune_wit", {"en": [1] * 50_000}, 50_000, 625),
     ],
 )
-def test_published_steps_per_epoch(recipe, captions, num_rows, steps, tmp_path):
+def test_published_steps_per_epoch(recipe, captions, num_rows, steps, tiny_model, tmp_path):
     """A row is a caption: the steps of the published table at the published batch (WIT's of a tenth of its rows)."""
     _, _, arguments = parse_recipe("", path := ROOT / "configs" / f"{recipe}.yaml", [str(path)])
     of_images = [[["a dog"] * count for count in counts] for counts in zip(*captions.values(), strict=True)]
@@ -134,7 +134,7 @@ def test_published_steps_per_epoch(recipe, captions, num_rows, steps, tmp_path):
     assert len(rows) == num_rows
     arguments.per_device_train_batch_size *= 4  # devices
     arguments.eval_strategy, arguments.output_dir, arguments.use_cpu = "no", str(tmp_path), True
-    trainer = CCRKTrainer(torch.nn.Linear(1, 1), arguments, data_collator=list, train_dataset=rows)
+    trainer = CCRKTrainer(tiny_model, arguments, data_collator=list, train_dataset=rows)
     epochs = arguments.num_train_epochs
     assert trainer.steps() == (steps, steps * epochs)
 

@@ -9,7 +9,7 @@ from conftest import TINY_A
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from ccrk.encoders import CCRKRetriever, EncodedCaptions
+from ccrk.encoders import CCRKEncoder, EncodedCaptions
 from ccrk.retrieval.ranking import find_candidates, rerank
 from metrics.recall_at_k.recall_at_k import recall_at_k
 from modeling_ccrk import CCRKForPreTraining
@@ -117,7 +117,7 @@ def test_two_stage_evaluation(reference_model):
     lengths = mask.sum(dim=1)
     encoded = EncodedCaptions(captions.text_embeds, states[mask.bool()], lengths.cumsum(0) - lengths, lengths)
     every_pair = np.stack(np.divmod(np.arange(12 * 24), 24), axis=1)
-    scores = CCRKRetriever(reference_model, None).score_pairs(images.image_states, encoded, every_pair).reshape(12, 24)
+    scores = CCRKEncoder(reference_model, None).score_pairs(images.image_states, encoded, every_pair).reshape(12, 24)
 
     recall = json.loads((TINY_A / "two_stage_evaluation_recall.json").read_text())
     owners = np.arange(24) // 2

@@ -12,7 +12,7 @@ from conftest import ROOT, tiny_config
 from PIL import Image
 
 from ccrk import CCRKForPreTraining, encoders
-from ccrk.encoders import CCRKRetriever
+from ccrk.encoders import CCRKEncoder
 from ccrk.retrieval import evaluate, ranking
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.retrieval.ranking import find_candidates
@@ -116,7 +116,7 @@ def test_ranks_equal_the_naive_ones(processor, small_blocks, captions, ids, k_te
     model = make_spread_model(len(processor.tokenizer), num_fusion_layers=layers)
     model.set_attn_implementation(attention)
     rows = make_rows(captions, ids=ids)
-    result = evaluate_retrieval(CCRKRetriever(model, processor, k_test), rows, ["en"], batch_size=3)
+    result = evaluate_retrieval(CCRKEncoder(model, processor, k_test), rows, ["en"], batch_size=3)
     ir, tr = naive_ranks(model, processor, list(rows), "en", k_test)
     assert result.ranks["en"]["IR"].tolist() == ir
     assert result.ranks["en"]["TR"].tolist() == tr
@@ -124,14 +124,14 @@ def test_ranks_equal_the_naive_ones(processor, small_blocks, captions, ids, k_te
 
 def test_scores_do_not_depend_on_the_batch(spread_model, processor):
     rows = make_rows([[4], [9], [2], [6], [3]], languages=("en", "de"))
-    first = evaluate_retrieval(CCRKRetriever(spread_model, processor, 3), rows, ["en", "de"], batch_size=1)
-    second = evaluate_retrieval(CCRKRetriever(spread_model, processor, 3), rows, ["en", "de"], batch_size=5)
+    first = evaluate_retrieval(CCRKEncoder(spread_model, processor, 3), rows, ["en", "de"], batch_size=1)
+    second = evaluate_retrieval(CCRKEncoder(spread_model, processor, 3), rows, ["en", "de"], batch_size=5)
     assert first.recall() == second.recall() and first.mrv() == second.mrv()
 
 
 def test_recall_and_mrv_of_ranks_by_hand(spread_model, processor):
     rows = make_rows([[4], [3], [5]], languages=("en", "de"))
-    result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"])
+    result = evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en", "de"])
     for language, ir, tr in (("en", [1, 2, 12], [1, 1, 6]), ("de", [1, 4, 12], [3, 1, 6])):
         result.ranks[language]["IR"][:], result.ranks[language]["TR"][:] = ir, tr
     recall = result.recall()
@@ -153,7 +153,7 @@ def test_names_that_look_like_others_stay_apart(spread_model, processor):
     ids = ["x", "d/x", "x~2", "x", "x#0"]
     rows = make_rows([[4], [3], [5], [6], [2]])
     rows = rows.remove_columns("image_id").add_column("image_id", ids).cast(rows.features)
-    table = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"]).rank_table()
+    table = evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en"]).rank_table()
     found = table[table["direction"] == "IR"][["image", "repeat", "caption"]]
     assert found.values.tolist() == [["x", 0, 0], ["d/x", 0, 0], ["x~2", 0, 0], ["x", 1, 0], ["x#0", 0, 0]]
 
@@ -163,18 +163,18 @@ def test_mrv_takes_only_instances_that_every_language_has(spread_model, processo
     lacking = [dict(row) for row in rows]
     lacking[1]["captions"] = {"en": ["a red star"], "de": []}
     rows = datasets.Dataset.from_list(lacking, features=rows.features)
-    result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"])
+    result = evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en", "de"])
     assert result.ranks["de"]["TR"].index.tolist() == [("0", 0), ("2", 0)]
     shared = np.stack([result.ranks["en"]["TR"].to_numpy()[[0, 2]], result.ranks["de"]["TR"].to_numpy()], axis=1)
     assert result.mrv()["TR"]["std"] == pytest.approx(shared.std(axis=1).mean())
-    assert evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"]).mrv() is None
+    assert evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en"]).mrv() is None
 
 
 def test_empty_captions_are_left_out_and_counted(spread_model, processor, caplog):
     rows = [dict(row) for row in make_rows([[4], [3]])]
     rows[0]["captions"] = {"en": ["a red star", "?!"]}
     rows = datasets.Dataset.from_list(rows, features=row_features(["en"]))
-    result = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en"])
+    result = evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en"])
     assert result.left_out == {"en": 1} and len(result.ranks["en"]["IR"]) == 2
     assert "en: 1 captions left out, empty after normalisation" in caplog.text
 
@@ -182,7 +182,7 @@ def test_empty_captions_are_left_out_and_counted(spread_model, processor, caplog
 def test_a_language_without_captions(spread_model, processor):
     rows = make_rows([[], []])
     with pytest.raises(ValueError, match="no usable caption in 'en'"):
-        evaluate_retrieval(CCRKRetriever(spread_model, processor), rows, ["en"])
+        evaluate_retrieval(CCRKEncoder(spread_model, processor), rows, ["en"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -209,7 +209,7 @@ def test_packed_scores_are_those_of_match(processor, dtype):
 
 def test_each_pair_is_scored_once(spread_model, processor):
     rows = make_rows([[4], [9, 2], [2], [6, 7], [3]])
-    retriever = CCRKRetriever(spread_model, processor, 3)
+    retriever = CCRKEncoder(spread_model, processor, 3)
     scored = []
     score_pairs = retriever.score_pairs
     retriever.score_pairs = lambda states, captions, pairs: (
@@ -223,7 +223,7 @@ def test_each_pair_is_scored_once(spread_model, processor):
 
 def test_folds_are_searched_by_themselves(spread_model, processor):
     rows = make_rows([[4], [9, 2], [2], [], [6], [3]])
-    retriever = CCRKRetriever(spread_model, processor, 1)
+    retriever = CCRKEncoder(spread_model, processor, 1)
     result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 3})
     for fold in ([0, 1], [2, 4], [5]):
         alone = evaluate_retrieval(retriever, rows.select(fold), ["en"])
@@ -254,8 +254,8 @@ def test_ranks_never_need_all_similarities(monkeypatch):
 
 def test_an_interrupted_evaluation_goes_on_from_what_it_encoded(spread_model, processor, tmp_path, small_blocks):
     rows = make_rows([[4], [9, 2], [2], [6], [3]], languages=("en", "de"))
-    expected = evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), rows, ["en", "de"], batch_size=2)
-    retriever = CCRKRetriever(spread_model, processor, 2)
+    expected = evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en", "de"], batch_size=2)
+    retriever = CCRKEncoder(spread_model, processor, 2)
     encoded = []
 
     def counted(encode):
@@ -278,19 +278,19 @@ def test_an_interrupted_evaluation_goes_on_from_what_it_encoded(spread_model, pr
 
 
 def test_the_fingerprint_changes_with_what_decides_the_states(spread_model, processor):
-    first = CCRKRetriever(spread_model, processor, 2).fingerprint
-    assert first == CCRKRetriever(spread_model, processor, 9).fingerprint
-    assert first != CCRKRetriever(spread_model, processor, 0).fingerprint
+    first = CCRKEncoder(spread_model, processor, 2).fingerprint
+    assert first == CCRKEncoder(spread_model, processor, 9).fingerprint
+    assert first != CCRKEncoder(spread_model, processor, 0).fingerprint
     with torch.no_grad():
         spread_model.ccrk.text_projection.bias[0] += 1
-    assert first != CCRKRetriever(spread_model, processor, 2).fingerprint
+    assert first != CCRKEncoder(spread_model, processor, 2).fingerprint
 
 
 def test_a_missing_picture(spread_model, processor, tmp_path):
     rows = [{"image": str(tmp_path / "gone.jpg"), "image_id": "a", "captions": {"en": ["a star"]}}]
     rows = datasets.Dataset.from_list(rows, features=row_features(["en"]))
     with pytest.raises(ValueError, match=r"row 0: image file missing: .*gone\.jpg; put the picture back"):
-        evaluate_retrieval(CCRKRetriever(spread_model, processor), rows, ["en"])
+        evaluate_retrieval(CCRKEncoder(spread_model, processor), rows, ["en"])
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_missing_picture(spread_model, processor, tmp_path):
 def test_nan(spread_model, processor, module, message):
     spread_model.get_submodule(module).bias.data.fill_(torch.nan)
     with pytest.raises(ValueError, match=message):
-        evaluate_retrieval(CCRKRetriever(spread_model, processor, 2), make_rows([[4], [3]]), ["en"])
+        evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), make_rows([[4], [3]]), ["en"])
 
 
 LARGE = """

@@ -68,7 +68,7 @@ def evaluate_retrieval(
     counted. Images are encoded once for all languages.
 
     Args:
-        retriever: a `CCRKRetriever` or a `DualEncoder`.
+        retriever: a `CCRKEncoder` or a `DualEncoder`.
         dataset: rows of `data_scripts.rows.row_features`.
         batch_size: images encoded at a time.
         folds: in these languages rank also within so many equal parts of the images, in their order.

@@ -134,6 +134,13 @@ class CCRKTrainingArguments(TrainingArguments):
         default_factory=lambda: "tensorboard" if is_tensorboard_available() else "none",
         metadata={"help": "Where logs go beside the screen: tensorboard (where it is installed), wandb, …, or none."},
     )
+    contrastive_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "softmax or sigmoid: by default that which the model was trained by.",
+            "choices": ["softmax", "sigmoid"],
+        },
+    )
     contrastive_chunk_size: int | None = field(
         default=None,
         metadata={

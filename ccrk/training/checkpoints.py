@@ -14,13 +14,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from transformers import ProcessorMixin
 from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import sort_checkpoints
 
-from configuration_ccrk import CCRKConfig
 from data_scripts.cli import InputError, one_line
 from data_scripts.files import open_pretrained
-from processing_ccrk import CCRKProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +190,7 @@ def steps_of(folder: Path) -> int:
         return 0
 
 
-def check_same_model(checkpoint: Path, model, processor: CCRKProcessor | None) -> None:
+def check_same_model(checkpoint: Path, model, processor: ProcessorMixin | None) -> None:
     """
     Raises CheckpointError where a checkpoint's weights are not those of this model, and says why: another head,
     another configuration, with or without adapters, another tokenizer.
@@ -202,7 +201,7 @@ def check_same_model(checkpoint: Path, model, processor: CCRKProcessor | None) -
         having = "no LoRA adapters" if is_adapted else "LoRA adapters, and none are trained here"
         raise CheckpointError(f"{checkpoint} has {having}; {cure}")
     model = model.get_base_model() if is_adapted else model
-    saved = open_pretrained(CCRKConfig, checkpoint)
+    saved = open_pretrained(type(model.config), checkpoint)
     if type(model).__name__ not in (heads := saved.architectures or []):
         raise CheckpointError(f"{checkpoint} is of a {', '.join(heads)}, not a {type(model).__name__}; {cure}")
     ours, theirs = _flat(model.config.to_dict()), _flat(saved.to_dict())
@@ -210,7 +209,7 @@ def check_same_model(checkpoint: Path, model, processor: CCRKProcessor | None) -
         values = ", ".join(f"{name} is {ours[name]!r} (there {theirs.get(name)!r})" for name in different[:4])
         raise CheckpointError(f"{checkpoint} is of another model: {values}; {cure}")
     if processor is not None:
-        theirs = open_pretrained(CCRKProcessor, checkpoint)
+        theirs = open_pretrained(type(processor), checkpoint)
         if processor.tokenizer.get_vocab() != theirs.tokenizer.get_vocab():
             raise CheckpointError(
                 f"{checkpoint} was trained with another tokenizer; resume with that of the checkpoint"

@@ -13,7 +13,9 @@ from PIL import Image
 from timm.data.auto_augment import RandAugment, rand_augment_ops
 from torch import Tensor, nn
 from torchvision import transforms
+from transformers import TrainerCallback
 
+from ccrk.encoders import DualInputs, input_size
 from data_scripts.captions import is_usable
 from data_scripts.cli import InputError
 from data_scripts.images import BadImage, read_image
@@ -82,7 +84,7 @@ class CCRKCollator:
     with equal image ids are never each other's negatives.
     """
 
-    processor: CCRKProcessor
+    processor: CCRKProcessor | DualInputs
     languages: Sequence[str]
     one_language: bool = False
     augmentation: Callable[[Image.Image], Image.Image] | None = None
@@ -108,7 +110,7 @@ class CCRKCollator:
         return batch | {"problems": problems} if problems.first else batch
 
     def _readable(self, rows: list[dict], problems: Problems) -> list[tuple[dict, Image.Image]]:
-        size = self.processor.image_processor.size["height"] * (1 if self.augmentation is None else CROP_MARGIN)
+        size = input_size(self.processor.image_processor) * (1 if self.augmentation is None else CROP_MARGIN)
         readable = []
         for row in rows:
             try:
@@ -152,3 +154,17 @@ def seeded(name: str) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(array)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the collator the epoch, which its draws depend on."""
+
+    def __init__(self, collator: CCRKCollator):
+        self.collator = collator
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run would log, evaluate and save as often as its checkpoint was told to.
+        state.compute_steps(args, state.max_steps)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch.fill_(int(state.epoch))

@@ -6,6 +6,8 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from ccrk.encoders import Encoder
+
 
 def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
     """
@@ -29,7 +31,7 @@ def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
         )
 
 
-def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+def saved_bytes(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Bytes that a forward of the inputs holds for its backward, beside parameters and the inputs themselves."""
     held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *inputs.values()]}
     saved: dict[int, Tensor] = {}
@@ -40,11 +42,11 @@ def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        _loss = model(**inputs).loss  # while it lives, so does what it saved
+        _found = encoder.embed(model, inputs)  # while it lives, so does what it saved
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def memory_advice(model: nn.Module, inputs: dict[str, Tensor]) -> str:
+def memory_advice(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor]) -> str:
     """What a step of these inputs needs about, from a forward of two of its images, and how to need less."""
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     batch_size, num_captions = inputs["caption_mask"].shape
@@ -52,7 +54,7 @@ def memory_advice(model: nn.Module, inputs: dict[str, Tensor]) -> str:
     if device.type != "cpu":
         torch.accelerator.empty_cache()
     few = min(2, batch_size)
-    per_image = saved_bytes(model, {name: value[:few] for name, value in inputs.items()}) / few
+    per_image = saved_bytes(encoder, model, {name: value[:few] for name, value in inputs.items()}) / few
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     state = sum(parameter.nbytes for parameter in model.parameters()) + 3 * trained
     gib = 1 << 30

@@ -7,6 +7,7 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import Trainer
 
+from ccrk.encoders import CCRKEncoder, input_size
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.cli import one_line
 
@@ -19,6 +20,44 @@ CARD = """---
 
 # {name}
 
+{use}
+
+## Results
+
+{results}
+
+## Training
+
+{training}
+
+## Limits
+
+- The figures above are of one data set; captions of other languages, lengths or subjects may retrieve worse.
+{captions}
+- The model repeats the biases of its pictures and captions, machine-translated ones included. It is not made to
+  identify people, nor to decide about them.
+
+## Licence
+
+The weights carry the conditions of the training data and of the checkpoint they started
+from.
+
+## Citation
+
+```bibtex
+@inproceedings{{nie2024ccrk,
+  title     = {{Improving the Consistency in Cross-Lingual Cross-Modal Retrieval with 1-to-K Contrastive Learning}},
+  author    = {{Nie, Zhijie and Zhang, Richong and Feng, Zhangchi and Huang, Hailang and Liu, Xudong}},
+  booktitle = {{Proceedings of the 30th ACM SIGKDD Conference on Knowledge Discovery and Data Mining}},
+  pages     = {{2272--2283}},
+  year      = {{2024}},
+  url       = {{{paper}}}
+}}
+```
+"""
+
+
+USE_CCRK = """
 CCRK ranks pictures for a caption, and captions for a picture, alike in every language: an image encoder, an XLM-R text
 encoder and a fusion encoder that compares a pair, trained by 1-to-K contrastive learning ([KDD 2024]({paper})).
 {parameters:,} parameters, pictures of {image_size} x {image_size} pixels, captions in {languages}.
@@ -39,41 +78,29 @@ print(outputs.logits_per_image)  # (pictures, captions): cosine similarity / tem
 print(outputs.image_embeds.shape, outputs.text_embeds.shape)  # L2-normalised, for an index
 ```
 
-`trust_remote_code` runs the four Python files beside the weights, which hold the model and its processor.
+`trust_remote_code` runs the four Python files beside the weights, which hold the model and its processor; they are
+MIT-licensed."""
 
-## Results
+USE_DUAL_ENCODER = """
+A {architecture} that ranks pictures for a caption, and captions for a picture, alike in every language: trained by
+1-to-K contrastive learning ([KDD 2024]({paper})). {parameters:,} parameters, captions in {languages}.
 
-{results}
+## Use
 
-## Training
+```python
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
 
-{training}
-
-## Limits
-
-- The figures above are of one data set; captions of other languages, lengths or subjects may retrieve worse.
-- Captions are lower-cased, stripped of punctuation and cut after {max_words} words and {max_length} tokens.
-- The model repeats the biases of its pictures and captions, machine-translated ones included. It is not made to
-  identify people, nor to decide about them.
-
-## Licence
-
-The code is MIT-licensed. The weights carry the conditions of the training data and of the checkpoint they started
-from.
-
-## Citation
-
-```bibtex
-@inproceedings{{nie2024ccrk,
-  title     = {{Improving the Consistency in Cross-Lingual Cross-Modal Retrieval with 1-to-K Contrastive Learning}},
-  author    = {{Nie, Zhijie and Zhang, Richong and Feng, Zhangchi and Huang, Hailang and Liu, Xudong}},
-  booktitle = {{Proceedings of the 30th ACM SIGKDD Conference on Knowledge Discovery and Data Mining}},
-  pages     = {{2272--2283}},
-  year      = {{2024}},
-  url       = {{{paper}}}
-}}
-```
-"""
+model = AutoModel.from_pretrained({hub_id!r}).eval()
+processor = AutoProcessor.from_pretrained({hub_id!r})
+images = processor(images=[Image.new("RGB", (64, 64), "red")], return_tensors="pt")
+texts = processor(text=["a red square", "ein blauer Kreis"], {padding}, return_tensors="pt")
+with torch.no_grad():
+    image_embeds = model.get_image_features(**images).pooler_output
+    text_embeds = model.get_text_features(**texts).pooler_output
+print(torch.cosine_similarity(image_embeds[:, None], text_embeds[None], dim=-1))  # (pictures, captions)
+```"""
 
 
 def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
@@ -98,7 +125,7 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         ),
         {},
     )
-    model = trainer.model
+    model, is_ccrk = trainer.model, isinstance(trainer.encoder, CCRKEncoder)
     sources = [model.name_or_path]
     if not model.name_or_path:  # from encoders, or from scratch
         sources = [model.config.vision_config.name_or_path, model.config.text_config.name_or_path]
@@ -107,7 +134,7 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         "language": languages,
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
-        "tags": ["ccrk", "image-text-retrieval", "multilingual"],
+        "tags": [*(["ccrk"] if is_ccrk else []), "image-text-retrieval", "multilingual"],
         "base_model": [source for source in sources if not Path(source).exists()] or None,
         "model_name": name,
         "eval_results": _eval_results(trainer, evaluation) or None,
@@ -121,19 +148,28 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",
         f"- transformers {transformers.__version__}, torch {transformers.utils.get_torch_version()}",
     ]
+    shown = {
+        "hub_id": hub_id,
+        "paper": PAPER,
+        "parameters": model.num_parameters(),
+        "languages": _markdown(", ".join(languages)),
+        "image_size": input_size(processor.image_processor),
+        "architecture": type(model).__name__,
+        "padding": 'padding="max_length", truncation=True'
+        if model.config.model_type.startswith("siglip")
+        else "padding=True, truncation=True",
+    }
+    words = f" {processor.max_words} words and" if is_ccrk else ""
+    cut = f"cut after{words} {trainer.data_collator.processor.max_length} tokens."
     return ModelCard(
         CARD.format(
             metadata=ModelCardData(**(data | metadata)).to_yaml(),
             name=_markdown(name),
-            hub_id=hub_id,
             paper=PAPER,
-            parameters=trainer.model.num_parameters(),
-            image_size=processor.image_processor.size["height"],
-            languages=_markdown(", ".join(languages)),
+            use=(USE_CCRK if is_ccrk else USE_DUAL_ENCODER).format(**shown).strip(),
             results=_results_table(trainer, evaluation),
             training="\n".join(training),
-            max_words=processor.max_words,
-            max_length=processor.max_length,
+            captions=f"- Captions are {'lower-cased, stripped of punctuation and ' if is_ccrk else ''}{cut}",
         )
     )
 

@@ -1,6 +1,5 @@
 """Training CCRK: a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
 
-import contextlib
 import copy
 import json
 import logging
@@ -12,13 +11,13 @@ from pathlib import Path
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from ccrk.encoders import CCRKRetriever, weights_fingerprint
-from ccrk.processes import Share, gather_with_gradient
+from ccrk.encoders import DualEncoder, input_size, make_encoder, weights_fingerprint
+from ccrk.processes import Share
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import (
@@ -33,39 +32,28 @@ from ccrk.training.checkpoints import (
     steps_of,
     write_manifest,
 )
-from ccrk.training.collator import CCRKCollator, stable_id
+from ccrk.training.collator import CCRKCollator, EpochCallback, stable_id
+from ccrk.training.gradient_cache import chunked_backward
+from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
 from ccrk.training.model_card import model_card
 from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.captions import is_usable
+from data_scripts.files import open_model
 from data_scripts.problems import Problems
-from modeling_ccrk import CCRKLossOutput
-from objectives_ccrk import contrastive_loss, sampling_keys
+from objectives_ccrk import sampling_keys
 
 logger = logging.getLogger(__name__)
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the collator the epoch, which its draws depend on."""
-
-    def __init__(self, collator: CCRKCollator):
-        self.collator = collator
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # A resumed run would log, evaluate and save as often as its checkpoint was told to.
-        state.compute_steps(args, state.max_steps)
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.epoch.fill_(int(state.epoch))
-
-
 class CCRKTrainer(Trainer):
     """
-    Trains [`CCRKForPreTraining`] or [`CCRKForImageTextRetrieval`].
+    Trains a CCRK model with a head, or any dual encoder of transformers, by 1-to-K contrastive learning.
 
-    `processing_class` is a [`CCRKProcessor`], `data_collator` a [`CCRKCollator`]. `eval_dataset` holds rows;
-    evaluation is retrieval: recall per language and MRV, logged as `eval_*`.
+    `processing_class` is the model's own processor, `data_collator` a [`CCRKCollator`]. `eval_dataset` holds rows;
+    evaluation is retrieval: recall per language and MRV, logged as `eval_*`. `loss` is an object such as
+    [`OneToKLoss`], which may be replaced before training.
     """
 
     args: CCRKTrainingArguments
@@ -87,6 +75,14 @@ class CCRKTrainer(Trainer):
             )
         if self.args.contrastive_chunk_size is not None and self.is_deepspeed_enabled:
             raise ValueError("contrastive_chunk_size works in one process and with DDP, not with DeepSpeed")
+        bare = self.accelerator.unwrap_model(self.model)
+        bare = bare.get_base_model() if hasattr(bare, "peft_config") else bare
+        self.encoder = make_encoder(bare, self.processing_class, self.args.eval_k_test)
+        has_bias = getattr(bare, "logit_bias", None) is not None
+        kind = self.args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
+        if kind == "sigmoid" and not has_bias:
+            raise ValueError(f"contrastive_loss is sigmoid, but a {type(bare).__name__} has no bias; leave it out")
+        self.loss = OneToKLoss(self.accelerator, kind, getattr(bare.config, "contrastive_reduction", "symmetric"))
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if isinstance(self.data_collator, CCRKCollator):
             self.add_callback(EpochCallback(self.data_collator))
@@ -151,8 +147,8 @@ class CCRKTrainer(Trainer):
         names = (
             "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
             "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
-            "per_device_train_batch_size gradient_accumulation_steps contrastive_chunk_size dataloader_drop_last "
-            "train_sampling_strategy seed data_seed metric_for_best_model"
+            "per_device_train_batch_size gradient_accumulation_steps contrastive_loss contrastive_chunk_size "
+            "dataloader_drop_last train_sampling_strategy seed data_seed metric_for_best_model"
         ).split()
         arguments = self.args.to_dict()
         rows, collator = self.train_dataset, self.data_collator
@@ -182,7 +178,7 @@ class CCRKTrainer(Trainer):
         if loader.num_workers and isinstance(self.data_collator, CCRKCollator):
             num_batches = min(loader.num_workers * loader.prefetch_factor, len(loader))
             in_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine
-            size = self.processing_class.image_processor.size["height"]
+            size = input_size(self.processing_class.image_processor)
             check_shared_memory(num_batches * in_processes, self.args.train_batch_size * 3 * size * size * 4)
             self.data_collator.epoch.share_memory_()
             is_training = self._sigterm.is_training.share_memory_()
@@ -238,6 +234,13 @@ class CCRKTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
+        if isinstance(self.encoder, DualEncoder) and not (
+            hasattr(self.model, "peft_config") or self.is_deepspeed_enabled
+        ):
+            # Weights are saved by the names that the model's class had first, which from_pretrained alone understands.
+            loaded, _ = open_model(type(self.encoder.model), folder, dtype=self.encoder.model.dtype)
+            self.encoder.model.load_state_dict(loaded.state_dict())
+            return
         super()._load_from_checkpoint(str(folder / ADAPTER if hasattr(self.model, "peft_config") else folder), model)
 
     def _issue_warnings_after_load(self, load_result) -> None:
@@ -247,7 +250,7 @@ class CCRKTrainer(Trainer):
             raise CheckpointError(f"the checkpoint's weights are not those of the model: {', '.join(wrong[:4])}")
 
     def _load_best_model(self) -> None:
-        if hasattr(self.model, "peft_config"):
+        if hasattr(self.model, "peft_config") or isinstance(self.encoder, DualEncoder):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
@@ -332,60 +335,24 @@ class CCRKTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
-        1-to-K contrastive loss over the embeddings of all processes, plus matching and masked LM of the local batch.
+        1-to-K contrastive loss over the embeddings of all processes, plus the losses that the encoder brings.
 
-        One forward through the wrapped model gives everything that the three need.
+        One forward through the wrapped model gives everything that they need.
         """
         self._count_images(inputs)
-        self._image_ids.append(inputs["image_ids"])
-        outputs: CCRKLossOutput = model(**inputs, sampling_keys=self.sampling_keys(inputs))
-        parts = self.loss_parts(outputs, inputs)
-        self._record({**parts, "temperature": outputs.temperature.squeeze()}, inputs)
+        found = self.encoder.embed(model, inputs | {"sampling_keys": self.sampling_keys(inputs)})
+        parts = self.loss(found, inputs)
+        self._record({**parts, "temperature": found.temperature.squeeze()}, inputs)
         loss = torch.stack(list(parts.values())).sum()
-        return (loss, outputs) if return_outputs else loss
+        return (loss, found) if return_outputs else loss
 
     def sampling_keys(self, inputs: dict[str, Tensor]) -> Tensor:
         """(B,): what is drawn for an image depends on the seed, the step and the image, and not on its place."""
         return sampling_keys(inputs["image_ids"], self.args.seed, self.state.global_step)
 
-    def loss_parts(self, outputs: CCRKLossOutput, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss."""
-        return {"contrastive_loss": self.contrastive_loss(outputs, inputs), **self.share_of_losses(outputs)}
-
-    def share_of_losses(self, outputs: CCRKLossOutput) -> dict[str, Tensor]:
-        """This process's share of the losses that it computes of its own batch."""
-        parts = {"matching_loss": self.share_of_mean(outputs.matching_loss, outputs.num_matching_pairs)}
-        if outputs.mlm_loss is not None:
-            parts["mlm_loss"] = self.share_of_mean(outputs.mlm_loss, outputs.num_masked_tokens)
-        return parts
-
-    def share_of_mean(self, local_mean: Tensor, count: Tensor) -> Tensor:
-        """Weights a mean over `count` own items so that the mean over processes is the mean over all items."""
-        mean_count = self.accelerator.reduce(count.float(), reduction="mean")
-        return local_mean * count / mean_count.clamp(min=1 / self.accelerator.num_processes)
-
-    def contrastive_loss(self, outputs: CCRKLossOutput, inputs: dict[str, Tensor]) -> Tensor:
-        """The contrastive loss over the whole batch, the same on every process; see `gather_with_gradient`."""
-        if self.accelerator.num_processes == 1:
-            return outputs.contrastive_loss
-        return self.contrastive_loss_of_all(outputs.image_embeds, outputs.text_embeds, outputs.temperature, inputs)
-
-    def contrastive_loss_of_all(
-        self, image_embeds: Tensor, text_embeds: Tensor, temperature: Tensor, inputs: dict[str, Tensor]
-    ) -> Tensor:
-        """The contrastive loss of the embeddings of all processes, of which these are this one's."""
-        several = self.accelerator.num_processes > 1
-        return contrastive_loss(
-            gather_with_gradient(image_embeds) if several else image_embeds,
-            gather_with_gradient(text_embeds) if several else text_embeds,
-            temperature,
-            caption_mask=self.accelerator.gather(inputs["caption_mask"]),
-            image_ids=self.accelerator.gather(inputs["image_ids"]),
-            reduction=self.model.config.contrastive_reduction,
-        )
-
     def _count_images(self, inputs: dict[str, Tensor | Problems]) -> None:
         """Takes a batch's bad images out of it; ValueError where there have been too many of them."""
+        self._image_ids.append(inputs["image_ids"])
         self.problems.rows += len(inputs["pixel_values"])
         if (problems := inputs.pop("problems", None)) is not None:
             self.problems.update(problems)
@@ -405,63 +372,26 @@ class CCRKTrainer(Trainer):
         # Here, and not above, where the error still holds on to the step's activations.
         model.zero_grad(set_to_none=True)
         if not self.is_deepspeed_enabled:  # whose parameters are not all here to try it
-            advice = memory_advice(self.accelerator.unwrap_model(model), self._prepare_inputs(inputs))
+            advice = memory_advice(self.encoder, self.accelerator.unwrap_model(model), self._prepare_inputs(inputs))
             message = f"{advice} ({message})"
         raise torch.OutOfMemoryError(message)
 
     def chunked_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """
-        Forward and backward through a cache of gradients (Gao et al., 2021).
-
-        The embeddings of the whole batch are made chunk by chunk without a graph, and give the contrastive loss and
-        its gradient with respect to each. Then every chunk is encoded again, this time with its graph, and takes its
-        part of that gradient through the encoders, with the matching and masked-LM losses of the chunk. Gradients are
-        summed over processes once, in the last chunk.
-        """
-        size = self.args.contrastive_chunk_size
+        """Forward and backward by `gradient_cache.chunked_backward`."""
         model.train()
         inputs = self._prepare_inputs(inputs)
         self._count_images(inputs)
-        self._image_ids.append(inputs["image_ids"])
-        inputs["sampling_keys"] = self.sampling_keys(inputs)
-        chunks = [
-            dict(zip(inputs, values, strict=True))
-            for values in zip(*(value.split(size) for value in inputs.values()), strict=True)
-        ]
-        # Both passes over a chunk start from the same seed: the second must meet the dropout of the first.
-        seeds = torch.randint(1 << 62, (len(chunks),)).tolist()
-
-        base = self.accelerator.unwrap_model(model).ccrk
-        image_embeds, text_embeds = [], []
-        for chunk, seed in zip(chunks, seeds, strict=True):
-            torch.manual_seed(seed)
-            # accelerate casts in the wrapped model's forward alone, and this is not it.
-            with torch.no_grad(), self.accelerator.autocast():
-                outputs = base(chunk["input_ids"], chunk["pixel_values"], chunk["attention_mask"])
-            image_embeds.append(outputs.image_embeds)
-            text_embeds.append(outputs.text_embeds)
-        cached = [torch.cat(image_embeds), torch.cat(text_embeds), base.temperature.detach().clone()]
-        contrastive = self.contrastive_loss_of_all(*(tensor.requires_grad_() for tensor in cached), inputs)
-        gradients = torch.autograd.grad(contrastive, cached)
-        per_chunk = zip(chunks, seeds, gradients[0].split(size), gradients[1].split(size), strict=True)
-
-        parts: dict[str, Tensor] = {}
-        for index, (chunk, seed, image_gradient, text_gradient) in enumerate(per_chunk):
-            is_last = index == len(chunks) - 1
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
-                torch.manual_seed(seed)
-                with self.compute_loss_context_manager():
-                    outputs = model(**chunk)
-                others = self.share_of_losses(outputs)
-                through_encoders = (outputs.image_embeds * image_gradient).sum()
-                through_encoders += (outputs.text_embeds * text_gradient).sum()
-                through_encoders += (outputs.temperature * gradients[2]).sum() / len(chunks)
-                loss = through_encoders + torch.stack(list(others.values())).sum() / len(chunks)
-                self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
-            for name, part in others.items():
-                parts[name] = parts.get(name, 0) + part.detach() / len(chunks)
-        parts = {"contrastive_loss": contrastive.detach(), **parts}
-        self._record({**parts, "temperature": cached[2].squeeze()}, inputs)
+        parts, temperature = chunked_backward(
+            model,
+            self.encoder,
+            self.loss,
+            inputs | {"sampling_keys": self.sampling_keys(inputs)},
+            self.args.contrastive_chunk_size,
+            self.accelerator,
+            self.compute_loss_context_manager,
+            1 / self.current_gradient_accumulation_steps,
+        )
+        self._record({**parts, "temperature": temperature.squeeze()}, inputs)
         return torch.stack(list(parts.values())).sum() / self.current_gradient_accumulation_steps
 
     def _record(self, values: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
@@ -576,11 +506,11 @@ class CCRKTrainer(Trainer):
                 metrics |= self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         started = time.perf_counter()
-        model = self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
+        self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
         spread = is_deepspeed_zero3_enabled()
         result = evaluate_retrieval(
-            CCRKRetriever(model, self.processing_class, self.args.eval_k_test),
+            self.encoder,
             dataset,
             self.languages_to_evaluate(dataset),
             batch_size=self.args.per_device_eval_batch_size,

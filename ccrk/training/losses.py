@@ -1,0 +1,56 @@
+"""1-to-K: one loss for every encoder, over the embeddings of all processes, beside the losses that it brings."""
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from ccrk.encoders import Embeddings
+from ccrk.processes import gather_with_gradient
+from objectives_ccrk import contrastive_loss, sigmoid_loss
+
+
+class OneToKLoss:
+    """
+    Every image against all captions of the batch, and every caption against all images.
+
+    Args:
+        accelerator: of the trainer, whose processes share the batch.
+        kind: `softmax` (`objectives_ccrk.contrastive_loss`) or `sigmoid` (`objectives_ccrk.sigmoid_loss`).
+        reduction: of the former.
+    """
+
+    def __init__(self, accelerator: Accelerator, kind: str = "softmax", reduction: str = "symmetric"):
+        self.accelerator, self.kind, self.reduction = accelerator, kind, reduction
+
+    def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss.
+
+        Args:
+            found: this process's embeddings.
+            inputs: `caption_mask` (B, K), and `image_ids` (B,), equal for equal images.
+        """
+        return {"contrastive_loss": self.contrastive(found, inputs), **self.shares(found)}
+
+    def contrastive(self, found: Embeddings, inputs: dict[str, Tensor]) -> Tensor:
+        """The contrastive loss over the whole batch, the same on every process."""
+        images, texts = self.of_all(found.image), self.of_all(found.text)
+        who = {name: self.accelerator.gather(inputs[name]) for name in ("caption_mask", "image_ids")}
+        if self.kind == "sigmoid":
+            return sigmoid_loss(images, texts, found.temperature, found.bias, **who)
+        loss = contrastive_loss(images, texts, found.temperature, **who, reduction=self.reduction)
+        # Softmax does not see a bias; data parallelism waits for a gradient of it all the same.
+        return loss if found.bias is None else loss + 0.0 * found.bias.sum()
+
+    def of_all(self, embeds: Tensor) -> Tensor:
+        """The embeddings of all processes, see `gather_with_gradient`."""
+        return gather_with_gradient(embeds) if self.accelerator.num_processes > 1 else embeds
+
+    def shares(self, found: Embeddings) -> dict[str, Tensor]:
+        """This process's shares of the losses that the encoder computes of its own batch.
+
+        Each weighs a mean over the process's items so that the mean over processes is the mean over all items.
+        """
+        shares = {}
+        for name, (local_mean, count) in found.parts.items():
+            mean_count = self.accelerator.reduce(count.float(), reduction="mean")
+            shares[name] = local_mean * count / mean_count.clamp(min=1 / self.accelerator.num_processes)
+        return shares

@@ -1,0 +1,290 @@
+"""Dual encoders of transformers trained by 1-to-K: losses, one step, the script, and what is saved."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from PIL import Image
+from test_training import call
+from torch.nn import functional as F
+
+import eval_mrv
+import train_pretrain
+import train_retrieval
+from ccrk.encoders import DualEncoder, DualInputs
+from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.collator import CCRKCollator
+from ccrk.training.trainer import CCRKTrainer
+from objectives_ccrk import contrastive_loss, sigmoid_loss
+
+B, K, P = 5, 3, 8
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 32, "patch_size": 8}
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def tokenizer(processor):
+    """That of the tests' captions, of transformers itself."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=processor.tokenizer.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_max_length=16,
+    )
+
+
+def make_clip(words):
+    config = transformers.CLIPConfig(
+        text_config=TEXT
+        | {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": words.eos_token_id},
+        vision_config=VISION,
+        projection_dim=P,
+    )
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return transformers.CLIPModel(config), transformers.CLIPProcessor(images, words)
+
+
+def make_siglip(words):
+    config = transformers.SiglipConfig(
+        text_config=TEXT | {"vocab_size": len(words), "max_position_embeddings": 16, "projection_size": 32},
+        vision_config=VISION,
+    )
+    images = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    return transformers.SiglipModel(config), transformers.SiglipProcessor(images, words)
+
+
+def make_siglip2(words):
+    vision = {name: value for name, value in VISION.items() if name != "image_size"} | {"patch_size": 16}
+    config = transformers.Siglip2Config(
+        text_config=TEXT | {"vocab_size": len(words), "max_position_embeddings": 16, "projection_size": 32},
+        vision_config=vision,
+    )
+    images = transformers.Siglip2ImageProcessor()
+    return transformers.Siglip2Model(config), transformers.Siglip2Processor(images, words)
+
+
+def make_two_towers(words):
+    text = transformers.XLMRobertaConfig(**TEXT, vocab_size=len(words), max_position_embeddings=20)
+    vision = transformers.ViTConfig(**VISION)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=P)
+    images = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    return transformers.VisionTextDualEncoderModel(config), transformers.VisionTextDualEncoderProcessor(images, words)
+
+
+FAMILIES = {"clip": make_clip, "siglip": make_siglip, "siglip2": make_siglip2, "two towers": make_two_towers}
+
+
+@pytest.fixture(params=FAMILIES)
+def dual(request, processor):
+    torch.manual_seed(0)
+    return FAMILIES[request.param](tokenizer(processor))
+
+
+@pytest.fixture
+def embeddings():
+    generator = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(torch.randn(*size, P, generator=generator), dim=-1) for size in ((B,), (B, K)))
+    present = torch.rand(B, K, generator=generator) > 0.3
+    return image, text, present
+
+
+class TestSigmoid:
+    def test_it_is_the_loop_over_pairs(self, embeddings):
+        image, text, present = embeddings
+        ids, temperature, bias = torch.tensor([0, 1, 1, 2, 3]), torch.tensor(0.1), torch.tensor(-10.0)
+        total = 0.0
+        for i, j, k in np.ndindex(B, B, K):
+            if present[j, k]:
+                logit = image[i] @ text[j, k] / temperature + bias
+                total -= F.logsigmoid(logit if ids[i] == ids[j] else -logit)
+        found = sigmoid_loss(image, text, temperature, bias, present, ids)
+        assert found == pytest.approx((total / present.sum()).item(), rel=1e-5)
+
+    def test_of_one_caption_it_is_that_of_transformers(self, processor):
+        model, own = make_siglip(tokenizer(processor))
+        inputs = own(
+            text=["a red star", "ein Kreis"], images=[Image.new("RGB", (40, 40), c) for c in ("red", "blue")],
+            padding="max_length", max_length=16, return_tensors="pt",
+        )  # fmt: skip
+        with torch.no_grad():
+            theirs = model(**inputs, return_loss=True)
+        found = sigmoid_loss(
+            theirs.image_embeds, theirs.text_embeds[:, None], torch.exp(-model.logit_scale), model.logit_bias
+        )
+        assert found.item() == pytest.approx(theirs.loss.item(), rel=1e-6)
+
+    def test_softmax_of_one_caption_is_that_of_transformers(self, processor):
+        model, own = make_clip(tokenizer(processor))
+        pictures = [Image.fromarray(np.full((40, 40, 3), shade, np.uint8)) for shade in (0, 100, 200)]
+        inputs = own(text=["a red star", "ein Kreis", "a"], images=pictures, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            theirs = model(**inputs, return_loss=True)
+        found = contrastive_loss(theirs.image_embeds, theirs.text_embeds[:, None], torch.exp(-model.logit_scale))
+        assert found.item() == pytest.approx(theirs.loss.item(), rel=1e-6)
+
+
+def test_embeddings_in_training_are_those_of_evaluation(dual, shapes):
+    model, own = dual
+    encoder = DualEncoder(model.eval(), own)
+    rows = [shapes[index] for index in range(3)]
+    batch = CCRKCollator(DualInputs(own, model.config), ["en", "de"])(rows)
+    assert batch["input_ids"].shape[:2] == (3, 2) and batch["caption_mask"].all()
+    with torch.no_grad():
+        found = encoder.embed(model, batch)
+    pictures = [row["image"] for row in rows]
+    torch.testing.assert_close(found.image, encoder.encode_images(pictures)["embeds"], atol=1e-5, rtol=0)
+    captions = [row["captions"][language][0] for row in rows for language in ("en", "de")]
+    torch.testing.assert_close(
+        found.text.flatten(0, 1), encoder.encode_captions(captions)["embeds"], atol=1e-5, rtol=0
+    )
+    assert found.temperature.item() == pytest.approx(math.exp(-model.logit_scale.item()))
+
+
+def test_a_missing_caption_takes_part_in_nothing(dual, shapes):
+    model, own = dual
+    row = shapes[0] | {"captions": {"en": shapes[0]["captions"]["en"], "de": []}}
+    batch = CCRKCollator(DualInputs(own, model.config), ["en", "de"])([row, shapes[1]])
+    assert batch["caption_mask"].tolist() == [[True, False], [True, True]]
+
+
+def trainer_of(model, own, rows, folder, **arguments) -> CCRKTrainer:
+    arguments = {"per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 1e-3} | arguments
+    arguments |= {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "output_dir": str(folder)}
+    return CCRKTrainer(
+        model=model,
+        args=CCRKTrainingArguments(**arguments),
+        data_collator=CCRKCollator(DualInputs(own, model.config), ["en", "de", "zh"]),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(6)),
+        processing_class=own,
+    )
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_chunks_give_the_gradient_of_the_batch(kind, chunk_size, processor, shapes, tmp_path):
+    def gradients(chunk_size):
+        torch.manual_seed(0)
+        model, own = make_siglip(tokenizer(processor))
+        options = {"contrastive_loss": kind, "contrastive_chunk_size": chunk_size}
+        trainer = trainer_of(model, own, shapes, tmp_path, **options)
+        trainer.current_gradient_accumulation_steps = 1
+        batch = trainer.data_collator([shapes[index] for index in range(8)])
+        batch["caption_mask"][2, 1] = False
+        loss = trainer.training_step(model, batch)
+        return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    (whole_loss, whole), (loss, chunked) = gradients(None), gradients(chunk_size)
+    assert loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
+    for name, expected in whole.items():
+        if not name.endswith("k_proj.bias"):  # 0 but for rounding
+            assert (chunked[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
+
+
+def test_the_loss_is_that_which_the_model_was_trained_by(processor, shapes, tmp_path):
+    words = tokenizer(processor)
+    assert trainer_of(*make_siglip(words), shapes, tmp_path).loss.kind == "sigmoid"
+    assert trainer_of(*make_clip(words), shapes, tmp_path).loss.kind == "softmax"
+    with pytest.raises(ValueError, match="contrastive_loss is sigmoid, but a CLIPModel has no bias; leave it out"):
+        trainer_of(*make_clip(words), shapes, tmp_path, contrastive_loss="sigmoid")
+
+
+@pytest.fixture
+def folder(dual, tmp_path):
+    model, own = dual
+    model.save_pretrained(tmp_path / "model")
+    own.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def arguments(tmp_path, **others) -> list:
+    values = {"dataset": "shapes", "languages": ["en", "de"], "output_dir": tmp_path / "out", "use_cpu": "true"}
+    values |= {"dataset_config": json.dumps({"num_train": 24, "num_validation": 8, "num_test": 12})}
+    values |= {"per_device_train_batch_size": 8, "max_steps": 3, "disable_tqdm": "true", "report_to": "none"}
+    given = []
+    for name, value in (values | others).items():
+        given += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return given
+
+
+def test_what_is_saved_opens_with_its_own_class(folder, tmp_path, monkeypatch):
+    trained = arguments(tmp_path, learning_rate=1e-3, eval_strategy="epoch", save_steps=2)
+    call(train_retrieval, "--model_name_or_path", folder, *trained, monkeypatch=monkeypatch)
+    before, after = (transformers.AutoModel.from_pretrained(path) for path in (folder, tmp_path / "out"))
+    assert type(after) is type(before) and not any((tmp_path / "out").glob("*_ccrk.py"))
+    changed = [n for n, p in after.state_dict().items() if not torch.equal(p, before.state_dict()[n])]
+    assert any("vision" in name for name in changed) and any("text" in name for name in changed)
+    transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert type(after).__name__ in card and "trust_remote_code" not in card
+
+    evaluation = ["--task", "shapes", "--languages", "en", "de", "--output_dir", tmp_path / "evaluated"]
+    config = json.dumps({"num_train": 24, "num_validation": 8, "num_test": 12})
+    call(eval_mrv, "--model", tmp_path / "out", *evaluation, "--dataset_config", config, monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    assert set(results["recall"]) == {"en", "de"} and results["mrv"]["languages"] == ["en", "de"]
+
+    goes_on = arguments(tmp_path, max_steps=4, learning_rate=1e-3, save_steps=2, resume_from_checkpoint="auto")
+    call(train_retrieval, "--model_name_or_path", folder, *goes_on, monkeypatch=monkeypatch)
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_a_frozen_encoder_stays_as_it_is(frozen, folder, tmp_path, monkeypatch):
+    trained = arguments(tmp_path, learning_rate=1e-3, freeze=frozen)
+    call(train_retrieval, "--model_name_or_path", folder, *trained, monkeypatch=monkeypatch)
+    before, after = (transformers.AutoModel.from_pretrained(path) for path in (folder, tmp_path / "out"))
+    names = {"image": ("vision", "visual"), "text": ("text",)}[frozen]
+    for name, parameter in after.named_parameters():
+        if any(part in name for part in names):
+            assert torch.equal(parameter, before.get_parameter(name)), name
+    assert any(not torch.equal(p, before.get_parameter(n)) for n, p in after.named_parameters())
+
+
+def test_adapters_are_merged_into_what_is_saved(processor, tmp_path, monkeypatch):
+    model, own = make_clip(tokenizer(processor))
+    for part in (model, own):
+        part.save_pretrained(tmp_path / "model")
+    trained = arguments(tmp_path, learning_rate=1e-2, use_peft="true", lora_r=2)
+    call(train_retrieval, "--model_name_or_path", tmp_path / "model", *trained, monkeypatch=monkeypatch)
+    after = transformers.CLIPModel.from_pretrained(tmp_path / "out")
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert not torch.equal(after.get_parameter(name), model.get_parameter(name))
+    assert torch.equal(after.logit_scale, model.logit_scale)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 64}, "image_size is of CCRK models, and .* is another; leave it out"),
+        ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
+        ({"contrastive_loss": "sigmoid"}, "contrastive_loss is sigmoid, but a CLIPModel has no bias"),
+        ({"rows": "captions"}, "1-to-K takes all captions of an image at once"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message, processor, tmp_path, monkeypatch):
+    for part in make_clip(tokenizer(processor)):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match=message):
+        given = ["--model_name_or_path", tmp_path / "model", *arguments(tmp_path, **options)]
+        call(train_retrieval, *given, monkeypatch=monkeypatch)
+
+
+def test_other_models_are_told_where_to_go(processor, tmp_path, monkeypatch):
+    for part in make_clip(tokenizer(processor)):
+        part.save_pretrained(tmp_path / "clip")
+    with pytest.raises(SystemExit, match=r"is no CCRK; train_retrieval\.py trains it by 1-to-K"):
+        given = ["--model_name_or_path", tmp_path / "clip", *arguments(tmp_path)]
+        call(train_pretrain, ROOT / "configs" / "shapes_pretrain.yaml", *given, monkeypatch=monkeypatch)
+    words = tokenizer(processor)
+    transformers.BertModel(transformers.BertConfig(**TEXT, vocab_size=len(words))).save_pretrained(tmp_path / "bert")
+    words.save_pretrained(tmp_path / "bert")
+    with pytest.raises(SystemExit, match="bert is a BertModel, which embeds no images and captions"):
+        given = ["--model_name_or_path", tmp_path / "bert", *arguments(tmp_path)]
+        call(train_retrieval, *given, monkeypatch=monkeypatch)
