@@ -247,8 +247,8 @@ class CurveCallback(TrainerCallback):
 
 
 def rank(model, processor: CCRKProcessor, rows: datasets.Dataset) -> RetrievalResult:
-    retriever = CCRKEncoder(model.eval(), processor, k_test=0)
-    return evaluate_retrieval(retriever, rows, list(rows.features["captions"]), batch_size=64)
+    encoder = CCRKEncoder(model.eval(), processor, k_test=0)
+    return evaluate_retrieval(encoder, rows, list(rows.features["captions"]), batch_size=64)
 
 
 @dataclass(frozen=True)

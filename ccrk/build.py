@@ -47,7 +47,6 @@ from processing_ccrk import published_image_processor
 
 logger = logging.getLogger(__name__)
 
-
 # Names of the modules of an encoder, in CCRK and in the dual encoders of transformers.
 FROZEN = {
     "image": ("vision_model", "vision_projection", "visual_projection"),
@@ -101,7 +100,7 @@ def check_source(model: ModelArguments) -> None:
     """Raises ValueError where no model can come of these arguments, before the data is looked at."""
     if model.model_name_or_path is not None:
         if is_dual_encoder(model):
-            wrong = ("config", "image_size", "max_words", "vision_model", "text_model")
+            wrong = ("config", "image_size", "max_words", "max_length", "vision_model", "text_model")
             if given := [name for name in wrong if getattr(model, name) is not None]:
                 raise ValueError(
                     f"{given[0]} is of CCRK models, and {model.model_name_or_path} is another; leave it out"
@@ -218,15 +217,19 @@ def add_adapters(model: CCRKPairModel, rank: int):
 
 
 def freeze(model: torch.nn.Module, encoders: Sequence[str]) -> None:
-    """Takes the parameters of the image or the text encoder, projection included, out of training.
+    """
+    Takes the parameters of the image or the text encoder, projection included, out of training.
 
     Raises:
-        ValueError: another name, or nothing is left to train.
+        ValueError: another name, the model calls its encoders otherwise, or nothing is left to train.
     """
     if unknown := sorted(set(encoders) - set(FROZEN)):
         raise ValueError(f"freeze takes {' and '.join(FROZEN)}, not {unknown[0]!r}")
-    for name, parameter in model.named_parameters():
-        if any(f".{part}." in f".{name}" for encoder in encoders for part in FROZEN[encoder]):
+    for encoder in encoders:
+        own = [p for name, p in model.named_parameters() if any(f".{part}." in f".{name}" for part in FROZEN[encoder])]
+        if not own:
+            raise ValueError(f"freeze {encoder}: a {type(model).__name__} has no {' or '.join(FROZEN[encoder])}")
+        for parameter in own:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze {' '.join(encoders)} leaves nothing to train")
@@ -346,7 +349,7 @@ def build_trainer(
         model = build_model(model_arguments, processor, head)
     if model_arguments.freeze:
         freeze(model, model_arguments.freeze)
-    inputs = DualInputs(processor, model.config, model_arguments.max_length) if is_dual else processor
+    inputs = DualInputs(processor, model.config) if is_dual else processor
     if not is_dual:
         check_positions(model, processor)
     image_size = input_size(processor.image_processor)

@@ -5,8 +5,9 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,9 +29,8 @@ class Embeddings(NamedTuple):
     text: Tensor  # (B, K, P), L2-normalised; whatever where a caption is missing
     temperature: Tensor  # one element; logits are cosine / temperature
     bias: Tensor | None = None  # one element, added to them where the loss is a sigmoid
-    parts: dict[
-        str, tuple[Tensor, Tensor]
-    ] = {}  # name → a loss of the model's own, and of how many items it is a mean
+    # Name → a loss of the model's own, and of how many items it is a mean.
+    parts: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
 
 
 class Encoder(Protocol):
@@ -66,30 +66,27 @@ class DualInputs:
 
     Args:
         processor: with `image_processor` and `tokenizer`.
-        config: of the model.
-        max_length: tokens that a caption keeps; as many as the model has positions for unless given.
+        config: of the model, which says how many tokens a caption may have: it keeps so many.
 
     Raises:
         ValueError: a part of the processor is missing.
     """
 
-    def __init__(self, processor, config: PreTrainedConfig, max_length: int | None = None):
+    def __init__(self, processor, config: PreTrainedConfig):
         parts = ("image_processor", "tokenizer")
         if lacking := [part for part in parts if getattr(processor, part, None) is None]:
             raise ValueError(f"there is no {' and no '.join(lacking)}; save the model's processor beside it")
-        self.image_processor, self.tokenizer, self._processor = (
-            processor.image_processor,
-            processor.tokenizer,
-            processor,
-        )
+        self._processor = processor
+        self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
         text = config.text_config
         positions = text.max_position_embeddings
         if any(family in text.model_type for family in ("roberta", "altclip", "camembert")):
             positions -= text.pad_token_id + 1  # theirs start behind the padding's
-        self.max_length = min(positions, self.tokenizer.model_max_length, max_length or positions)
-        self._options = {"padding": True, "truncation": True, "max_length": self.max_length}
+        self.max_length = min(positions, self.tokenizer.model_max_length)
+        self.options = {"padding": True, "truncation": True, "max_length": self.max_length}  # of the processor
         if config.model_type.startswith("siglip"):
-            self._options |= {"padding": "max_length", "max_length": positions, "return_attention_mask": False}
+            self.max_length = positions
+            self.options |= {"padding": "max_length", "max_length": positions, "return_attention_mask": False}
 
     def __call__(self, images: list, text: list[list[str | None]]) -> dict[str, Tensor]:
         """A batch as `ccrk.training.collator` describes it, of B pictures with K captions each."""
@@ -104,7 +101,7 @@ class DualInputs:
 
     def captions(self, captions: list[str]) -> BatchFeature:
         """`input_ids` (N, L), and `attention_mask` where the model takes one."""
-        return self._processor(text=captions, return_tensors="pt", **self._options)
+        return self._processor(text=captions, return_tensors="pt", **self.options)
 
 
 def input_size(image_processor) -> int:
@@ -177,7 +174,7 @@ class DualEncoder:
             F.normalize(outputs.image_embeds.float(), dim=-1),
             F.normalize(outputs.text_embeds.float(), dim=-1).unflatten(0, shape),
             torch.exp(-scale),
-            None if self.bias is None else self.bias * 1.0,
+            self.bias,
         )
 
     def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
@@ -319,7 +316,7 @@ def weights_fingerprint(weights: dict[str, Tensor], *settings: str) -> str:
     return digest.hexdigest()
 
 
-def load_retriever(name_or_path: str, k_test: int, bf16: bool) -> CCRKEncoder | DualEncoder:
+def load_encoder(name_or_path: str, k_test: int, bf16: bool) -> CCRKEncoder | DualEncoder:
     """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
     options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     device = process_state().device

@@ -16,10 +16,10 @@ LENGTHS = [[4], [9, 2], [], [6, 6, 1], [3], [5], [8], [2, 7], [3]]
 
 def rank(processor_dir: str, share: Share) -> pd.DataFrame:
     processor = CCRKProcessor.from_pretrained(processor_dir)
-    retriever = CCRKEncoder(make_spread_model(len(processor.tokenizer), num_fusion_layers=2), processor, k_test=3)
+    encoder = CCRKEncoder(make_spread_model(len(processor.tokenizer), num_fusion_layers=2), processor, k_test=3)
     rows = make_rows(LENGTHS, languages=("en", "de"))
     return evaluate_retrieval(
-        retriever, rows, ["en", "de"], batch_size=2, folds={"en": 2, "de": 2}, share=share
+        encoder, rows, ["en", "de"], batch_size=2, folds={"en": 2, "de": 2}, share=share
     ).rank_table()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 import transformers
 from conftest import ROOT
 from PIL import Image
-from test_training import call
+from test_training import assert_same_gradients, call, loss_and_gradients
 from torch.nn import functional as F
 
 import eval_mrv
 import train_pretrain
 import train_retrieval
+from ccrk.build import freeze
 from ccrk.encoders import DualEncoder, DualInputs
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
@@ -174,17 +176,9 @@ def test_chunks_give_the_gradient_of_the_batch(kind, chunk_size, processor, shap
         model, own = make_siglip(tokenizer(processor))
         options = {"contrastive_loss": kind, "contrastive_chunk_size": chunk_size}
         trainer = trainer_of(model, own, shapes, tmp_path, **options)
-        trainer.current_gradient_accumulation_steps = 1
-        batch = trainer.data_collator([shapes[index] for index in range(8)])
-        batch["caption_mask"][2, 1] = False
-        loss = trainer.training_step(model, batch)
-        return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
+        return loss_and_gradients(trainer, shapes)
 
-    (whole_loss, whole), (loss, chunked) = gradients(None), gradients(chunk_size)
-    assert loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
-    for name, expected in whole.items():
-        if not name.endswith("k_proj.bias"):  # 0 but for rounding
-            assert (chunked[name] - expected).norm() <= 1e-4 * expected.norm() + 1e-7, name
+    assert_same_gradients(gradients(chunk_size), gradients(None), 1e-4, 1e-7)
 
 
 def test_the_loss_is_that_which_the_model_was_trained_by(processor, shapes, tmp_path):
@@ -263,6 +257,7 @@ def test_adapters_are_merged_into_what_is_saved(processor, tmp_path, monkeypatch
     ("options", "message"),
     [
         ({"image_size": 64}, "image_size is of CCRK models, and .* is another; leave it out"),
+        ({"max_length": 8}, "max_length is of CCRK models, and .* is another; leave it out"),
         ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
         ({"contrastive_loss": "sigmoid"}, "contrastive_loss is sigmoid, but a CLIPModel has no bias"),
         ({"rows": "captions"}, "1-to-K takes all captions of an image at once"),
@@ -274,6 +269,22 @@ def test_mistakes_end_in_one_line(options, message, processor, tmp_path, monkeyp
     with pytest.raises(SystemExit, match=message):
         given = ["--model_name_or_path", tmp_path / "model", *arguments(tmp_path, **options)]
         call(train_retrieval, *given, monkeypatch=monkeypatch)
+
+
+def test_freezing_what_is_called_otherwise_is_refused():
+    with pytest.raises(ValueError, match="freeze image: a Linear has no vision_model or vision_projection or visual"):
+        freeze(torch.nn.Linear(2, 2), ["image"])
+
+
+def test_the_cards_example_embeds_as_evaluation_does(folder, tmp_path, monkeypatch, capsys):
+    """Run as it stands there; padding decides what SigLIP sees of a caption."""
+    call(train_retrieval, "--model_name_or_path", folder, *arguments(tmp_path, max_steps=1), monkeypatch=monkeypatch)
+    example = re.search(r"```python\n(.+?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    texts = DualEncoder.from_pretrained("out").encode_captions(["a red square", "ein blauer Kreis"])["embeds"]
+    torch.testing.assert_close(F.normalize(names["text_embeds"], dim=-1), texts)
 
 
 def test_other_models_are_told_where_to_go(processor, tmp_path, monkeypatch):

@@ -517,7 +517,7 @@ class TestArraysOfOthers:
 
     def test_are_looked_at_before_another_model_is_run(self, rows, model_dir, monkeypatch, tmp_path):
         monkeypatch.setattr(
-            ccrk.retrieval.evaluate, "load_retriever", lambda *_: pytest.fail("run before all was looked at")
+            ccrk.retrieval.evaluate, "load_encoder", lambda *_: pytest.fail("run before all was looked at")
         )
         path = arrays_file(tmp_path / "a.npz", rows, captions_de=np.ones((5, 5)))
         for model, message in ((path, r"captions_de has shape \(5, 5\)"), ("outputs/typo", "there is no folder")):
@@ -605,10 +605,10 @@ class TestEncodedBlocks:
         return sorted((output_dir / "encoded").rglob("*.safetensors"))
 
     def test_a_damaged_one_is_encoded_anew(self, rows, processor, tmp_path, caplog):
-        retriever = CCRKEncoder(make_spread_model(len(processor.tokenizer)), processor, k_test=4)
+        encoder = CCRKEncoder(make_spread_model(len(processor.tokenizer)), processor, k_test=4)
 
         def evaluate():
-            return evaluate_retrieval(retriever, rows, LANGUAGES, cache_dir=tmp_path).rank_table()
+            return evaluate_retrieval(encoder, rows, LANGUAGES, cache_dir=tmp_path).rank_table()
 
         expected, blocks = evaluate(), sorted(tmp_path.iterdir())
         assert len(blocks) == 3 and not caplog.records

@@ -37,7 +37,7 @@ import ccrk.convert
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
 from ccrk.arguments import ModelArguments
 from ccrk.build import build_model, build_processor
-from ccrk.encoders import DualEncoder, load_retriever
+from ccrk.encoders import DualEncoder, load_encoder
 from ccrk.training.checkpoints import MANIFEST, what_is_wrong
 from ccrk.training.model_card import model_card
 from data_scripts.cli import one_line, one_line_errors
@@ -99,7 +99,7 @@ class TestCodeInAFolder:
     def test_of_an_unknown_type(self, stranger):
         to_start_from = ModelArguments(vision_model=stranger, text_model=stranger, image_size=64)
         for call in (
-            lambda: load_retriever(stranger, 0, False),
+            lambda: load_encoder(stranger, 0, False),
             lambda: DualEncoder.from_pretrained(stranger),
             lambda: build_processor(to_start_from, None),
             lambda: open_model(AutoModel, stranger),
@@ -114,8 +114,8 @@ class TestCodeInAFolder:
         for name in ("configuration", "modeling", "objectives", "processing"):
             with (folder / f"{name}_ccrk.py").open("a") as file:
                 file.write(PLANTED)
-        retriever = load_retriever(str(folder), 4, False)
-        assert type(retriever.model) is CCRKForImageTextRetrieval and type(retriever.processor) is CCRKProcessor
+        encoder = load_encoder(str(folder), 4, False)
+        assert type(encoder.model) is CCRKForImageTextRetrieval and type(encoder.processor) is CCRKProcessor
 
 
 def change_weights(change):
@@ -197,8 +197,8 @@ def test_a_damaged_folder_is_neither_evaluated_nor_trained_on(name, folder):
     def train():
         build_model(arguments, build_processor(arguments, None), CCRKForImageTextRetrieval)
 
-    refused(lambda: load_retriever(str(folder), 4, False), str(folder), message)
-    refused(lambda: load_retriever(str(folder), 0, False), str(folder), message)
+    refused(lambda: load_encoder(str(folder), 4, False), str(folder), message)
+    refused(lambda: load_encoder(str(folder), 0, False), str(folder), message)
     refused(train, str(folder), message)
 
 
@@ -206,7 +206,7 @@ def test_a_pickle_of_weights_is_not_run(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / "model.safetensors").unlink()
     torch.save(Plant(), folder / "pytorch_model.bin")
-    refused(lambda: load_retriever(str(folder), 4, False), "more than tensors", "nothing of it was run")
+    refused(lambda: load_encoder(str(folder), 4, False), "more than tensors", "nothing of it was run")
     assert not (tmp_path / "planted").exists()
 
 
@@ -214,10 +214,10 @@ def test_parts_that_are_not_needed_may_be_there_or_not(folder, caplog):
     """A pre-trained model has an LM head, a base model no head at all, encoders have poolers."""
     model = CCRKForPreTraining(CCRKConfig.from_pretrained(folder))
     model.save_pretrained(folder)
-    assert load_retriever(str(folder), 4, False).k_test == 4
+    assert load_encoder(str(folder), 4, False).k_test == 4
     model.ccrk.save_pretrained(folder)
-    assert load_retriever(str(folder), 0, False).k_test == 0
-    refused(lambda: load_retriever(str(folder), 4, False), "has no matching head; rank with --no_rerank")
+    assert load_encoder(str(folder), 0, False).k_test == 0
+    refused(lambda: load_encoder(str(folder), 4, False), "has no matching head; rank with --no_rerank")
     caplog.set_level(logging.INFO)
     arguments = ModelArguments(model_name_or_path=str(folder))
     started = build_model(arguments, build_processor(arguments, None), CCRKForPreTraining)
@@ -263,7 +263,7 @@ def test_a_folder_that_is_not_there(name, processor, tmp_path, monkeypatch):
     (tmp_path / "outputs").mkdir()
     encoders = ModelArguments(vision_model=name, text_model=name, image_size=64)
     for call in (
-        lambda: load_retriever(name, 4, False),
+        lambda: load_encoder(name, 4, False),
         lambda: build_processor(ModelArguments(model_name_or_path=name), None),
         lambda: build_processor(encoders, None),
         lambda: build_model(encoders, processor, CCRKForPreTraining),
@@ -278,7 +278,7 @@ def test_a_processor_of_another_model(folder, processor, tmp_path):
     model = CCRKForImageTextRetrieval(tiny_config(len(processor.tokenizer) - 1))
     model.save_pretrained(folder)
     size = len(processor.tokenizer)
-    refused(lambda: load_retriever(str(folder), 4, False), f"has {size} tokens, its model {size - 1}; restore")
+    refused(lambda: load_encoder(str(folder), 4, False), f"has {size} tokens, its model {size - 1}; restore")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision = sizes | {"image_size": 64, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=sizes, vision_config=vision)).save_pretrained(tmp_path / "clip")
@@ -289,7 +289,7 @@ def test_a_processor_of_another_model(folder, processor, tmp_path):
 
 def test_a_folder_without_a_checkpoint(tmp_path):
     for call in (
-        lambda: load_retriever(str(tmp_path), 4, False),
+        lambda: load_encoder(str(tmp_path), 4, False),
         lambda: build_processor(ModelArguments(model_name_or_path=str(tmp_path)), None),
         lambda: open_model(AutoModel, tmp_path),
     ):

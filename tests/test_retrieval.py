@@ -209,28 +209,28 @@ def test_packed_scores_are_those_of_match(processor, dtype):
 
 def test_each_pair_is_scored_once(spread_model, processor):
     rows = make_rows([[4], [9, 2], [2], [6, 7], [3]])
-    retriever = CCRKEncoder(spread_model, processor, 3)
+    encoder = CCRKEncoder(spread_model, processor, 3)
     scored = []
-    score_pairs = retriever.score_pairs
-    retriever.score_pairs = lambda states, captions, pairs: (
+    score_pairs = encoder.score_pairs
+    encoder.score_pairs = lambda states, captions, pairs: (
         scored.extend(map(tuple, pairs.tolist())),
         score_pairs(states, captions, pairs),
     )[1]
-    result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 3})
+    result = evaluate_retrieval(encoder, rows, ["en"], folds={"en": 3})
     assert len(scored) == len(set(scored)) <= 5 * 7
     assert result.fold_ranks["en"]["TR"].index.tolist() == [(name, 0) for name in "01234"]
 
 
 def test_folds_are_searched_by_themselves(spread_model, processor):
     rows = make_rows([[4], [9, 2], [2], [], [6], [3]])
-    retriever = CCRKEncoder(spread_model, processor, 1)
-    result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 3})
+    encoder = CCRKEncoder(spread_model, processor, 1)
+    result = evaluate_retrieval(encoder, rows, ["en"], folds={"en": 3})
     for fold in ([0, 1], [2, 4], [5]):
-        alone = evaluate_retrieval(retriever, rows.select(fold), ["en"])
+        alone = evaluate_retrieval(encoder, rows.select(fold), ["en"])
         for direction in ("IR", "TR"):
             expected = alone.ranks["en"][direction]
             pd.testing.assert_series_equal(result.fold_ranks["en"][direction][expected.index], expected)
-    result = evaluate_retrieval(retriever, rows, ["en"], folds={"en": 9})
+    result = evaluate_retrieval(encoder, rows, ["en"], folds={"en": 9})
     assert (result.fold_ranks["en"]["TR"] == 1).all() and len(result.fold_ranks["en"]["TR"]) == 5, "one image a fold"
 
 
@@ -255,7 +255,7 @@ def test_ranks_never_need_all_similarities(monkeypatch):
 def test_an_interrupted_evaluation_goes_on_from_what_it_encoded(spread_model, processor, tmp_path, small_blocks):
     rows = make_rows([[4], [9, 2], [2], [6], [3]], languages=("en", "de"))
     expected = evaluate_retrieval(CCRKEncoder(spread_model, processor, 2), rows, ["en", "de"], batch_size=2)
-    retriever = CCRKEncoder(spread_model, processor, 2)
+    encoder = CCRKEncoder(spread_model, processor, 2)
     encoded = []
 
     def counted(encode):
@@ -267,11 +267,11 @@ def test_an_interrupted_evaluation_goes_on_from_what_it_encoded(spread_model, pr
 
         return call
 
-    retriever.encode_images = counted(retriever.encode_images)
-    retriever.encode_captions = counted(retriever.encode_captions)
+    encoder.encode_images = counted(encoder.encode_images)
+    encoder.encode_captions = counted(encoder.encode_captions)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_retrieval(retriever, rows, ["en", "de"], batch_size=2, cache_dir=tmp_path)
-    result = evaluate_retrieval(retriever, rows, ["en", "de"], batch_size=2, cache_dir=tmp_path)
+        evaluate_retrieval(encoder, rows, ["en", "de"], batch_size=2, cache_dir=tmp_path)
+    result = evaluate_retrieval(encoder, rows, ["en", "de"], batch_size=2, cache_dir=tmp_path)
     # 3 blocks of images, and 2 blocks of captions in each of two languages; one of them was begun twice.
     assert encoded == ["encode_images"] * 3 + ["encode_captions"] * 5
     pd.testing.assert_frame_equal(result.rank_table(), expected.rank_table())

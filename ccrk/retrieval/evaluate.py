@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from ccrk.encoders import EncodedCaptions, load_retriever
+from ccrk.encoders import EncodedCaptions, Encoder, load_encoder
 from ccrk.processes import Share, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
 from ccrk.retrieval.instances import usable_captions
@@ -53,7 +53,7 @@ class EncodedImages:
 
 
 def evaluate_retrieval(
-    retriever,
+    encoder: Encoder,
     dataset: datasets.Dataset,
     languages: Sequence[str],
     batch_size: int = 64,
@@ -68,7 +68,7 @@ def evaluate_retrieval(
     counted. Images are encoded once for all languages.
 
     Args:
-        retriever: a `CCRKEncoder` or a `DualEncoder`.
+        encoder: a `CCRKEncoder`, a `DualEncoder`, ….
         dataset: rows of `data_scripts.rows.row_features`.
         batch_size: images encoded at a time.
         folds: in these languages rank also within so many equal parts of the images, in their order.
@@ -76,16 +76,16 @@ def evaluate_retrieval(
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
     """
     texts = {language: usable_captions(dataset, language) for language in languages}
-    images = encode_images(retriever, dataset, batch_size, share, cache_dir)
+    images = encode_images(encoder, dataset, batch_size, share, cache_dir)
     result, folds = RetrievalResult(), folds or {}
     for language, found in texts.items():
         if found.left_out:
             logger.warning("%s: %d captions left out, empty after normalisation", language, found.left_out)
-        captions = encode_captions(retriever, found.texts, share, cache_dir)
-        score = partial(score_pairs, retriever, images, captions, share) if retriever.k_test else None
+        captions = encode_captions(encoder, found.texts, share, cache_dir)
+        score = partial(score_pairs, encoder, images, captions, share) if encoder.k_test else None
         result.left_out[language] = found.left_out
         result.ranks[language], in_folds = rank_language(
-            found, by_cosine(images.embeds, captions.embeds), retriever.k_test, score, folds.get(language, 0), share
+            found, by_cosine(images.embeds, captions.embeds), encoder.k_test, score, folds.get(language, 0), share
         )
         if in_folds:
             result.fold_ranks[language] = in_folds
@@ -135,13 +135,13 @@ def evaluate_models(
         if name_or_path.endswith(".npz"):
             part = evaluate_arrays(Path(name_or_path), dataset, own_languages, folds)
         else:
-            retriever = load_retriever(name_or_path, k_test, bf16)
-            re_scored = max(re_scored, retriever.k_test)
-            cache_dir = output_dir / "encoded" / f"{retriever.fingerprint}-{dataset._fingerprint}"
+            encoder = load_encoder(name_or_path, k_test, bf16)
+            re_scored = max(re_scored, encoder.k_test)
+            cache_dir = output_dir / "encoded" / f"{encoder.fingerprint}-{dataset._fingerprint}"
             check_output_folder(cache_dir)
             encoded.append(cache_dir)
             part = evaluate_retrieval(
-                retriever,
+                encoder,
                 dataset,
                 own_languages,
                 batch_size,
@@ -157,7 +157,11 @@ def evaluate_models(
 
 
 def encode_images(
-    retriever, dataset: datasets.Dataset, batch_size: int = 64, share: Share = Share(), cache_dir: Path | None = None
+    encoder: Encoder,
+    dataset: datasets.Dataset,
+    batch_size: int = 64,
+    share: Share = Share(),
+    cache_dir: Path | None = None,
 ) -> EncodedImages:
     """Encodes the `image` column; see `evaluate_retrieval`."""
     pictures = dataset.select_columns(["image"])
@@ -165,7 +169,7 @@ def encode_images(
     for start in progress(share.of(range(0, len(pictures), batch_size)), "encoding images"):
         rows = range(start, min(start + batch_size, len(pictures)))
         path = cache_dir and cache_dir / f"images-{batch_size}-{start:07}.safetensors"
-        encoded = _cached(path, lambda rows=rows: retriever.encode_images(_read_pictures(pictures, rows)))
+        encoded = _cached(path, lambda rows=rows: encoder.encode_images(_read_pictures(pictures, rows)))
         embeds[start] = encoded["embeds"].float()
         if "states" in encoded:
             states[start] = encoded["states"]
@@ -176,22 +180,22 @@ def encode_images(
 
 
 def encode_captions(
-    retriever, captions: Sequence[str], share: Share = Share(), cache_dir: Path | None = None
+    encoder: Encoder, captions: Sequence[str], share: Share = Share(), cache_dir: Path | None = None
 ) -> EncodedCaptions:
     """Encodes captions, none of them empty; those of a like length go together, so little padding is computed."""
-    order = np.argsort(retriever.caption_lengths(captions), kind="stable")
+    order = np.argsort(encoder.caption_lengths(captions), kind="stable")
     digest = hashlib.blake2b("\0".join(captions).encode(), digest_size=8).hexdigest()
     blocks = {}
     for start in progress(share.of(range(0, len(order), CAPTIONS_PER_BLOCK)), "encoding captions"):
         texts = [captions[i] for i in order[start : start + CAPTIONS_PER_BLOCK]]
         path = cache_dir and cache_dir / f"captions-{digest}-{start:07}.safetensors"
-        blocks[start] = _cached(path, lambda texts=texts: retriever.encode_captions(texts))
+        blocks[start] = _cached(path, lambda texts=texts: encoder.encode_captions(texts))
     blocks = share.gather(blocks).values()
     position = torch.from_numpy(np.argsort(order))  # of each caption in the order of encoding
     embeds = torch.cat([block["embeds"] for block in blocks]).float()[position]
     if (broken := embeds.isnan().any(dim=1)).any():
         raise ValueError(f"the embedding of {captions[int(broken.int().argmax())]!r} is NaN; {_NAN_CURE}")
-    if not retriever.k_test:
+    if not encoder.k_test:
         return EncodedCaptions(embeds)
     lengths = torch.cat([block["lengths"] for block in blocks])
     tokens = torch.cat([block["tokens"] for block in blocks])
@@ -199,7 +203,7 @@ def encode_captions(
 
 
 def score_pairs(
-    retriever, images: EncodedImages, captions: EncodedCaptions, share: Share, pairs: np.ndarray
+    encoder: Encoder, images: EncodedImages, captions: EncodedCaptions, share: Share, pairs: np.ndarray
 ) -> np.ndarray:
     """Match logits of (image row, caption) pairs, (P, 2), sorted by image: (P,) in fp32."""
     blocks = [
@@ -211,7 +215,7 @@ def score_pairs(
     for states, first_row in progress(blocks, "re-scoring pairs"):
         start, stop = np.searchsorted(pairs[:, 0], [first_row, first_row + len(states)])
         if start < stop:
-            scores[int(start)] = retriever.score_pairs(states, captions, pairs[start:stop] - [first_row, 0])
+            scores[int(start)] = encoder.score_pairs(states, captions, pairs[start:stop] - [first_row, 0])
     scores = np.concatenate(list(share.gather(scores).values()))
     if np.isnan(scores).any():
         row, caption = pairs[np.argmax(np.isnan(scores))]

@@ -39,8 +39,7 @@ CARD = """---
 
 ## Licence
 
-The weights carry the conditions of the training data and of the checkpoint they started
-from.
+The weights carry the conditions of the training data and of the checkpoint they started from.
 
 ## Citation
 
@@ -95,7 +94,7 @@ from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained({hub_id!r}).eval()
 processor = AutoProcessor.from_pretrained({hub_id!r})
 images = processor(images=[Image.new("RGB", (64, 64), "red")], return_tensors="pt")
-texts = processor(text=["a red square", "ein blauer Kreis"], {padding}, return_tensors="pt")
+texts = processor(text=["a red square", "ein blauer Kreis"], {options}, return_tensors="pt")
 with torch.no_grad():
     image_embeds = model.get_image_features(**images).pooler_output
     text_embeds = model.get_text_features(**texts).pooler_output
@@ -155,12 +154,11 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         "languages": _markdown(", ".join(languages)),
         "image_size": input_size(processor.image_processor),
         "architecture": type(model).__name__,
-        "padding": 'padding="max_length", truncation=True'
-        if model.config.model_type.startswith("siglip")
-        else "padding=True, truncation=True",
     }
+    inputs = processor if is_ccrk else trainer.encoder.inputs
+    shown["options"] = "" if is_ccrk else ", ".join(f"{name}={value!r}" for name, value in inputs.options.items())
     words = f" {processor.max_words} words and" if is_ccrk else ""
-    cut = f"cut after{words} {trainer.data_collator.processor.max_length} tokens."
+    cut = f"cut after{words} {inputs.max_length} tokens."
     return ModelCard(
         CARD.format(
             metadata=ModelCardData(**(data | metadata)).to_yaml(),

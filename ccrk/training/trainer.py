@@ -1,4 +1,4 @@
-"""Training CCRK: a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
+"""Training: a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
 
 import copy
 import json
