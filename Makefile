@@ -37,9 +37,6 @@ lint: install  ## Check style and format
 test: lint  ## Lint and run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-fast: lint  ## Lint, and run the tests that are over in a moment
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
-
 format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -47,5 +44,5 @@ format: install  ## Format the code
 clean:  ## Remove the environment, outputs and caches
 	rm -rf $(VENV) outputs *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo study lint test test-fast format clean
+.PHONY: help install demo study lint test format clean
 .DEFAULT_GOAL := help
