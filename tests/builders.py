@@ -4,9 +4,11 @@ import contextlib
 import io
 import json
 import logging
+import random
 import resource
 from pathlib import Path
 
+from conftest import ROOT
 from PIL import Image
 
 
@@ -45,3 +47,21 @@ def full_disk(room: int = 0):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def isolated(script: str) -> str:
+    """`-I` ignores the environment's paths, but an editable install still puts this project on sys.path."""
+    return (
+        "import sys\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder).lower()]\n"
+        f"sys.path = [path for path in sys.path if path != {str(ROOT)!r}]\n" + script
+    )
+
+
+def damaged(contents: bytes, seed: int) -> bytes:
+    """A file with a few bytes turned, zeroed, doubled or cut out, or without its end."""
+    generator = random.Random(seed)
+    place, length = generator.randrange(len(contents)), generator.choice([1, 4, 64, 4096])
+    part = contents[place : place + length]
+    new = [bytes(byte ^ 1 << seed % 8 for byte in part), bytes(len(part)), part + part, b""]
+    return contents[:place] if seed % 5 == 4 else contents[:place] + new[seed % 5] + contents[place + length :]

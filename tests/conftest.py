@@ -6,18 +6,22 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tiny import RECIPE, tiny_config
+
 # Before torch is imported: tests run in several processes on few cores, and never ask the network for anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
+import datasets
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import data_scripts
-from ccrk import CCRKConfig, CCRKForPreTraining, CCRKProcessor, normalize_caption
+from ccrk import CCRKForPreTraining, CCRKProcessor, normalize_caption
 from ccrk.convert import convert, load_published
 from data_scripts.tokenizer import train_tokenizer
 from processing_ccrk import published_image_processor
@@ -84,37 +88,15 @@ def processor(shapes) -> CCRKProcessor:
     return CCRKProcessor(published_image_processor(64), train_tokenizer(captions, 400))
 
 
-def tiny_config(vocab_size: int = 400, **overrides) -> CCRKConfig:
-    """A model of 60,000 parameters without dropout."""
-    fields = {
-        "vision_config": {
-            "model_type": "swin",
-            "image_size": 64,
-            "embed_dim": 8,
-            "depths": [1, 1, 1],
-            "num_heads": [1, 2, 4],
-            "window_size": 4,
-            "drop_path_rate": 0.0,
-        },
-        "text_config": {
-            "model_type": "xlm-roberta",
-            "vocab_size": vocab_size,
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 66,
-            "type_vocab_size": 1,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        },
-        "num_fusion_layers": 1,
-        "projection_dim": 16,
-    }
-    return CCRKConfig(**(fields | overrides))
-
-
 @pytest.fixture
 def tiny_model(processor) -> CCRKForPreTraining:
     torch.manual_seed(0)
     return CCRKForPreTraining(tiny_config(len(processor.tokenizer)))
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "pretrain")}))
+    return path

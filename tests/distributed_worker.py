@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from conftest import tiny_config
 from safetensors.torch import load_file
+from tiny import tiny_config
 from torch.nn.parallel import DistributedDataParallel
 
 from ccrk.training.arguments import CCRKTrainingArguments

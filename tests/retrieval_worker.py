@@ -3,7 +3,7 @@
 import sys
 
 import pandas as pd
-from test_retrieval import make_rows, make_spread_model
+from tiny import make_rows, make_spread_model
 
 from ccrk import CCRKProcessor, encoders
 from ccrk.encoders import CCRKEncoder

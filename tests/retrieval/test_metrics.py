@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,9 +16,9 @@ from metrics.mrv.mrv import mean_rank_variance
 from metrics.recall_at_k import recall_at_k as recall_module
 from metrics.recall_at_k.recall_at_k import best_ranks, recall_at_k
 
-METRICS = Path(__file__).parents[1] / "metrics"
+METRICS = ROOT / "metrics"
 # Recalls and MRV that the published code gave. Its "txt" is the direction image→text, "img" text→image.
-PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "metrics.json").read_text())
+PUBLISHED = json.loads((ROOT / "tests" / "fixtures" / "metrics.json").read_text())
 
 
 def published_names(recall, direction):

@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from distributed_worker import contrastive_gradients
 from safetensors.torch import load_file
-from test_training import RECIPE
+from tiny import RECIPE
 
 from ccrk.training.arguments import CCRKTrainingArguments
 

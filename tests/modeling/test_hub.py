@@ -8,9 +8,9 @@ import threading
 
 import pytest
 import torch
+from builders import isolated
 from conftest import ROOT
 from local_hub import TOKEN, LocalHub
-from test_modeling import _isolated
 
 from ccrk import CCRKModel
 
@@ -22,7 +22,6 @@ import datasets
 from ccrk import CCRKForPreTraining, CCRKProcessor
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from test_training import make_trainer
 
 rows = datasets.load_from_disk("rows")
 processor = CCRKProcessor.from_pretrained("start")
@@ -121,7 +120,7 @@ def test_push_and_pull(hub, tiny_model, processor, shapes, tmp_path):
     assert "tester/trained" in snippet
     clean = tmp_path / "elsewhere"
     clean.mkdir()
-    printed = run(_isolated(PULL.format(names=names) + snippet), hub, clean, "-I")
+    printed = run(isolated(PULL.format(names=names) + snippet), hub, clean, "-I")
     assert "torch.Size([1, 16]) torch.Size([2, 16])" in printed
     expected = embeddings(CCRKModel.from_pretrained(tmp_path / "run"), processor)
     for name in names:
@@ -130,4 +129,4 @@ def test_push_and_pull(hub, tiny_model, processor, shapes, tmp_path):
 
     # Without the network what was pulled opens again.
     hub.repositories.clear()
-    run(_isolated(PULL.format(names=names)), hub, clean, "-I", HF_HUB_OFFLINE="1")
+    run(isolated(PULL.format(names=names)), hub, clean, "-I", HF_HUB_OFFLINE="1")

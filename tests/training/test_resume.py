@@ -14,9 +14,9 @@ import datasets
 import pytest
 import torch
 import yaml
-from conftest import ROOT, tiny_config
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
-from test_training import RECIPE, call, make_trainer, recipe  # noqa: F401, a fixture
+from tiny import RECIPE, call, make_trainer, tiny_config
 from transformers import AutoModel, AutoProcessor, TrainerCallback
 from transformers.trainer_jit_checkpoint import CheckpointManager
 
@@ -70,7 +70,7 @@ def resumable(finished, tmp_path, monkeypatch) -> Path:
 
 
 class TestWhatCounts:
-    def test_tokens_are_those_of_the_checkpoint(self, recipe, tmp_path, monkeypatch, caplog):  # noqa: F811
+    def test_tokens_are_those_of_the_checkpoint(self, recipe, tmp_path, monkeypatch, caplog):
         few, more = ({"num_train": n, "num_validation": 6, "num_test": 12} for n in (16, 40))
         call(train_pretrain, changed(recipe, dataset_config=few), *SAVING, monkeypatch=monkeypatch)
         folder = tmp_path / "pretrain"

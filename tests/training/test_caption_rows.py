@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import jpeg
 from PIL import Image
-from test_training import call, recipe  # noqa: F401, a fixture
+from tiny import call
 
 import train_pretrain
 import train_retrieval
@@ -61,7 +61,7 @@ def test_rows_of_one_image_are_cropped_each_by_itself(images, processor):
     assert not any(torch.equal(pixels[0], other) for other in pixels[1:3])
 
 
-def test_scripts_train_on_captions_or_images(recipe, tmp_path, monkeypatch):  # noqa: F811
+def test_scripts_train_on_captions_or_images(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call(train_pretrain, recipe, "--output_dir", "pretrain", monkeypatch=monkeypatch)
     epoch = ("--max_steps", -1, "--num_train_epochs", 1, "--model_name_or_path", "pretrain")

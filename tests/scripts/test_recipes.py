@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from test_coco import coco as coco_files  # noqa: F401, fixtures all of them
-from test_multi30k import release as multi30k_files  # noqa: F401
-from test_pretraining_data import folder as shards  # noqa: F401
-from test_training import call
-from test_wit import iglue as wit_files  # noqa: F401
-from test_xflickrco import iglue as xflickrco_files  # noqa: F401
+from test_coco import coco as coco_files  # noqa: F401, a fixture
+from test_multi30k import release as multi30k_files  # noqa: F401, a fixture
+from test_pretraining_data import folder as shards  # noqa: F401, a fixture
+from test_wit import iglue as wit_files  # noqa: F401, a fixture
+from test_xflickrco import iglue as xflickrco_files  # noqa: F401, a fixture
+from tiny import call
 from torch.testing import assert_close
 from transformers import get_scheduler
 
@@ -80,7 +80,7 @@ def test_fine_tuning_keeps_the_best_checkpoint(data, data_dir, image_dir, checkp
     )
 
 
-def test_a_language_without_validation_captions_is_not_evaluated(coco_files, checkpoint, monkeypatch, caplog):  # noqa: F811
+def test_a_language_without_validation_captions_is_not_evaluated(coco_files, checkpoint, monkeypatch, caplog):
     recipe = [ROOT / "configs" / "finetune_coco.yaml", "--model_name_or_path", checkpoint]
     recipe += small(coco_files, coco_files / "annotations", coco_files / "images")
     call(train_retrieval, *recipe, "--languages", "en", "zh", "ja", monkeypatch=monkeypatch)
@@ -94,7 +94,7 @@ def test_a_language_without_validation_captions_is_not_evaluated(coco_files, che
     call(train_retrieval, *recipe, "--languages", "ja", *unevaluated, monkeypatch=monkeypatch)
 
 
-def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch):  # noqa: F811
+def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch):
     folders = xflickrco_files, xflickrco_files / "iglue", xflickrco_files / "images"
     english = ROOT / "configs" / "finetune_xflickrco.yaml"
     start = ["--model_name_or_path", checkpoint]
@@ -154,7 +154,7 @@ def test_a_few_shots_learn_at_the_published_rates():
     assert rates == pytest.approx(published)
 
 
-def test_pre_training(shards, checkpoint, monkeypatch):  # noqa: F811
+def test_pre_training(shards, checkpoint, monkeypatch):
     arguments = small(shards.parent, shards, shards)
     arguments += [
         "--model_name_or_path",

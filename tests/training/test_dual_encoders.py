@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import ROOT
 from PIL import Image
-from test_training import assert_same_gradients, call, loss_and_gradients
+from tiny import assert_same_gradients, call, loss_and_gradients
 from torch.nn import functional as F
 
 import eval_mrv

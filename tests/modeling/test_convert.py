@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import random
 import re
 import subprocess
 import sys
@@ -12,10 +11,10 @@ import zipfile
 
 import pytest
 import torch
-from builders import full_disk
-from conftest import TINY_A, TINY_A_CONFIG, tiny_config
+from builders import damaged, full_disk, isolated
+from conftest import TINY_A, TINY_A_CONFIG
 from safetensors.torch import load_file, save_file
-from test_modeling import _isolated
+from tiny import tiny_config
 from torch.testing import assert_close
 from transformers import XLMRobertaTokenizer
 
@@ -91,7 +90,7 @@ def test_the_published_scores_through_remote_code(expected, tmp_path):
     run(PRETRAINED, tmp_path / "out", tmp_path=tmp_path)
     script = REMOTE.format(expected=str(TINY_A / "expected.safetensors"), folder=str(tmp_path / "out"))
     finished = subprocess.run(
-        [sys.executable, "-I", "-c", _isolated(script)],
+        [sys.executable, "-I", "-c", isolated(script)],
         cwd=tmp_path,
         env={"HF_HOME": str(tmp_path / "hf"), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -158,15 +157,6 @@ def test_names_of_wrapped_models(prefix, published, reference_model, tmp_path):
     torch.save({"model": state}, tmp_path / "mixed.th")
     with pytest.raises(ValueError, match="not a CCRK checkpoint"):
         convert(load_published(tmp_path / "mixed.th"), TINY_A_CONFIG)
-
-
-def damaged(contents: bytes, seed: int) -> bytes:
-    """A file with a few bytes turned, zeroed, doubled or cut out, or without its end."""
-    generator = random.Random(seed)
-    place, length = generator.randrange(len(contents)), generator.choice([1, 4, 64, 4096])
-    part = contents[place : place + length]
-    new = [bytes(byte ^ 1 << seed % 8 for byte in part), bytes(len(part)), part + part, b""]
-    return contents[:place] if seed % 5 == 4 else contents[:place] + new[seed % 5] + contents[place + length :]
 
 
 class TestDamage:

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from builders import isolated
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
-from test_modeling import _isolated
 from transformers import AutoTokenizer, XLMRobertaTokenizer, pipeline
 
 from ccrk import CCRKForImageTextRetrieval, CCRKModel, normalize_caption
@@ -189,7 +189,7 @@ image = pipeline("image-feature-extraction", **made)("picture.png", return_tenso
 torch.save(([[each["label"], each["score"]] for each in scores], text, image), "found.pt")
 """
     finished = subprocess.run(
-        [sys.executable, "-I", "-c", _isolated(script)],
+        [sys.executable, "-I", "-c", isolated(script)],
         cwd=tmp_path,
         env={"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,

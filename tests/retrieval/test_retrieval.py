@@ -8,30 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, tiny_config
-from PIL import Image
+from conftest import ROOT
+from tiny import make_rows, make_spread_model
 
-from ccrk import CCRKForPreTraining, encoders
+from ccrk import encoders
 from ccrk.encoders import CCRKEncoder
 from ccrk.retrieval import evaluate, ranking
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.retrieval.ranking import find_candidates
 from data_scripts.rows import row_features
 from metrics.recall_at_k.recall_at_k import best_ranks
-
-WORDS = "star circle square red blue green small large left right above below".split()
-
-
-def make_rows(captions_per_row: list[list[int]], languages=("en",), ids=None) -> datasets.Dataset:
-    """Noise pictures with captions of the given numbers of words."""
-    generator = np.random.default_rng(0)
-    rows = []
-    for row, lengths in enumerate(captions_per_row):
-        pixels = np.random.default_rng((ids or range(99))[row]).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        captions = {lang: [" ".join(generator.choice(WORDS, n)) for n in lengths] for lang in languages}
-        image_id = str((ids or range(99))[row])
-        rows.append({"image": Image.fromarray(pixels), "image_id": image_id, "captions": captions})
-    return datasets.Dataset.from_list(rows, features=row_features(languages))
 
 
 def naive_ranks(model, processor, rows, language: str, k_test: int) -> tuple[list[int], list[int]]:
@@ -70,17 +56,6 @@ def naive_ranks(model, processor, rows, language: str, k_test: int) -> tuple[lis
         if positives:
             tr.append(rank(cosine[i], match[i], positives))
     return ir, tr
-
-
-def make_spread_model(vocab_size: int, **config) -> CCRKForPreTraining:
-    """Untrained embeddings all point the same way; larger weights make cosines and match logits differ."""
-    torch.manual_seed(0)
-    model = CCRKForPreTraining(tiny_config(vocab_size, **config))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.eval()
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from collections import OrderedDict
 import datasets
 import pytest
 import torch
-from conftest import ROOT, TINY_A, tiny_config
+from conftest import ROOT, TINY_A
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from test_training import make_trainer
+from tiny import make_trainer, tiny_config
 from transformers import (
     AutoConfig,
     AutoModel,
