@@ -1,4 +1,4 @@
-"""Where a data set's images are. What becomes of them is in `processing_ccrk`, which travels with checkpoints."""
+"""Where a data set's images are. What becomes of them is in `pictures_ccrk`, which travels with checkpoints."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PureWindowsPath
 from typing import NamedTuple
 
-from processing_ccrk import (
+from pictures_ccrk import (
     BOMB,
     DAMAGED,
     EMPTY,

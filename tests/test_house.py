@@ -1,4 +1,4 @@
-"""Imports go one way, and the four files that travel with a checkpoint stand alone."""
+"""Imports go one way, and the files that travel with a checkpoint stand alone."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-TRAVELLING = ["configuration_ccrk", "modeling_ccrk", "objectives_ccrk", "processing_ccrk"]
+TRAVELLING = [
+    "configuration_ccrk",
+    "fusion_ccrk",
+    "modeling_ccrk",
+    "objectives_ccrk",
+    "pictures_ccrk",
+    "processing_ccrk",
+]
 SCRIPTS = ["convert_checkpoint", "eval_mrv", "train_pretrain", "train_retrieval"]
 # A part of the house → what of it may be imported there.
 ALLOWED = {
@@ -60,7 +67,8 @@ def test_there_is_no_cycle():
     assert not needs, needs
 
 
-def test_files_are_short_enough_to_read():
-    long = {path.name: len(path.read_text().splitlines()) for path in FILES}
-    exceptions = {"shapes_lexicon.py", "modeling_ccrk.py", "processing_ccrk.py"}
-    assert not [name for name, lines in long.items() if lines > 600 and name not in exceptions]
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda path: path.name)
+def test_files_are_short_enough_to_read(path):
+    lines = len(path.read_text().splitlines())
+    # A modeling file is one by convention; the lexicon is data.
+    assert lines <= {"modeling_ccrk.py": 900, "shapes_lexicon.py": 1000}.get(path.name, 600)

@@ -31,7 +31,7 @@ from pictures import (
 )
 from PIL import Image
 
-import processing_ccrk
+import pictures_ccrk
 from data_scripts import images
 from data_scripts.images import BadImage, decode_base64, read_image
 from data_scripts.problems import Problems
@@ -306,7 +306,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
 
 
 def test_the_pixel_limit_is_the_same_at_every_scale(monkeypatch):
-    monkeypatch.setattr(processing_ccrk, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(pictures_ccrk, "MAX_PIXELS", 64 * 48 - 1)
     for target_size in (None, 1, 8):
         for file_format in ("PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF"):
             with pytest.raises(BadImage) as caught:
@@ -344,7 +344,7 @@ def test_a_progressive_file_of_endless_scans():
 
 BOMBS = """
 import resource, sys
-from processing_ccrk import BOMB, BadImage, read_image
+from pictures_ccrk import BOMB, BadImage, read_image
 from PIL import Image
 
 def address_space(spare):

@@ -13,8 +13,7 @@ import torch
 import yaml
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
-from builders import jpeg, write
-from test_pretraining_data import LANGUAGES, folder, load, number_of, row  # noqa: F401, a fixture
+from test_pretraining_data import LANGUAGES, bad_folder, folder, jpeg, load, number_of, row, write  # noqa: F401, fixtures
 from tiny import RECIPE
 from torch.utils.data import DataLoader
 

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import processing_ccrk
+import pictures_ccrk
 from ccrk import CCRKForImageTextRetrieval, CCRKModel
 
 TEXTS = ["a small red star", "ein großer blauer Kreis", "一个红色的星", "a green square", "ein Stern"]
@@ -64,7 +64,7 @@ def test_embeddings_are_those_of_the_forward_whatever_the_batch(model, processor
 def test_pictures_as_path_url_pil_and_array_are_the_same(model, processor, pictures, tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     pictures[0].save(path)
-    monkeypatch.setattr(processing_ccrk, "is_public", lambda address: True)
+    monkeypatch.setattr(pictures_ccrk, "is_public", lambda address: True)
     with serve(tmp_path) as address:
         mixed = [path, str(path), f"{address}/photo.png", pictures[0], np.asarray(pictures[0])]
         embeds = model.encode_images(mixed, processor, batch_size=2)

@@ -22,6 +22,7 @@ import datasets
 from ccrk import CCRKForPreTraining, CCRKProcessor
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from tiny import make_trainer
 
 rows = datasets.load_from_disk("rows")
 processor = CCRKProcessor.from_pretrained("start")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pictures import PNG, photograph
 
-import processing_ccrk
+import pictures_ccrk
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):
@@ -59,8 +59,8 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """127.0.0.1 is as good as public in these tests; 127.0.0.2 is not."""
-    public = processing_ccrk.is_public
-    monkeypatch.setattr(processing_ccrk, "is_public", lambda address: address == "127.0.0.1" or public(address))
+    public = pictures_ccrk.is_public
+    monkeypatch.setattr(pictures_ccrk, "is_public", lambda address: address == "127.0.0.1" or public(address))
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     yield f"127.0.0.1:{listener.server_port}"
@@ -76,7 +76,7 @@ def test_a_picture_behind_redirects(processor, server):
 
 @pytest.mark.parametrize("kind", ["slow_body", "slow_headers"])
 def test_a_url_may_take_so_long_in_all(processor, server, monkeypatch, kind):
-    monkeypatch.setattr(processing_ccrk, "URL_SECONDS", 0.5)
+    monkeypatch.setattr(pictures_ccrk, "URL_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(
         ValueError, match=rf"/{kind} cannot be read as a picture: it did not arrive within 0\.5 seconds"
@@ -104,7 +104,7 @@ def test_a_url_may_take_so_long_in_all(processor, server, monkeypatch, kind):
     ],
 )
 def test_a_url_leads_where_anybody_may_go(processor, server, monkeypatch, url, reason):
-    monkeypatch.setattr(processing_ccrk, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(pictures_ccrk, "MAX_BYTES", 1_000_000)
     with pytest.raises(ValueError, match=rf"^http.* cannot be read as a picture: .*({reason})") as raised:
         processor(images=[url.format(server)])
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
@@ -137,4 +137,4 @@ def test_a_url_leads_where_anybody_may_go(processor, server, monkeypatch, url, r
     ],
 )
 def test_public_addresses(address, public):
-    assert processing_ccrk.is_public(address) == public
+    assert pictures_ccrk.is_public(address) == public

@@ -232,8 +232,9 @@ def test_save_and_load(processor, tmp_path):
     assert (loaded.max_words, loaded.max_length, loaded.normalize_captions) == (7, 40, False)
     # What a save notes on the object is gone from it: it is the processor that it was, and the one that opens again.
     assert loaded.to_dict() == changed.to_dict()
-    files = {"processing_ccrk.py", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {file.name for file in tmp_path.iterdir()} == files
+    code = {"pictures_ccrk.py", "processing_ccrk.py"}
+    files = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in tmp_path.iterdir()} == code | files
     text = ["A red star", "一个红色的星"]
     assert torch.equal(loaded(text=text)["input_ids"], changed(text=text)["input_ids"])
     assert loaded.image_processor.size == {"height": 64, "width": 64}

@@ -6,7 +6,7 @@ import torch
 from pictures import JPEG, PNG, WEBP, encode
 from PIL import Image
 
-import processing_ccrk
+import pictures_ccrk
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
 from ccrk.training.trainer import CCRKTrainer
@@ -19,7 +19,7 @@ def test_a_picture_that_memory_does_not_suffice_for_is_counted(processor, rows, 
             raise MemoryError
         return image.convert("RGB")
 
-    monkeypatch.setattr(processing_ccrk, "to_rgb", to_rgb)
+    monkeypatch.setattr(pictures_ccrk, "to_rgb", to_rgb)
     problems = CCRKCollator(processor, ["en"])(rows)["problems"]
     assert problems.counts[images.BOMB] == 1
 
