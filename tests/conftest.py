@@ -1,9 +1,7 @@
 """What the tests share: the reference fixture, a tiny model with its processor, and rows to train on."""
 
 import json
-import multiprocessing
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from tiny import RECIPE, tiny_config
@@ -30,21 +28,6 @@ ROOT = Path(__file__).parent.parent
 TINY_A = Path(__file__).parent / "fixtures" / "tiny_a"
 # No tensor of the published file shows the number of text attention heads; tiny_a has 4.
 TINY_A_CONFIG = {"text_config": {"num_attention_heads": 4}}
-
-
-def exit_code_of(function: Callable, *arguments, **options) -> int:
-    """
-    Calls a function in a process of its own: -9 where it is killed.
-
-    The process is a fork of a server that has imported all that takes long and has done nothing: a fork of this
-    process could not run backward once any test before it has started autograd's threads.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ccrk.build", "peft"])
-    process = context.Process(target=function, args=arguments, kwargs=options)
-    process.start()
-    process.join()
-    return process.exitcode
 
 
 @pytest.fixture(scope="session")

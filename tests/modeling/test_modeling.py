@@ -7,8 +7,9 @@ import pickle
 
 import pytest
 import torch
-from conftest import TINY_A, exit_code_of
+from conftest import TINY_A
 from peft import LoraConfig, get_peft_model
+from processes import exit_code_of
 from tiny import tiny_config
 from torch.testing import assert_close
 from transformers import (

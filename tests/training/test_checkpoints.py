@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from conftest import exit_code_of
+from processes import exit_code_of
 from tiny import make_trainer, tiny_config
 from transformers import TrainerCallback
 

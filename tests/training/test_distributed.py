@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,34 +14,19 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from distributed_worker import contrastive_gradients
+from processes import run_script
 from safetensors.torch import load_file
 from tiny import RECIPE
 
 from ccrk.training.arguments import CCRKTrainingArguments
 
-
-def run(*command, tmp_path: Path) -> subprocess.CompletedProcess:
-    # One thread per process: two processes whose threads wait for each other's cores are many times slower.
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
-    }
-    command = [sys.executable, *map(str, command)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    return finished
-
-
-def torchrun(*command, tmp_path: Path) -> subprocess.CompletedProcess:
-    launcher = "-m torch.distributed.run --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint localhost:0"
-    return run(*launcher.split(), *command, tmp_path=tmp_path)
+WORKER = ROOT / "tests" / "distributed_worker.py"
 
 
 @pytest.mark.parametrize(("ragged", "doubled"), [(False, False), (True, True)], ids=["full", "ragged, image twice"])
 def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
     what = ["ragged"] * ragged + ["doubled"] * doubled
-    run(ROOT / "tests" / "distributed_worker.py", "gradients", tmp_path, *what, tmp_path=tmp_path)
+    run_script(tmp_path / "log", WORKER, "gradients", tmp_path, *what)
     two = torch.load(tmp_path / "result.pt", weights_only=True)
     one = contrastive_gradients(str(tmp_path), ragged, doubled)
     assert (two["world"], one["world"]) == (2, 1)
@@ -61,16 +45,16 @@ def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
 
 def test_one_two_and_four_processes_follow_the_same_trajectory(tmp_path):
     """Losses, temperature and parameters, ragged K included; `distributed_worker.py 20` is the longer form."""
-    finished = run(ROOT / "tests" / "distributed_worker.py", 4, tmp_path=tmp_path)
-    assert float(finished.stdout.splitlines()[-1]) < 1e-4
+    printed = run_script(tmp_path / "log", WORKER, 4)
+    assert float(printed.splitlines()[-1]) < 1e-4
 
 
 def test_pretraining_on_two_processes(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "out"), "logging_steps": 1}))
-    finished = torchrun(ROOT / "train_pretrain.py", recipe, tmp_path=tmp_path)
+    printed = run_script(tmp_path / "log", ROOT / "train_pretrain.py", recipe, processes=2)
     assert (tmp_path / "out" / "model.safetensors").exists()
-    assert "contrastive_loss" in finished.stdout and "images_per_second" in finished.stdout
+    assert "contrastive_loss" in printed and "images_per_second" in printed
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
@@ -86,8 +70,9 @@ def test_zero_trains_as_ddp_does(tmp_path, monkeypatch):
     recipe.write_text(yaml.safe_dump(RECIPE | changes))
 
     def train(name: str, *arguments) -> tuple[list[dict], dict[str, torch.Tensor]]:
-        output = tmp_path / name
-        torchrun(ROOT / "train_pretrain.py", recipe, "--output_dir", output, *arguments, tmp_path=tmp_path)
+        output = tmp_path / f"{name}.out"
+        script = ROOT / "train_pretrain.py"
+        run_script(tmp_path / name, script, recipe, "--output_dir", output, *arguments, processes=2)
         logs = json.loads((output / "trainer_state.json").read_text())["log_history"]
         return [log for log in logs if "mlm_loss" in log], load_file(output / "model.safetensors")
 
@@ -124,8 +109,8 @@ def test_launch_files_are_read_by_accelerate():
 def test_ranks_of_two_processes_are_those_of_one(processor, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     worker = ROOT / "tests" / "retrieval_worker.py"
-    torchrun(worker, tmp_path / "processor", tmp_path, tmp_path=tmp_path)
-    run(worker, tmp_path / "processor", tmp_path, tmp_path=tmp_path)
+    for processes in (1, 2):
+        run_script(tmp_path / "log", worker, tmp_path / "processor", tmp_path, processes=processes)
     one, *two = (pd.read_parquet(tmp_path / name) for name in ("1-0.parquet", "2-0.parquet", "2-1.parquet"))
     for ranks in two:
         pd.testing.assert_frame_equal(ranks, one)
