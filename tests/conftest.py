@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import data_scripts
 from ccrk import CCRKForPreTraining, CCRKProcessor, normalize_caption
 from ccrk.convert import convert, load_published
+from ccrk.retrieval import report
 from data_scripts.tokenizer import train_tokenizer
 from processing_ccrk import published_image_processor
 
@@ -83,3 +84,10 @@ def recipe(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "pretrain")}))
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """A report's figures take a second to draw: they are drawn where a test is marked `figures`."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr(report, "_figure", lambda plot, name, caption, output_dir: "<figure></figure>")

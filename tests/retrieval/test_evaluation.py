@@ -191,6 +191,7 @@ class TestTasks:
         assert results["no_mrv_because"] == "no instance has a caption in all of en, de"
 
 
+@pytest.mark.figures
 def test_the_report_is_one_file_and_escapes_what_it_shows(rows, monkeypatch, tmp_path):
     hostile = [dict(row, captions=row["captions"] | {"de": ["<script>alert(1)</script>"]}) for row in rows]
     hostile = data_scripts.datasets.Dataset.from_list(hostile, features=rows.features)
@@ -449,6 +450,7 @@ class TestOutput:
             with pytest.raises(SystemExit, match=f"nothing can be written to {folder}"):
                 eval_mrv.main(["--model", "m", "--task", "shapes", "--output_dir", str(folder)])
 
+    @pytest.mark.figures
     @pytest.mark.parametrize(
         ("room", "name", "left"),
         [
@@ -474,6 +476,7 @@ class TestOutput:
         assert not list((tmp_path / "out").glob("*.unfinished"))
 
 
+@pytest.mark.figures
 def test_nothing_of_names_is_obeyed(rows, monkeypatch, tmp_path, capsys):
     """A `$` begins no formula, ESC no command, and a quote ends no attribute, wherever a name is shown."""
     strange = ("a$_{", '"><script>\x1b[31m$\\frac')

@@ -22,6 +22,7 @@ from ccrk.build import build_trainer, check_settings, run
 CONTRADICTED = RECIPE["config"] | {"vision_config": RECIPE["config"]["vision_config"] | {"image_size": 64}}
 
 
+@pytest.mark.figures
 def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     call(train_pretrain, recipe, monkeypatch=monkeypatch)
     folder = tmp_path / "pretrain"
