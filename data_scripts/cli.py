@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
 # That there is no GPU, at each start on a CPU.
+warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
 logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerState
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
@@ -33,6 +33,7 @@ from ccrk.training.checkpoints import (
     write_manifest,
 )
 from ccrk.training.collator import CCRKCollator, EpochCallback, stable_id
+from ccrk.training.console import LogLines
 from ccrk.training.gradient_cache import chunked_backward
 from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
@@ -84,6 +85,8 @@ class CCRKTrainer(Trainer):
             raise ValueError(f"contrastive_loss is sigmoid, but a {type(bare).__name__} has no bias; leave it out")
         self.loss = OneToKLoss(self.accelerator, kind, getattr(bare.config, "contrastive_reduction", "symmetric"))
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
+        if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
+            self.add_callback(LogLines)
         if isinstance(self.data_collator, CCRKCollator):
             self.add_callback(EpochCallback(self.data_collator))
         self._sigterm = SaveOnSIGTERM(self)

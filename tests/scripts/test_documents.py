@@ -1,0 +1,107 @@
+"""What README and docs show runs: Python blocks as they stand, and of every command its script, options and recipe."""
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import ROOT
+
+from ccrk import CCRKForImageTextRetrieval
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+# Shell functions in place of the programs that documents start: each puts down how it was called.
+RECORDER = """
+record() { "$PYTHON" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@"; }
+for name in python accelerate torchrun make git head; do eval "$name() { record $name \\"\\$@\\"; }"; done
+"""
+
+
+def blocks(kind: str) -> list:
+    return [
+        pytest.param(path, block, id=f"{path.name}:{text[: found.start()].count(chr(10)) + 1}")
+        for path in DOCUMENTS
+        for text in [path.read_text()]
+        for found in BLOCK.finditer(text)
+        for _, language, block in [found.groups()]
+        if language == kind
+    ]
+
+
+@pytest.fixture
+def demo(tiny_model, processor, tmp_path, monkeypatch):
+    """A folder in which the demo has left a small model, and the metrics lie."""
+    CCRKForImageTextRetrieval(tiny_model.config).save_pretrained(tmp_path / "outputs/demo/finetune")
+    processor.save_pretrained(tmp_path / "outputs/demo/finetune")
+    (tmp_path / "metrics").symlink_to(ROOT / "metrics")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_blocks_of_the_readme_run_one_after_the_other(demo):
+    namespace = {}
+    for parameters in blocks("python"):
+        path, block = parameters.values
+        if path.name == "README.md":
+            exec(compile(block, parameters.id, "exec"), namespace)
+    assert namespace["outputs"].logits_per_image.shape == (2, 3) and torch.isfinite(namespace["logits"]).all()
+    assert namespace["recall"] == {"recall@1": 50.0} and namespace["mrv"]["std"] > 0
+
+
+@pytest.mark.parametrize(("path", "block"), blocks("python"))
+def test_every_python_block_is_run(path, block):
+    if path.name == "CONTRIBUTING.md":
+        assert block.strip() in (ROOT / "data_scripts/cards.py").read_text()
+    else:
+        assert path.name in ("README.md", "checkpoints.md")  # by the test above, and by test_encode.py
+
+
+@functools.cache
+def options_of(name: str) -> set[str]:
+    """Those in the help of a script or a module."""
+    printed, command = io.StringIO(), sys.argv
+    sys.argv = [name, "--help_all" if name.startswith("train_") else "--help"]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            importlib.import_module(name).main()
+    finally:
+        sys.argv = command
+    return set(re.findall(r"--\w+", printed.getvalue()))
+
+
+def check_command(program: str, *arguments: str) -> None:
+    """That a command's script, recipes and options exist."""
+    if program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), arguments
+    if program not in ("python", "accelerate", "torchrun"):
+        return
+    for argument in arguments:
+        if argument.startswith("configs/"):
+            assert (ROOT / argument).is_file(), argument
+    script = next(place for place, argument in enumerate(arguments) if argument.endswith(".py") or argument == "-m")
+    name = arguments[script + 1] if arguments[script] == "-m" else arguments[script].removesuffix(".py")
+    options = {argument for argument in arguments[script + 1 :] if argument.startswith("--")}
+    if options:
+        assert options <= options_of(name.replace("/", ".")), name
+    else:
+        assert importlib.util.find_spec(name.replace("/", ".")), name
+
+
+@pytest.mark.parametrize(("path", "block"), blocks("bash"))
+def test_commands_are_ones_that_exist(path, block):
+    environment = {**os.environ, "PYTHON": sys.executable, "DATA": "data", "IMAGES": "images"}
+    script = RECORDER + textwrap.dedent(block)
+    finished = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0 and not finished.stderr, finished.stderr
+    commands = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert commands or "DATA=" in block
+    for command in commands:
+        check_command(*command)
