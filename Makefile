@@ -7,8 +7,11 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--gpu_ids 0 --num_cpu_threads_per_process $(CORES)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 # Threads that spin while they wait take the cores from other processes: on CPUs every laptop has some.
 export OMP_WAIT_POLICY ?= PASSIVE
+test test-fast test-lowest coverage: export OMP_NUM_THREADS := 1
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,22 +30,34 @@ demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages 
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
 
 study: install  ## Compare 1-to-K with other styles of training, three seeds of each: outputs/study/consistency_study.md (an hour)
-	$(BIN)/python benchmarks/consistency_study.py --output_dir outputs/study
-	$(BIN)/python benchmarks/consistency_report.py outputs/study outputs/study
+	$(BIN)/python research/consistency/study.py --output_dir outputs/study
+	$(BIN)/python research/consistency/report.py outputs/study outputs/study
 
 lint: install  ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 test: lint  ## Lint and run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST)
+
+test-fast: install  ## Run the tests that take no seconds
+	$(PYTEST) -m 'not slow'
+
+test-lowest:  ## Run the fast tests with the lowest versions that setup.cfg promises, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	sed -nE 's/^ +([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg | sort -u > .venv-lowest/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --editable '.[demo,test]' --constraint .venv-lowest/lowest.txt
+	$(PYTEST:$(BIN)%=.venv-lowest/bin%) -m 'not slow'
+
+coverage: install  ## Run all tests, and list the lines that none of them reaches
+	$(PYTEST) --cov --cov-report term-missing:skip-covered
 
 format: install  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment, outputs and caches
-	rm -rf $(VENV) outputs *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest outputs *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo study lint test format clean
+.PHONY: help install demo study lint test test-fast test-lowest coverage format clean
 .DEFAULT_GOAL := help

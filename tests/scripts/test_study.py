@@ -12,8 +12,10 @@ import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import consistency_report
-from benchmarks.consistency_study import (
+from data_scripts.shapes import MISTRANSLATED, Shapes
+from objectives_ccrk import contrastive_loss
+from research.consistency import report
+from research.consistency.study import (
     CONDITIONS,
     PARTS,
     Study,
@@ -23,8 +25,6 @@ from benchmarks.consistency_study import (
     finished,
     main,
 )
-from data_scripts.shapes import MISTRANSLATED, Shapes
-from objectives_ccrk import contrastive_loss
 
 pytestmark = pytest.mark.xdist_group("study")  # one worker makes the runs that most tests read
 
@@ -146,7 +146,7 @@ def test_translation_errors_come_at_their_rates(tmp_path):
 
 
 def test_document(study, results, tmp_path):
-    consistency_report.main([str(study.output_dir), str(tmp_path)])
+    report.main([str(study.output_dir), str(tmp_path)])
     text = (tmp_path / "consistency_study.md").read_text()
     assert "| 1-to-K | 2 | 2 |" in text and "| 1-to-K | 1-to-1 |" in text
     assert "| its recall at the end |" in text and text.count("| pivot + pairs | 1 | 2 |") == 1
@@ -171,7 +171,7 @@ def test_document_of_photographs_has_a_place_and_a_command_of_its_own(study, res
     (folder / "study.json").write_text(json.dumps(settings))
     lines = [line for line in (folder / "results.csv").read_text().splitlines() if "pairs" not in line]
     (folder / "results.csv").write_text("\n".join(lines))
-    consistency_report.main([str(folder), str(tmp_path)])
+    report.main([str(folder), str(tmp_path)])
     text = (tmp_path / "consistency_photographs.md").read_text()
     assert "The photographs that are ranked were trained on" in text and "make study" not in text
     assert "--dataset multi30k" in text and "--only 1-to-K 1-to-1 'K = 2'" in text
@@ -180,16 +180,16 @@ def test_document_of_photographs_has_a_place_and_a_command_of_its_own(study, res
 
 def test_intervals_follow_the_ranks():
     ranks = np.ones((2, 40, 3, 2))
-    assert consistency_report.measures(ranks).tolist() == [100, 0, 0, 0]
+    assert report.measures(ranks).tolist() == [100, 0, 0, 0]
     ranks[:, :, 0] = 11  # one language misses everything
-    recall, spread, mrv, variance = consistency_report.measures(ranks)
+    recall, spread, mrv, variance = report.measures(ranks)
     assert recall == pytest.approx(200 / 3) and spread == pytest.approx(np.std([0, 100, 100]))
     assert mrv == pytest.approx(np.std([11, 1, 1])) and variance == pytest.approx(np.var([11, 1, 1]))
-    assert consistency_report.decided(-1.5, np.array([-2.0, -1.0])) == "yes"
-    assert consistency_report.decided(1.5, np.array([1.0, 2.0])) == "no"
-    assert consistency_report.decided(0.1, np.array([-1.0, 1.0])) == "undecided"
+    assert report.decided(-1.5, np.array([-2.0, -1.0])) == "yes"
+    assert report.decided(1.5, np.array([1.0, 2.0])) == "no"
+    assert report.decided(0.1, np.array([-1.0, 1.0])) == "undecided"
     # Drawing anew adds noise to a spread; the interval takes it off again.
-    low, high = consistency_report.interval(1.0, np.array([1.5, 1.75, 2.0]))
+    low, high = report.interval(1.0, np.array([1.5, 1.75, 2.0]))
     assert low == pytest.approx(0.0, abs=0.02) and high == pytest.approx(0.5, abs=0.02)
 
 
@@ -229,4 +229,4 @@ def test_every_condition_has_a_name_of_its_own_and_starts_from_one():
     for condition in CONDITIONS.values():
         for other in (condition.equal_compute_to, condition.start_from):
             assert other is None or other in CONDITIONS
-    assert (ROOT / "Makefile").read_text().count("benchmarks/consistency_study.py") == 1
+    assert (ROOT / "Makefile").read_text().count("research/consistency/study.py") == 1

@@ -1,11 +1,11 @@
 """Does 1-to-K rank more consistently? The same model, images and steps, trained in the styles that the paper compares.
 
-    python benchmarks/consistency_study.py --output_dir outputs/study                 four styles, three seeds
-    python benchmarks/consistency_study.py --output_dir outputs/study --parts languages finetuning ablations
-    python benchmarks/consistency_study.py --output_dir outputs/study --only 1-to-K --seeds 0
-    python benchmarks/consistency_study.py --output_dir outputs/photographs-study --dataset multi30k \\
+    python research/consistency/study.py --output_dir outputs/study                 four styles, three seeds
+    python research/consistency/study.py --output_dir outputs/study --parts languages finetuning ablations
+    python research/consistency/study.py --output_dir outputs/study --only 1-to-K --seeds 0
+    python research/consistency/study.py --output_dir outputs/photographs-study --dataset multi30k \\
         --data_dir multi30k --image_dir flickr30k-images                              real photographs, four languages
-    python benchmarks/consistency_report.py outputs/study docs                        the document, from the results
+    python research/consistency/report.py outputs/study docs                        the document, from the results
 
 Runs are shared out over processes, one per GPU, or per core without one. Each adds a line to `results.csv` and its
 points to `curves.csv`; runs that are there already are not repeated. All ranking is by cosine, the space that the
@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import datasets
 import torch
@@ -57,7 +57,7 @@ from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors
 from objectives_ccrk import contrastive_loss
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = {"shapes": "shapes_pretrain.yaml", "multi30k": "multi30k_photographs.yaml"}
 TRANSLATION_NOISE = 1.0
 NUM_VALIDATION = 200  # rows that learning curves are drawn on, at most as many as are tested

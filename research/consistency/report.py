@@ -1,6 +1,6 @@
 """Writes the document of a consistency study from its results: tables with intervals, plots, and what they decide.
 
-    python benchmarks/consistency_report.py outputs/study docs
+    python research/consistency/report.py outputs/study docs
 
 writes docs/consistency_study.md, of a study of photographs docs/consistency_photographs.md, and beside it a folder of
 that name with the figures, and the results as CSV.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import matplotlib
 
@@ -30,7 +30,10 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from benchmarks.consistency_study import (
+from ccrk.retrieval.intervals import CUTOFFS, RESAMPLES, read_ranks
+from data_scripts.cli import one_line_errors
+from data_scripts.shapes import MISTRANSLATED
+from research.consistency.study import (
     CONDITIONS,
     LONGER,
     NUM_VALIDATION,
@@ -40,9 +43,6 @@ from benchmarks.consistency_study import (
     TRANSLATION_NOISE,
     file_name,
 )
-from ccrk.retrieval.intervals import CUTOFFS, RESAMPLES, read_ranks
-from data_scripts.cli import one_line_errors
-from data_scripts.shapes import MISTRANSLATED
 
 DIGITS = (1, 2, 2, 1)  # of mean recall, its spread, and MRV as std and variance
 # The claim: these rank more consistently than those.
@@ -353,7 +353,7 @@ class Report:
         lines = [
             f"# Does 1-to-K rank {'' if self.is_shapes else 'photographs '}more consistently?",
             "",
-            "Written by `python benchmarks/consistency_report.py` from the results of the command at the end.",
+            "Written by `python research/consistency/report.py` from the results of the command at the end.",
             "",
             f"The same model, from scratch, on the same images, {self.settings['steps']:,} steps of 64 images, "
             f"seeds {', '.join(map(str, sorted(self.results['seed'].unique())))}; {self.settings['num_test']:,} "
@@ -440,14 +440,14 @@ class Report:
         parts = [part for part in titles if self.present([condition.name for condition in PARTS[part]])]
         for part in parts:
             lines += [f"## {titles[part]}", "", *getattr(self, f"part_on_{part}")()]
-        run = "python benchmarks/consistency_study.py --output_dir outputs"
+        run = "python research/consistency/study.py --output_dir outputs"
         if self.is_shapes:
             commands = ["make study"]
             for part in parts:
                 seeds = {seed for condition in PARTS[part] for seed in self.seeds(condition.name)}
                 commands += [f"{run}/study --parts {part} --seeds {' '.join(map(str, sorted(seeds)))}"]
             commands += [
-                "python benchmarks/consistency_report.py outputs/study docs   # writes this document",
+                "python research/consistency/report.py outputs/study docs   # writes this document",
                 f'{run}/again --seeds 0 --only "1-to-K"   # one row',
             ]
         else:
@@ -456,7 +456,7 @@ class Report:
                 f"{run}/photographs-study --dataset {self.settings['dataset']} \\",
                 "    --data_dir multi30k --image_dir flickr30k-images \\",
                 f"    --steps {self.settings['steps']} --only {names}",
-                "python benchmarks/consistency_report.py outputs/photographs-study docs   # writes this document",
+                "python research/consistency/report.py outputs/photographs-study docs   # writes this document",
             ]
         lines += [
             "## Again",
@@ -517,12 +517,12 @@ class Report:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="output_dir of consistency_study.py")
+    parser.add_argument("study", type=Path, help="output_dir of study.py")
     parser.add_argument("output_dir", type=Path)
     arguments = parser.parse_args(argv)
     with one_line_errors():
         if not (arguments.study / "results.csv").exists():
-            raise ValueError(f"{arguments.study} holds no results.csv; run benchmarks/consistency_study.py first")
+            raise ValueError(f"{arguments.study} holds no results.csv; run research/consistency/study.py first")
         report = Report(arguments.study, arguments.output_dir)
         report.write()
     print(f"written to {report.path}")
