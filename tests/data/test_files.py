@@ -303,6 +303,7 @@ HOSTILE = "a\x1b[31mred\x07\rover\u202egpj\u2066.\x9bm\n\ud800"
 
 
 class TestScreen:
+    @pytest.mark.slow
     @pytest.mark.parametrize("ci", ["", "true"])
     def test_control_characters_are_shown_and_not_obeyed(self, ci):
         """Of our messages, of an error, and of a library's, each once: transformers does otherwise where CI is set."""

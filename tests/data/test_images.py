@@ -64,6 +64,7 @@ def test_a_folder_of_damaged_images_is_counted_by_reason(tmp_path, target_size):
     assert f"{len(expected)} rows" in problems.table()
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     source=st.sampled_from([JPEG, PROGRESSIVE, PNG, WEBP, GIF, TIFF, BMP, PPM]),
@@ -364,6 +365,7 @@ print(read_image(Image.new("LA", (64, 64))).size)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_bombs_take_bounded_memory(tmp_path):
     """The larger file took 2.7 GB."""

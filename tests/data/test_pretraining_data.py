@@ -455,6 +455,7 @@ fuzzed_lines = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=2000, deadline=None, database=None, derandomize=True)
 @given(line=fuzzed_lines)
 def test_fuzzed_lines_are_rows_or_counted(line, fuzz_folder):

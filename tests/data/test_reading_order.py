@@ -84,6 +84,7 @@ class TestReadingOrder:
 
 
 class TestTraining:
+    @pytest.mark.slow
     @pytest.mark.parametrize("streaming", [True, False])
     def test_from_the_command_line(self, bad_folder, tmp_path, streaming, monkeypatch, caplog):
         caplog.set_level(logging.INFO)
@@ -100,6 +101,7 @@ class TestTraining:
         assert (logs[-1].get("bad_images", 0) > 0) == streaming
         assert ("training images: 48 rows, of which" in caplog.text) == streaming
 
+    @pytest.mark.slow
     def test_resuming_in_mid_epoch_gives_the_same_model(self, folder, tiny_model, processor, tmp_path):
         start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
 
@@ -130,6 +132,7 @@ class TestTraining:
         resumed = train(tmp_path / "b", resume_from_checkpoint=str(tmp_path / "a/checkpoint-9"))
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_killed_run_reads_exactly_the_remaining_rows(
         self, tmp_path, tiny_model, processor, monkeypatch, workers

@@ -152,6 +152,7 @@ def test_splits_share_no_scene(seed):
     assert not train & set(test) and not train & set(validation) and not set(test) & set(validation)
 
 
+@pytest.mark.slow
 def test_test_captions_are_unique_in_every_language(tmp_path):
     data = Shapes(cache_dir=str(tmp_path), split="test").as_streaming_dataset(split="test").remove_columns("image")
     captions = [row["captions"] for row in data]

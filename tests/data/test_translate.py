@@ -86,6 +86,7 @@ def files(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_adds_languages_and_keeps_every_other_byte(shards, model, tmp_path, monkeypatch, caplog):
     call(shards, tmp_path / "out", model, monkeypatch)
     assert set(files(tmp_path / "out")) == {
@@ -127,6 +128,7 @@ def caption_is_text(member: str) -> bool:
     return bool(json.loads("{" + member[2:] + "}").popitem()[1])
 
 
+@pytest.mark.slow
 def test_translations_do_not_depend_on_their_batch(shards, model, tmp_path):
     """Each caption gets its own translation, whatever the order that batches are made in."""
     translator = translate.Translator(str(model), "en", ["ko", "sw"], 3, torch.device("cpu"))
@@ -156,6 +158,7 @@ translate.main()
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(shards, model, tmp_path, monkeypatch):
     call(shards, tmp_path / "undisturbed", model, monkeypatch)
     command = [sys.executable, "-c", KILLED, shards, tmp_path / "out", "--languages", "ko", "sw", "--model", model]

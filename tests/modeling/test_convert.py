@@ -44,6 +44,7 @@ def run(*arguments, tmp_path) -> None:
     ccrk.convert.main([str(argument) for argument in arguments] + options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [CCRKForPreTraining, CCRKForImageTextRetrieval])
 def test_there_and_back_again(head, published, finetuned, processor, tmp_path, capsys):
     source = PRETRAINED if head is CCRKForPreTraining else finetuned
@@ -86,6 +87,7 @@ torch.save((outputs.image_embeds, outputs.text_embeds, logits), "outputs.pt")
 """
 
 
+@pytest.mark.slow
 def test_the_published_scores_through_remote_code(expected, tmp_path):
     run(PRETRAINED, tmp_path / "out", tmp_path=tmp_path)
     script = REMOTE.format(expected=str(TINY_A / "expected.safetensors"), folder=str(tmp_path / "out"))

@@ -125,6 +125,7 @@ def put_rows_into_mteb(pictures, monkeypatch):
         monkeypatch.setattr(getattr(multi30k_retrieval, name), "load_data", load_data)
 
 
+@pytest.mark.slow
 def test_examples_of_the_documentation_run(tiny_model, processor, pictures, tmp_path, monkeypatch):
     pytest.importorskip("torchao")
     pytest.importorskip("onnxscript")

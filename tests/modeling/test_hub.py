@@ -101,6 +101,7 @@ def embeddings(model, processor):
     return outputs.image_embeds, outputs.text_embeds
 
 
+@pytest.mark.slow
 def test_push_and_pull(hub, tiny_model, processor, shapes, tmp_path):
     tiny_model.save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")

@@ -53,6 +53,7 @@ class TestCheckpoints:
         for ours, theirs in zip(tiny_model.ccrk.parameters(), head.ccrk.parameters(), strict=True):
             assert torch.equal(ours, theirs)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("head", ["base", "pretraining", "retrieval"])
     def test_remote_code_in_an_isolated_process(self, tiny_model, processor, tmp_path, head):
         """AutoConfig, AutoModel and AutoProcessor, with the package not importable, give the same embeddings."""
@@ -95,6 +96,7 @@ torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.
             ours = base.eval()(pixel_values=pixels, **processor(text=captions))
         assert torch.equal(ours.image_embeds, images) and torch.equal(ours.text_embeds, texts)
 
+    @pytest.mark.slow
     def test_code_that_lacks_a_name_is_not_completed_by_the_code_installed_here(self, tiny_model, tmp_path):
         tiny_model.save_pretrained(tmp_path / "checkpoint")
         code = tmp_path / "checkpoint" / "objectives_ccrk.py"
@@ -120,6 +122,7 @@ torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.
         with pytest.raises(ImportError, match=package.name) if has_neighbours else contextlib.nullcontext():
             importlib.import_module(f"{package.name}.{name}_ccrk")
 
+    @pytest.mark.slow
     def test_with_the_package_imported_nothing_asks_for_trust(self, tiny_model, processor, tmp_path, monkeypatch):
         def asked(*_):
             raise AssertionError("asked whether to run remote code")
@@ -203,6 +206,7 @@ class TestImageEncoders:
 
 
 class TestFromVisionTextPretrained:
+    @pytest.mark.slow
     def test_from_folders_and_with_the_published_positions(self, tmp_path):
         swin = SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4))
         swin.save_pretrained(tmp_path / "swin")

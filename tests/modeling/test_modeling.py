@@ -233,6 +233,7 @@ def test_the_main_input_is_the_first():
         assert list(inspect.signature(head.forward).parameters)[1] == head.main_input_name == "input_ids"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_lora_with_activation_checkpointing(tiny_model, use_reentrant):
     """Everything frozen but the adapters: gradients must start behind the frozen embeddings, the pictures' too."""

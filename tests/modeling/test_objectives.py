@@ -168,6 +168,7 @@ def test_what_is_drawn_follows_the_image_and_not_its_place():
     assert torch.equal(short.input_ids, long.input_ids[:, :14]) and torch.equal(short.positions, long.positions)
 
 
+@pytest.mark.slow
 def test_hard_negatives_come_from_the_softmax_and_never_from_the_same_image():
     torch.manual_seed(0)
     batch_size, num_captions = 4, 2

@@ -166,6 +166,7 @@ class TestTokenizerNormalises:
         assert off(text=["A RED, star!"], padding=False)["input_ids"].tolist() == [plain("A RED, star!")["input_ids"]]
 
 
+@pytest.mark.slow
 def test_pipelines_open_a_checkpoint(tiny_model, processor, tmp_path):
     """With the package not importable; labels in capitals and with punctuation score as the model has them."""
     torch.manual_seed(4)

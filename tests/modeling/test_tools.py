@@ -24,6 +24,7 @@ def inputs(processor):
     return {"pixel_values": torch.randn(3, 3, 64, 64), **processor(text=["a red star", "ein großer Kreis", "星", "a"])}
 
 
+@pytest.mark.slow
 def test_compiled_model_gives_the_same_outputs(tiny_model, inputs):
     model = tiny_model.ccrk.eval()
     compiled = torch.compile(model, backend="aot_eager")  # all but code generation, which takes minutes
@@ -92,6 +93,7 @@ class TestLora:
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         return [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "out")]
 
+    @pytest.mark.slow
     def test_train_save_load_and_evaluate(self, start, arguments, inputs, tmp_path, monkeypatch):
         peft = pytest.importorskip("peft")
         command = ["train_retrieval.py", *arguments, "--model_name_or_path", str(start)]
@@ -131,6 +133,7 @@ class TestLora:
             train_retrieval.main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_pretrain.py", "train_retrieval.py", "eval_mrv.py"])
 def test_threads_of_scripts_wait_passively(script, tmp_path):
     """OpenMP reads its policy once, when torch is imported."""

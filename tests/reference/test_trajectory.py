@@ -144,6 +144,7 @@ def assert_moved_alike(ours: dict[str, Tensor], theirs: dict[str, Tensor], start
         assert apart <= 1e-3 * moved + STEPS * 2**-24 * before.norm(), f"{name}: {apart / moved:.1e} of its movement"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_trainer_follows_the_published_procedure(stage, published, tmp_path, monkeypatch):
     written, trained = make_model(published, stage), make_model(published, stage)

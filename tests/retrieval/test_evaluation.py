@@ -81,6 +81,7 @@ class TestOtherModels:
         assert ranks["de"]["TR"].tolist() == best_ranks(scores["scores_de"], [[i] for i in range(6)]).tolist()
         assert ranks["de"]["IR"].tolist() == best_ranks(scores["scores_de"].T, [[i] for i in range(6)]).tolist()
 
+    @pytest.mark.slow
     def test_clip(self, rows, processor, tmp_path):
         from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
@@ -95,6 +96,7 @@ class TestOtherModels:
         again = run(tmp_path / "again", "--model", tmp_path / "clip", "--task", "shapes", "--batch_size", 2)
         assert again["recall"] == results["recall"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("family", "of_vision", "of_images"),
         [
@@ -130,6 +132,7 @@ class TestOtherModels:
         one_by_one = torch.cat([encoder.encode_images([image])["embeds"] for image in (wide, high)])
         torch.testing.assert_close(encoder.encode_images([wide, high])["embeds"], one_by_one)
 
+    @pytest.mark.slow
     def test_one_model_per_language(self, rows, model_dir, tmp_path):
         path = arrays_file(tmp_path / "a.npz", rows)
         mixed = run(tmp_path / "mixed", "--model", model_dir, "--model_for", f"de={path}", "--task", "shapes")
@@ -138,6 +141,7 @@ class TestOtherModels:
         ours = run(tmp_path / "ours", "--model", model_dir, "--task", "shapes")
         assert mixed["recall"] == {"en": ours["recall"]["en"], "de": arrays["recall"]["de"]}
 
+    @pytest.mark.slow
     def test_bf16(self, rows, model_dir, tmp_path):
         results = run(tmp_path / "out", "--model", model_dir, "--task", "shapes", "--bf16", "--k_test", 3)
         assert results["k_test"] == 3
@@ -153,6 +157,7 @@ class TestTasks:
         page = (tmp_path / "out" / "report.html").read_text()
         assert "No mean rank variance" in page and "Recall in 3 folds" in page
 
+    @pytest.mark.slow
     def test_ten_pictures_of_one_name_and_one_of_many_spellings(self, tmp_path):
         """Every caption is nearest to the next picture, in one language; the same rows in the other give an MRV."""
         names = [f"class {number}/001.jpg" for number in range(10)]
@@ -191,6 +196,7 @@ class TestTasks:
         assert results["no_mrv_because"] == "no instance has a caption in all of en, de"
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_the_report_is_one_file_and_escapes_what_it_shows(rows, monkeypatch, tmp_path):
     hostile = [dict(row, captions=row["captions"] | {"de": ["<script>alert(1)</script>"]}) for row in rows]
@@ -206,6 +212,7 @@ def test_the_report_is_one_file_and_escapes_what_it_shows(rows, monkeypatch, tmp
         assert (tmp_path / "out" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_report_shows_transparent_pictures_on_white(rows, monkeypatch, tmp_path):
     buffer = io.BytesIO()
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(buffer, "PNG")
@@ -297,6 +304,7 @@ def test_an_empty_split(rows, monkeypatch, tmp_path):
         run(tmp_path / "out", "--model", arrays_file(tmp_path / "a.npz", rows), "--task", "shapes")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_what_it_encoded(rows, model_dir, monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -430,6 +438,7 @@ class TestEncodedBlocks:
             pd.testing.assert_frame_equal(evaluate(), expected)
             assert not caplog.records, "they are whole again"
 
+    @pytest.mark.slow
     def test_an_evaluation_deletes_its_own_alone(self, rows, model_dir, processor, monkeypatch, tmp_path):
         other = make_spread_model(len(processor.tokenizer))
         other.ccrk.text_projection.weight.data.neg_()
@@ -476,6 +485,7 @@ class TestOutput:
         assert not list((tmp_path / "out").glob("*.unfinished"))
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_nothing_of_names_is_obeyed(rows, monkeypatch, tmp_path, capsys):
     """A `$` begins no formula, ESC no command, and a quote ends no attribute, wherever a name is shown."""

@@ -234,6 +234,7 @@ json.dump({
 """
 
 
+@pytest.mark.slow
 def test_evaluate_loads_them_offline_from_another_folder(tmp_path):
     """In a fresh process, with caches of its own: nothing may come from this one's `sys.path` or a former load."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}

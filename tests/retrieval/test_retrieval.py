@@ -305,6 +305,7 @@ print(len(ranks["TR"]), len(ranks["IR"]), resource.getrusage(resource.RUSAGE_SEL
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_ranking_of_coco_size():
     """5,000 images, 25,000 captions, 256 candidates each, in a process of its own: at most 3 GiB at any time."""
     command = [sys.executable, "-c", LARGE, "5000", "5", "256"]

@@ -26,7 +26,7 @@ from research.consistency.study import (
     main,
 )
 
-pytestmark = pytest.mark.xdist_group("study")  # one worker makes the runs that most tests read
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("study")]  # one worker makes the runs that most tests read
 
 TWICE = ("1-to-K", "1-to-1")  # with two seeds
 ONCE = (  # with one

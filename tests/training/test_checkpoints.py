@@ -53,6 +53,7 @@ def train_and_save(folder, processor, rows, die_in_save: int | None = None, **ar
 
 
 # A checkpoint calls torch.save for the arguments, the optimizer, the schedule and the random state.
+@pytest.mark.slow
 @pytest.mark.parametrize("die_in_save", [1, 13, 15])
 def test_killed_and_resumed_equals_undisturbed(die_in_save, processor, shapes, tmp_path):
     folder, arguments = tmp_path / "killed", {"save_strategy": "steps", "save_total_limit": 2}

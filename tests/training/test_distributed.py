@@ -23,6 +23,7 @@ from ccrk.training.arguments import CCRKTrainingArguments
 WORKER = ROOT / "tests" / "distributed_worker.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ragged", "doubled"), [(False, False), (True, True)], ids=["full", "ragged, image twice"])
 def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
     what = ["ragged"] * ragged + ["doubled"] * doubled
@@ -43,12 +44,14 @@ def test_contrastive_loss_and_gradients_are_exact(tmp_path, ragged, doubled):
     assert checked > 60
 
 
+@pytest.mark.slow
 def test_one_two_and_four_processes_follow_the_same_trajectory(tmp_path):
     """Losses, temperature and parameters, ragged K included; `distributed_worker.py 20` is the longer form."""
     printed = run_script(tmp_path / "log", WORKER, 4)
     assert float(printed.splitlines()[-1]) < 1e-4
 
 
+@pytest.mark.slow
 def test_pretraining_on_two_processes(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"output_dir": str(tmp_path / "out"), "logging_steps": 1}))
@@ -57,6 +60,7 @@ def test_pretraining_on_two_processes(tmp_path):
     assert "contrastive_loss" in printed and "images_per_second" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its collectives for CPUs; there is no g++")
 def test_zero_trains_as_ddp_does(tmp_path, monkeypatch):

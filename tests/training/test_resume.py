@@ -322,6 +322,7 @@ class TestSIGTERM:
         trainer.add_callback(Watch(lambda: signal.getsignal(signal.SIGTERM) is before))
         trainer.train()
 
+    @pytest.mark.slow
     def test_a_script_ends_orderly(self, resumable):
         """With data loader workers, which the signal reaches as well."""
         environment = os.environ | {
