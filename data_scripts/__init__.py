@@ -63,17 +63,32 @@ def load(
     return builder.as_dataset(split=split)
 
 
+def splits_of(name: str, **options) -> list[str]:
+    """Which of train, validation and test a data set has; of a table all that its rows tell, none where they do not.
+
+    Args:
+        options: those of `load`, without the split.
+    """
+    if name in CARDS:
+        module_name, class_name = card_of(name).builder.split(":")
+        module = import_module(module_name)
+        config_class = getattr(module, class_name).BUILDER_CONFIG_CLASS
+        splits = getattr(config_class, "splits", None) or module.SPLITS
+        return [split for split in ("train", "validation", "test") if split in splits]
+    return make_builder(name, split=None, **options).config.found_splits
+
+
 def make_builder(
     name: str,
     *,
-    split: str,
+    split: str | None,
     languages: Sequence[str] | None = None,
     data_dir: str | os.PathLike | None = None,
     image_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
     **config,
 ) -> datasets.GeneratorBasedBuilder:
-    """The builder that `load` asks for the rows; arguments and errors as there."""
+    """The builder that `load` asks for the rows; arguments and errors as there. A split of None, of a table: all."""
     if name not in CARDS and data_dir is not None:
         raise ValueError(f"{name} is no data set known here, and takes no data_dir; known are {', '.join(CARDS)}")
     if name not in CARDS and not any(letter in name for letter in "/*.") and not os.path.exists(name):

@@ -15,6 +15,7 @@ import logging
 import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from data_scripts.files import check_output_folder, written_whole
 from data_scripts.images import read_image
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.problems import Problems
+
+logger = logging.getLogger(__name__)
 
 # Sides of a thumbnail in pixels, and characters to a line below it.
 THUMBNAIL = 320
@@ -124,7 +127,7 @@ def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list
     import matplotlib.pyplot as plt
     from matplotlib import font_manager
 
-    # Each character is drawn in the first font that has it; a script that none has is warned of by matplotlib.
+    # Each character is drawn in the first font that has it; letters that none has are counted.
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = ["DejaVu Sans", *sorted(name for name in installed if re.search("CJK|Gothic|Hei|Nanum|Arabic", name))]
 
@@ -155,9 +158,11 @@ def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list
             left=0.01, right=0.99, top=1 - 0.1 / (rows * total), bottom=text_height / (rows * total),
             wspace=0.08, hspace=text_height / 2.7,
         )  # fmt: skip
-        with written_whole(path) as unfinished:
+        with written_whole(path) as unfinished, warnings.catch_warnings(record=True) as caught:
             figure.savefig(unfinished, format="png")
         plt.close(figure)
+    if lacking := {str(warning.message) for warning in caught if "missing from" in str(warning.message)}:
+        logger.error("%d letters are drawn as boxes: no font installed here has them", len(lacking))
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -166,13 +171,20 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("name", help=f"{', '.join(data_scripts.CARDS)}; {DATASETS}")
     add_data_arguments(parser)
-    parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
+    parser.add_argument("--splits", nargs="+", help="all by default")
     parser.add_argument("--few_shot", help="LANGUAGE,SHOTS such as de,100: the train split of xflickrco")
     parser.add_argument("--task", type=int, help="of multi30k: 1 (default) or 2")
     parser.add_argument("--allow-partial", "--allow_partial", action="store_true", help="differences are no failure")
     parser.add_argument("--thumbnails", type=int, metavar="N", help="draw N rows of the first split with any")
     parser.add_argument("--output", type=Path, default=Path("contact_sheet.png"), help="where to draw them")
     return parser.parse_args(argv)
+
+
+def _splits(arguments: argparse.Namespace) -> list[str]:
+    if "few_shot" in arguments.dataset_config or arguments.few_shot:
+        return ["train"]
+    options = data_scripts.merge_options(arguments.dataset_config, **data_options(arguments), max_bad_fraction=1.0)
+    return arguments.splits or data_scripts.splits_of(arguments.name, **options) or ["train"]
 
 
 def _builders(arguments: argparse.Namespace, split: str) -> list[AnnotatedImages]:
@@ -209,12 +221,11 @@ def _check_sheet(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     log_to_screen(logging.ERROR)  # what is wrong is in the tables
     arguments = parse_arguments(argv)
-    splits = ["train"] if "few_shot" in arguments.dataset_config or arguments.few_shot else arguments.splits
     complete, sheet = True, None
     try:
         if arguments.thumbnails:
             _check_sheet(arguments.output)
-        for split in splits:
+        for split in _splits(arguments):
             for builder in _builders(arguments, split):
                 report, found = check(builder)
                 print(printable(report), end="\n\n", flush=True)

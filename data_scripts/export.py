@@ -1,5 +1,7 @@
-"""Writes a data set as Parquet files with the images inside, for `datasets.load_dataset(OUT)` or on the Hub.
+"""Writes a data set as files with the images inside, which `--dataset OUT` and `datasets.load_dataset(OUT)` read back.
 
+    python -m data_scripts.export photos OUT
+    python -m data_scripts.export photos OUT --format tar
     python -m data_scripts.export multi30k OUT --data_dir multi30k --image_dir flickr30k-images
     python -m data_scripts.export pretraining OUT --splits train --data_dir shards --config preset=2m
     python -m data_scripts.export shapes OUT --splits train test --config num_train=100 --push_to_hub USER/NAME
@@ -9,7 +11,9 @@ web images may not.
 """
 
 import argparse
+import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,10 @@ import data_scripts
 from data_scripts.cli import log_to_screen, one_line_errors
 from data_scripts.files import check_output_folder, written_whole
 from data_scripts.options import DATASETS, add_data_arguments, data_options
+from data_scripts.sources import PICTURES
 
 ROWS_PER_FILE = 5000  # photographs of 100 kB make half a gigabyte
+WITHOUT_SPLIT = "data"  # in place of a split in the files' names, where the rows tell none
 
 
 def check_output(folder: Path, splits: Sequence[str]) -> None:
@@ -33,12 +39,12 @@ def check_output(folder: Path, splits: Sequence[str]) -> None:
     """
     check_output_folder(folder)
     for split in splits:
-        if any(folder.glob(f"{split}-*.parquet")):
+        if any(folder.glob(f"{split}-*-of-*")):
             raise ValueError(f"{folder} holds files of {split} already; remove them or choose another folder")
 
 
-def export(dataset: datasets.Dataset, split: str, folder: Path) -> list[Path]:
-    """Writes one split as `{split}-00000-of-0000N.parquet`, where `datasets.load_dataset(folder)` finds it.
+def export(dataset: datasets.Dataset, split: str, folder: Path, format: str = "parquet") -> list[Path]:
+    """Writes one split as `{split}-00000-of-0000N.parquet` or `.tar`, where `datasets.load_dataset(folder)` finds it.
 
     Raises:
         ValueError: there are files of this split already.
@@ -46,13 +52,42 @@ def export(dataset: datasets.Dataset, split: str, folder: Path) -> list[Path]:
     """
     check_output(folder, [split])
     count = max(1, -(-len(dataset) // ROWS_PER_FILE))
-    files = [folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+    files = [folder / f"{split}-{number:05d}-of-{count:05d}.{format}" for number in range(count)]
     for number, file in enumerate(files):
-        rows = dataset.shard(count, number, contiguous=True).with_format("arrow")
-        rows = rows.map(embed_table_storage, batched=True, batch_size=100, keep_in_memory=True)
+        rows = dataset.shard(count, number, contiguous=True)
         with written_whole(file) as unfinished:
-            rows.to_parquet(unfinished)
+            FORMATS[format](rows, unfinished)
     return files
+
+
+def _write_parquet(rows: datasets.Dataset, path: Path) -> None:
+    rows = rows.with_format("arrow").map(embed_table_storage, batched=True, batch_size=100, keep_in_memory=True)
+    rows.to_parquet(path)
+
+
+def _write_tar(rows: datasets.Dataset, path: Path) -> None:
+    """WebDataset: of each row its picture, and all else as JSON."""
+    with tarfile.open(path, "w") as archive:
+        for number, row in enumerate(rows.cast_column("image", datasets.Image(decode=False))):
+            image = row.pop("image")
+            picture = image["bytes"] or Path(image["path"]).read_bytes()
+            parts = {
+                f"{number:08d}{_ending(picture, image['path'])}": picture,
+                f"{number:08d}.json": json.dumps(row, ensure_ascii=False).encode(),
+            }
+            for name, contents in parts.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(contents)
+                archive.addfile(member, io.BytesIO(contents))
+
+
+def _ending(picture: bytes, path: str | None) -> str:
+    """What a picture's file is to be called: its ending says nothing here, but other readers choose decoders by it."""
+    ending = Path(path or "").suffix.lower()
+    return ending if ending in PICTURES else ".png" if picture.startswith(b"\x89PNG") else ".jpg"
+
+
+FORMATS = {"parquet": _write_parquet, "tar": _write_tar}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,9 +97,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", help=f"{', '.join(data_scripts.CARDS)}; {DATASETS}")
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the Parquet files")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the files")
     add_data_arguments(parser)
-    parser.add_argument("--splits", nargs="+", default=["train", "validation", "test"], help="all three by default")
+    parser.add_argument("--format", choices=FORMATS, default="parquet", help="tar: WebDataset; parquet by default")
+    parser.add_argument("--splits", nargs="+", help="all by default")
     parser.add_argument(
         "--config",
         nargs="+",
@@ -93,20 +129,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_screen()
     arguments = parse_arguments(argv)
 
-    def options(split: str) -> dict[str, Any]:
-        return data_scripts.merge_options(
-            arguments.dataset_config,
-            split=split,
-            **data_options(arguments),
-        )
+    def options(**given) -> dict[str, Any]:
+        return data_scripts.merge_options(arguments.dataset_config, **data_options(arguments), **given)
 
     with one_line_errors():
-        for split in arguments.splits:  # a mistake in the arguments of the last comes up before the first is written
-            data_scripts.make_builder(arguments.name, **options(split))
-        check_output(arguments.output, arguments.splits)
-        for split in arguments.splits:
-            dataset = data_scripts.load(arguments.name, **options(split))
-            for file in export(dataset, split, arguments.output):
+        # Where the rows tell no split all are read as train, and written so that they tell none again.
+        splits = arguments.splits or data_scripts.splits_of(arguments.name, **options())
+        named = {split: split for split in splits} or {"train": WITHOUT_SPLIT}
+        for split in named:  # a mistake in the arguments of the last comes up before the first is written
+            data_scripts.make_builder(arguments.name, **options(split=split))
+        check_output(arguments.output, list(named.values()))
+        for split, name in named.items():
+            dataset = data_scripts.load(arguments.name, **options(split=split))
+            for file in export(dataset, name, arguments.output, arguments.format):
                 print(file)
             if arguments.push_to_hub is not None:
                 dataset.push_to_hub(arguments.push_to_hub, split=split)

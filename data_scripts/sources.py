@@ -202,8 +202,8 @@ def _row_group(table: Parquet, group: int) -> pyarrow.Table:
 class WebDataset(Table):
     """A tar of samples: files that share all of their name up to its first dot, one after another.
 
-    A record has a value for each ending: the bytes of a picture, text, and the fields of a `.json` as columns of their
-    own. `__key__` is the shared name.
+    A record has its picture as `image`, whatever its ending, text by its ending, and the fields of a `.json` as
+    columns of their own. `__key__` is the shared name.
     """
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, list[tuple[str, int, int]], str]]:
@@ -240,6 +240,7 @@ class WebDataset(Table):
 
     def read(self, position: list[tuple[str, Any, int]]) -> dict:
         record: dict[str, Any] = {}
+        picture = None
         with open(self.path, "rb") as archive:
             for ending, start, size in position:
                 if ending == "__key__":
@@ -248,7 +249,7 @@ class WebDataset(Table):
                 archive.seek(start)
                 contents = archive.read(size)
                 if f".{ending}" in PICTURES:
-                    record[ending] = {"bytes": contents, "path": f"{record['__key__']}.{ending}"}
+                    picture = {"bytes": contents, "path": f"{record['__key__']}.{ending}"}
                 elif ending == "json":
                     fields = json.loads(contents.decode("utf-8-sig"))
                     if not isinstance(fields, dict):
@@ -256,7 +257,7 @@ class WebDataset(Table):
                     record |= fields
                 elif ending.split(".")[-1] in ("txt", "text", "caption"):
                     record[ending] = contents.decode("utf-8-sig").strip()
-        return record
+        return record if picture is None else record | {"image": picture}
 
 
 class RetrievalTask(Table):

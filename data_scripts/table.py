@@ -43,12 +43,14 @@ class TableRow(Annotation):
         split: that the row, its table or its picture's folder tells.
         place: the record that holds the picture's bytes in `column`; None where there is a path.
         digest: of those bytes.
+        key: what `validation_fraction` goes by; of the picture alone, whatever else is in the table.
     """
 
     split: str | None = None
     place: Place | None = None
     column: str = ""
     digest: str = ""
+    key: str = ""
 
 
 @dataclass
@@ -57,6 +59,7 @@ class TableConfig(AnnotationConfig):
 
     Args:
         data_dir: X, see above.
+        split: None for the rows of all.
         image_dir: what paths are relative to; by default the folder of the table that they stand in.
         caption_columns: language → names of columns; by default found, see `data_scripts.columns.find_columns`.
         image_column, image_id_column: by default found as well.
@@ -64,6 +67,7 @@ class TableConfig(AnnotationConfig):
             follows from their names.
     """
 
+    split: str | None = "train"
     caption_columns: Mapping[str, Sequence[str]] | None = None
     image_column: str | None = None
     image_id_column: str | None = None
@@ -174,7 +178,7 @@ class TableConfig(AnnotationConfig):
         for row in merged.values():
             # Names inside of tables are mostly the last part of a path: two pictures may share one.
             unique = row.image if len(digests.get(row.image, ())) < 2 else row.digest
-            yield replace(row, image_id=row.image_id or unique)
+            yield replace(row, image_id=row.image_id or unique, key=row.image_id or row.digest)
 
     def _of_split(self, rows: Sequence[TableRow]) -> list[TableRow]:
         """The rows of the split that is asked for.
@@ -182,7 +186,7 @@ class TableConfig(AnnotationConfig):
         Raises:
             ValueError: there is none.
         """
-        found = dict.fromkeys(row.split for row in rows if row.split is not None)
+        found = list(dict.fromkeys(row.split for row in rows if row.split is not None))
         stray = next((row for row in rows if row.split is None), None)
         if found and stray is not None:
             raise ValueError(f"{stray.where} is of no split, where other rows are of {', '.join(found)}; say of which")
@@ -190,8 +194,11 @@ class TableConfig(AnnotationConfig):
         if fraction is not None and "validation" in found:
             raise ValueError(f"{self.dataset} has a validation split; leave out validation_fraction")
         training = [row for row in rows if row.split in (None, "train")]
-        if fraction is not None and self.split in ("train", "validation"):
-            chosen = [row for row in training if (_share(row.image_id) < fraction) == (self.split == "validation")]
+        self.found_splits = list(dict.fromkeys([*["train", "validation"] * (fraction is not None), *found]))
+        if self.split is None:
+            chosen = list(rows)
+        elif fraction is not None and self.split in ("train", "validation"):
+            chosen = [row for row in training if (_share(row.key) < fraction) == (self.split == "validation")]
         elif not found and (self.split == "train" or (self.split == "test" and fraction is None)):
             chosen = training
             if self.split == "test":

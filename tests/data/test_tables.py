@@ -11,9 +11,11 @@ import datasets
 import numpy as np
 import pytest
 from builders import jpeg, reports, write, write_json_lines
+from pictures import encode
 from PIL import Image
 
 import data_scripts
+from data_scripts import export
 from data_scripts.columns import LANGUAGES, find_columns, read_captions
 from data_scripts.options import parse_caption_columns
 
@@ -163,14 +165,16 @@ def test_every_format_gives_the_same_rows(make, tmp_path):
         assert np.array_equal(np.asarray(found["image"]), np.asarray(expected))
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "tar"])
 @pytest.mark.parametrize("make", [image_folder, tar])
-def test_an_export_reads_back(make, tmp_path, monkeypatch):
-    from data_scripts import export
-
+def test_an_export_reads_back(make, file_format, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     source = make(tmp_path)
-    export.main([str(source), str(tmp_path / "out"), "--splits", "test"])
-    assert list(load(tmp_path / "out")) == list(load(source))
+    export.main([str(source), str(tmp_path / "out"), "--format", file_format])
+    assert list(load(tmp_path / "out")) == list(load(source)), "also where no split is told, as in the folder"
+    part = {"split": "validation", "validation_fraction": 0.5}
+    if make is image_folder:
+        assert load(tmp_path / "out", **part)["image_id"][:] == load(source, **part)["image_id"][:]
 
 
 def test_image_to_text_and_pairs_of_nothing(tmp_path, caplog):
@@ -215,6 +219,19 @@ class TestSplits:
         assert load(tmp_path / "folders", "validation")["captions"][:] == [{"en": ["dev"]}]
         with pytest.raises(ValueError, match="folders has no split 'test', only validation, train"):
             load(tmp_path / "folders", "test")
+
+    def test_without_asking_for_one_all_are_written(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+        splits = ["train", "validation", "test_2016"]
+        rows = [{"file_name": f"{split}.png", "en": "a", "split": split} for split in splits]
+        for entry in rows:
+            write(tmp_path / "data" / entry["file_name"], encode(Image.new("RGB", (9, 9)), "PNG"))
+        write_json_lines(tmp_path / "data/metadata.jsonl", rows)
+        export.main([str(tmp_path / "data"), str(tmp_path / "out"), "--format", "tar"])
+        assert [Path(line).name.split("-")[0] for line in capsys.readouterr().out.split()] == splits
+        assert data_scripts.splits_of(str(tmp_path / "data")) == splits
+        with tarfile.open(tmp_path / "out/train-00000-of-00001.tar") as archive:
+            assert archive.getnames() == ["00000000.png", "00000000.json"]
 
     def test_a_fraction_is_the_same_every_time(self, tmp_path):
         names = [f"{number}.jpg" for number in range(200)]
