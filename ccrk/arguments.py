@@ -79,7 +79,7 @@ class DataArguments:
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read rows where they lie instead of copying them to a cache first (pretraining)."},
+        metadata={"help": "Read rows where they lie instead of copying them to a cache first; needs max_steps."},
     )
     few_shot: str | None = field(
         default=None, metadata={"help": "LANGUAGE,SHOTS such as de,100: train on that few rows (xflickrco)."}

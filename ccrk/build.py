@@ -41,6 +41,7 @@ from data_scripts.cli import InputError, one_line, one_line_errors
 from data_scripts.files import check_output_folder, open_model, open_pretrained
 from data_scripts.options import data_options
 from data_scripts.shards import ShardRows
+from data_scripts.streams import EndlessRows
 from data_scripts.tokenizer import train_tokenizer
 from modeling_ccrk import CCRKPairModel
 from processing_ccrk import published_image_processor
@@ -52,6 +53,7 @@ FROZEN = {
     "image": ("vision_model", "vision_projection", "visual_projection"),
     "text": ("text_model", "text_projection"),
 }
+STREAMED_ROWS_FOR_TOKENIZER = 20_000
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
 
 
@@ -68,6 +70,17 @@ def load_rows(
         max_bad_fraction=data.max_bad_fraction,
     )
     return data_scripts.load(data.dataset, **options)
+
+
+def check_stream(data: DataArguments, arguments: CCRKTrainingArguments) -> None:
+    """Raises ValueError for what cannot be had of a stream, whose rows nobody has counted."""
+    if arguments.max_steps < 1:
+        raise ValueError("a stream has no last row to end an epoch; set max_steps")
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(getattr(arguments, name), "value", getattr(arguments, name)) == "epoch":
+            raise ValueError(f"a stream has no last row to end an epoch; set {name} to steps")
+    if data.max_train_rows is not None:
+        raise ValueError("max_train_rows takes the first of all rows, and a stream is shared out; leave it out")
 
 
 def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -152,7 +165,13 @@ def build_processor(
 
 def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
     captions = []
-    for row in dataset.captions() if isinstance(dataset, ShardRows) else dataset["captions"]:
+    if isinstance(dataset, ShardRows):
+        rows = dataset.captions()
+    elif isinstance(dataset, datasets.IterableDataset):
+        rows = (row["captions"] for row in dataset.take(STREAMED_ROWS_FOR_TOKENIZER))
+    else:
+        rows = dataset["captions"]
+    for row in rows:
         for caption in (caption for texts in row.values() for caption in texts):
             if is_usable(caption):  # the others are counted where rows are chosen
                 captions.append(normalize_caption(caption, model.max_words or 40))
@@ -322,25 +341,35 @@ def build_trainer(
     with arguments.main_process_first(desc="preparing the data"):
         train_rows = load_rows(data, "train", streaming=data.streaming)
         eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
-    if not isinstance(train_rows, datasets.Dataset | ShardRows):
-        raise ValueError(f"{data.dataset} cannot be trained on as a stream; leave out streaming")
+    is_stream = isinstance(train_rows, datasets.IterableDataset)
+    if is_stream:
+        check_stream(data, arguments)
+        train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     if data.max_train_rows is not None:
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
     processor = build_processor(model_arguments, train_rows, checkpoint)
     # The collator decodes images: at reduced scale, and where it can leave bad ones out.
     if isinstance(train_rows, ShardRows):  # their index holds usable rows only
         train_rows = replace(train_rows, decode=False)
+    elif is_stream:  # which gives rows with captions alone
+        train_rows = EndlessRows(
+            train_rows,
+            arguments.train_batch_size,
+            arguments.process_index,
+            arguments.world_size,
+            arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        )
     else:
         train_rows = keep_usable_rows(train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     languages = list(train_rows.features["captions"])
     if data.rows == "captions":
-        if isinstance(train_rows, ShardRows):
-            logger.warning("the captions of shards are not numbered: a row is an image with one that is drawn")
+        if data.streaming and not isinstance(train_rows, datasets.Dataset):
+            logger.warning("the captions of a stream are not numbered: a row is an image with one that is drawn")
         else:
             train_rows = CaptionRows(train_rows)
     batch = arguments.per_device_train_batch_size * arguments.world_size
-    if arguments.dataloader_drop_last and len(train_rows) < batch:
+    if arguments.dataloader_drop_last and not is_stream and len(train_rows) < batch:
         raise ValueError(
             f"{len(train_rows)} rows do not fill one batch of {batch}; lower per_device_train_batch_size or set "
             "dataloader_drop_last to false"
@@ -354,8 +383,8 @@ def build_trainer(
         check_positions(model, processor)
     image_size = input_size(processor.image_processor)
     logger.info(
-        "%s rows, languages %s; %.1f M parameters, %d px",
-        f"{len(train_rows):,}",
+        "%s, languages %s; %.1f M parameters, %d px",
+        f"a stream of {train_rows.rows.num_shards:,} parts" if is_stream else f"{len(train_rows):,} rows",
         " ".join(languages),
         model.num_parameters() / 1e6,
         image_size,

@@ -31,8 +31,9 @@ def load(
         languages: the caption languages wanted, in this order; all by default, of coco en alone.
         data_dir: the folder that the data set's annotations were downloaded to.
         image_dir: the folder of its photographs.
-        streaming: read rows as they are asked for instead of writing an Arrow cache first. Pre-training shards then
-            come as `data_scripts.shards.ShardRows`, a map-style data set.
+        streaming: read rows as they are asked for instead of writing an Arrow cache first: a
+            `datasets.IterableDataset` with `shard`, `shuffle` and `state_dict`. Pre-training shards come as
+            `data_scripts.shards.ShardRows`, a map-style data set.
         cache_dir: where the Arrow cache goes; the `datasets` library's own folder by default.
         **config: further fields of the data set's config class, such as `seed` of shapes.
 
@@ -48,6 +49,7 @@ def load(
         data_dir=data_dir,
         image_dir=image_dir,
         cache_dir=cache_dir,
+        streaming=streaming,
         **config,
     )
     if streaming:
@@ -86,6 +88,7 @@ def make_builder(
     data_dir: str | os.PathLike | None = None,
     image_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
+    streaming: bool = False,
     **config,
 ) -> datasets.GeneratorBasedBuilder:
     """The builder that `load` asks for the rows; arguments and errors as there. A split of None, of a table: all."""
@@ -118,6 +121,8 @@ def make_builder(
         if not is_of(value, kinds[argument]):
             kind = getattr(kinds[argument], "__name__", str(kinds[argument]))
             raise ValueError(f"{name}: {argument} is {value!r}, not of the kind {kind}")
+    if "streaming" in declared:  # it reads no rows up front
+        config["streaming"] = streaming
     if "split" in declared:  # it prepares and checks only the split that is asked for
         config["split"] = split
     elif split not in module.SPLITS:

@@ -34,6 +34,8 @@ NOT_A_FILE = "image is no file"
 # A path with more bytes names no file on any common system; and nobody's folders are as deep, while each takes a look.
 MAX_NAME_BYTES = 4096
 MAX_FOLDERS = 64
+# Pictures whose places an `ImageFolder` remembers: some 30 MB.
+MAX_REMEMBERED = 100_000
 
 
 def picture_name(name: str) -> str:
@@ -137,6 +139,8 @@ class ImageFolder:
             BadImage: it is not there, or `picture_name` or `find_file` says why not.
         """
         if name not in self._looked_for:
+            if len(self._looked_for) >= MAX_REMEMBERED:  # of a stream
+                self._looked_for.clear()
             try:
                 self._looked_for[name] = self._find(relative_name(name))
             except BadImage as error:

@@ -42,6 +42,8 @@ SPLIT_NAMES = {
 }
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+ROWS_OF_A_PART = 10_000  # of a Parquet file at the least, unless it has fewer
+_ROWS_OF_A_STREAM_AT_A_TIME = 16
 _RECORDS_AT_A_TIME = 256  # of a Parquet file; pictures of 100 kB make 25 MB
 
 
@@ -81,6 +83,10 @@ class Table(ABC):
     @abstractmethod
     def read(self, position: Any) -> dict:
         """The record at a position."""
+
+    def parts(self) -> list["Table"]:
+        """Pieces of it that can be read each by itself, which hold every record once."""
+        return [self]
 
     def state(self) -> str:
         """What changes when the file does."""
@@ -168,7 +174,15 @@ class SeparatedValues(Table):
 
 
 class Parquet(Table):
-    """A Parquet file; pictures are bytes, paths, or the struct that `datasets.Image` writes."""
+    """A Parquet file; pictures are bytes, paths, or the struct that `datasets.Image` writes.
+
+    Args:
+        groups: of its row groups; all by default.
+    """
+
+    def __init__(self, *arguments, groups: range | None = None):
+        super().__init__(*arguments)
+        self.groups = groups
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         try:
@@ -176,10 +190,22 @@ class Parquet(Table):
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{self.path} is no whole Parquet file ({error}); write it again") from error
 
+    def parts(self) -> list["Parquet"]:
+        with self._open() as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        parts, start, rows = [], 0, 0
+        for group, size in enumerate(sizes):
+            rows += size
+            if rows >= ROWS_OF_A_PART or group + 1 == len(sizes):
+                parts.append(Parquet(self.path, self.split, self.language, groups=range(start, group + 1)))
+                start, rows = group + 1, 0
+        return parts
+
     def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[int, int], str]]:
         with self._open() as file:
-            row = 0
-            for group in range(file.num_row_groups):
+            groups = range(file.num_row_groups) if self.groups is None else self.groups
+            row = sum(file.metadata.row_group(group).num_rows for group in range(groups.start))
+            for group in groups:
                 in_group = 0
                 for batch in file.iter_batches(_RECORDS_AT_A_TIME, row_groups=[group]):
                     for record in batch.to_pylist():
@@ -337,6 +363,43 @@ class HubSplit(Table):
         return self.rows._fingerprint
 
 
+class HubStream(Table):
+    """A split of a data set on the Hub, or one shard of it, read as it is asked for; pictures undecoded."""
+
+    def __init__(self, path: str, split: str | None, language: str | None, rows: datasets.IterableDataset):
+        super().__init__(path, split, language)
+        for name, feature in (rows.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(name, datasets.Image(decode=False))
+        self.rows = rows
+
+    @property
+    def folder(self) -> str:
+        return os.getcwd()
+
+    def parts(self) -> list["HubStream"]:
+        count = self.rows.num_shards
+        shards = [self.rows.shard(count, number) for number in range(count)]
+        return [HubStream(self.path, self.split, self.language, shard) for shard in shards]
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, int, str]]:
+        for number, record in enumerate(stream_rows(self.rows)):
+            problems.rows += 1
+            yield record, number, f"{self.path} row {number + 1}"
+
+    def read(self, position: int) -> dict:
+        raise NotImplementedError("a stream is read once, from its beginning")
+
+    def state(self) -> str:
+        return self.path
+
+
+def stream_rows(rows: datasets.IterableDataset) -> Iterator[dict]:
+    """The rows of a stream, in a data loader's worker too: iterating over it there would take a part of them."""
+    for batch in rows.iter(_ROWS_OF_A_STREAM_AT_A_TIME):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
 FORMATS: dict[str, type[Table]] = {
     ".jsonl": JSONLines,
     ".ndjson": JSONLines,
@@ -353,8 +416,11 @@ def split_of(path: str | os.PathLike) -> str | None:
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
 
 
-def open_tables(source: str) -> list[Table]:
+def open_tables(source: str, streaming: bool = False) -> list[Table]:
     """The tables that a name means: a file, a pattern such as `shards/*.tar`, a folder, or a data set on the Hub.
+
+    Args:
+        streaming: of the Hub, do not download the data set, but read it as records are asked for.
 
     In a folder these are the `metadata.*` files beside its pictures, at any depth; or else all files of one format.
 
@@ -374,7 +440,7 @@ def open_tables(source: str) -> list[Table]:
         return [_table(file, file.parent) for file in found]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise FileNotFoundError(f"there is no file or folder {source!r}")
-    return _from_hub(source)
+    return _from_hub(source, streaming)
 
 
 def _table(path: Path, root: Path) -> Table:
@@ -433,14 +499,15 @@ def _tables_in(folder: Path) -> list[Table]:
     return [_table(path, folder) for path in files]
 
 
-def _from_hub(name: str) -> list[Table]:
+def _from_hub(name: str, streaming: bool) -> list[Table]:
     try:
-        splits = datasets.load_dataset(name)
+        splits = datasets.load_dataset(name, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"there is no folder {name}, and it cannot be loaded from the Hub: {' '.join(str(error).split())}"
         ) from error
+    kind = HubStream if streaming else HubSplit
     return [
-        HubSplit(f"{name} {split}", split_of(split), split if split in LANGUAGES else None, rows)
+        kind(f"{name} {split}", split_of(split), split if split in LANGUAGES else None, rows)
         for split, rows in splits.items()
     ]

@@ -22,13 +22,14 @@ import datasets
 from data_scripts.annotations import AnnotatedImages, Annotation, AnnotationConfig, without_empty
 from data_scripts.captions import what_is
 from data_scripts.columns import Columns, find_columns
-from data_scripts.images import BadImage, decode_base64, picture_name
+from data_scripts.images import MISSING, BadImage, Found, decode_base64, picture_name
 from data_scripts.problems import Problems
 from data_scripts.rows import is_text
-from data_scripts.sources import SPLIT_NAMES, Place, Table, open_tables
+from data_scripts.sources import SPLIT_NAMES, Place, RetrievalTask, Table, open_tables
 
 logger = logging.getLogger(__name__)
 
+NO_CAPTION = "row without a caption in the languages asked for"
 NO_PICTURE = "row without a picture"
 ANOTHER_PICTURE = "image_id of another picture"
 _SAMPLES = 100  # records that tell what a table's columns hold
@@ -63,6 +64,7 @@ class TableConfig(AnnotationConfig):
         image_dir: what paths are relative to; by default the folder of the table that they stand in.
         caption_columns: language → names of columns; by default found, see `data_scripts.columns.find_columns`.
         image_column, image_id_column: by default found as well.
+        streaming: rows come as they are read, one for each record, and none is looked at before.
         validation_fraction: the share of the training pictures that are the split "validation" instead. Which ones
             follows from their names.
     """
@@ -72,55 +74,133 @@ class TableConfig(AnnotationConfig):
     image_column: str | None = None
     image_id_column: str | None = None
     validation_fraction: float | None = None
+    streaming: bool = False
 
+    guess = None  # of the pictures' folder, see `data_scripts.images.Found`
     photographs = "the pictures that the paths in the table are relative to"
 
     def __post_init__(self):
         self.dataset, self.splits = self.data_dir, (self.split,)  # which splits there are, the rows will tell
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction is a share between 0 and 1, not {self.validation_fraction}")
-        self.tables = open_tables(self.data_dir)
-        columns = {table.path: self._columns_of(table) for table in self.tables}
-        self.in_tables = Problems(self.source, self.max_bad_fraction, quiet=True)
-        self.rows = self._of_split(list(self._merged(self._read_tables(columns))))
+        self.tables = open_tables(self.data_dir, self.streaming)
+        self.root = os.path.commonpath([table.folder for table in self.tables])  # the folder of all tables
+        self.columns: dict[str | None, Columns] = {}
+        self.in_tables = Problems(self.source, self.max_bad_fraction, quiet=not self.streaming)
+        if self.streaming:
+            self._open_stream()
+        else:
+            rows = (row for table in self.tables for row, _ in self._rows_of(table, self.in_tables))
+            self.rows = self._of_split(list(self._merged(rows)))
         super().__post_init__()
 
     def _columns_of(self, table: Table) -> Columns:
-        unheard = Problems(table.path, max_bad_fraction=1.0, quiet=True)
-        samples = [record for record, _, _ in itertools.islice(table.records(unheard), _SAMPLES)]
-        if not samples:
-            raise ValueError(f"{table.path} has no row that can be read\n{unheard.table()}".rstrip())
-        columns = find_columns(
-            table.path, samples, self.caption_columns, self.image_column, self.image_id_column, table.language
-        )
-        unused = dict.fromkeys(name for sample in samples for name in sample if name not in columns.used())
-        if unused:
-            logger.info("%s: columns not used: %s", table.path, ", ".join(unused))
-        return columns
+        """What its columns hold. Of a stream there may be thousands of tables, which are all as the first."""
+        key = table.language if self.streaming else table.path
+        if key not in self.columns:
+            unheard = Problems(table.path, max_bad_fraction=1.0, quiet=True)
+            samples = [record for record, _, _ in itertools.islice(table.records(unheard), _SAMPLES)]
+            if not samples:
+                raise ValueError(f"{table.path} has no row that can be read\n{unheard.table()}".rstrip())
+            columns = find_columns(
+                table.path, samples, self.caption_columns, self.image_column, self.image_id_column, table.language
+            )
+            unused = dict.fromkeys(name for sample in samples for name in sample if name not in columns.used())
+            if unused:
+                logger.info("%s: columns not used: %s", table.path, ", ".join(unused))
+            self.columns[key] = columns
+        return self.columns[key]
 
-    def _read_tables(self, columns: Mapping[str, Columns]) -> Iterator[TableRow]:
+    def _rows_of(self, table: Table, problems: Problems) -> Iterator[tuple[TableRow, dict]]:
         """A row for each record that has a picture; others are counted, and what is wrong in those that have."""
-        for table in self.tables:
-            of_table = columns[table.path]
-            for record, position, where in table.records(self.in_tables):
-                try:
-                    row = self._picture(table, of_table, record, position, where)
-                except BadImage as error:
-                    self.in_tables.bad(error.reason, where)
-                    continue
-                if row is None:
-                    self.in_tables.bad(NO_PICTURE, where)
-                    continue
-                told = record.get(of_table.split) if of_table.split else None
-                if told is not None:
-                    row.split = SPLIT_NAMES.get(str(told).lower(), str(told))
-                for language, captions in of_table.read(record):
-                    texts = [caption for caption in captions if is_text(caption)]
-                    for caption in captions:
-                        if not is_text(caption):
-                            self.in_tables.bad(f"caption is {what_is(caption)}, not text", where)
-                    row.captions.setdefault(language, []).extend(texts)
-                yield row
+        columns = self._columns_of(table)
+        for record, position, where in table.records(problems):
+            try:
+                row = self._picture(table, columns, record, position, where)
+            except BadImage as error:
+                problems.bad(error.reason, where)
+                continue
+            if row is None:
+                problems.bad(NO_PICTURE, where)
+                continue
+            told = record.get(columns.split) if columns.split else None
+            if told is not None:
+                row.split = SPLIT_NAMES.get(str(told).lower(), str(told))
+            for language, captions in columns.read(record):
+                texts = [caption for caption in captions if is_text(caption)]
+                for caption in captions:
+                    if not is_text(caption):
+                        problems.bad(f"caption is {what_is(caption)}, not text", where)
+                row.captions.setdefault(language, []).extend(texts)
+            yield row, record
+
+    def _open_stream(self) -> None:
+        """Languages and splits by the first rows of the tables, and the tables that may hold some of this split.
+
+        Raises:
+            ValueError: the rows of a picture do not stand together, or none is of this split.
+        """
+        told = dict.fromkeys(table.split for table in self.tables if table.split)
+        of_interest = {None, self.split} | ({"train"} if self.validation_fraction is not None else set())
+        self.rows: list[TableRow] = []  # the first ones
+        self.tables = [table for table in self.tables if table.split in of_interest] or self.tables
+        of_language = {table.language: table for table in reversed(self.tables)}
+        unheard = Problems(self.source, max_bad_fraction=1.0, quiet=True)
+        for table in of_language.values():
+            if self._columns_of(table).language or isinstance(table, RetrievalTask) or len(of_language) > 1:
+                raise ValueError(
+                    f"{table.path} has the captions of a picture in several rows, and a stream takes them one by one; "
+                    "leave out streaming, or write it again with data_scripts.export"
+                )
+            sampled = itertools.islice(self._rows_of(table, unheard), _SAMPLES)
+            self.rows += [replace(row, key=row.image_id or row.digest) for row, _ in sampled]
+        if not self.rows:
+            raise ValueError(f"{self.dataset} has no row that can be read\n{unheard.table()}")
+        told |= dict.fromkeys(row.split for row in self.rows if row.split)
+        self.found_splits = list(told)
+        self.first_languages = set(self.known_languages())
+        by_column = any(columns.split for columns in self.columns.values())
+        of_train = self.validation_fraction is not None and self.split in ("train", "validation")
+        if not (of_train and "validation" not in told) and not (by_column and not of_train):
+            self._of_split(self.rows)  # which says what is wrong; otherwise rows of the split may come later
+
+    def stream(self, table: Table) -> Iterator[dict]:
+        """The rows of a table, or of a part of one, that are of this split; what is left out is counted and told."""
+        problems, before = self.in_tables, self.in_tables.total()
+        for row, record in self._rows_of(table, problems):
+            row.key = row.image_id or row.digest
+            if self._part(row, self.found_splits) != self.split:
+                continue
+            for tag in row.captions.keys() - self.first_languages:
+                problems.other_language(tag)
+            captions = {
+                language: without_empty(row.captions.get(language, []), language, row.where, problems)
+                for language in self.languages
+            }
+            if not any(captions.values()):
+                problems.absent(NO_CAPTION, row.where)
+                continue
+            try:
+                if row.place is not None:
+                    contents, name = _contents(record[row.column], row.where)
+                else:
+                    contents, name = None, self._found(row).path
+            except BadImage as error:
+                problems.add_image(error, row.where)
+                continue
+            yield {"image": {"bytes": contents, "path": name}, "image_id": row.key, "captions": captions}
+        if problems.total() > before:
+            logger.warning("%s", problems.table())
+
+    def _found(self, row: TableRow) -> Found:
+        """Where a picture of a stream is: as its first ones are. Raises BadImage."""
+        found = self.pictures.find(row.image)
+        if self.guess is None:
+            self.guess = found.guess
+            self.check_places([row])
+        if found.guess not in ("", self.guess):
+            raise BadImage(MISSING, f"{row.image} in {self.image_dir}")
+        return found
 
     def _picture(self, table: Table, columns: Columns, record: Mapping, position: Any, where: str) -> TableRow | None:
         """The row of a record, still without captions; None where it has no picture. Raises BadImage."""
@@ -151,11 +231,6 @@ class TableConfig(AnnotationConfig):
             if ".." not in Path(path).parts
             else path
         )
-
-    @property
-    def root(self) -> str:
-        """The folder of all tables."""
-        return os.path.commonpath([table.folder for table in self.tables])
 
     def _merged(self, rows: Iterable[TableRow]) -> Iterator[TableRow]:
         """One row for each picture of a split, with the captions of all its records."""
@@ -193,23 +268,24 @@ class TableConfig(AnnotationConfig):
         fraction = self.validation_fraction
         if fraction is not None and "validation" in found:
             raise ValueError(f"{self.dataset} has a validation split; leave out validation_fraction")
-        training = [row for row in rows if row.split in (None, "train")]
         self.found_splits = list(dict.fromkeys([*["train", "validation"] * (fraction is not None), *found]))
         if self.split is None:
             chosen = list(rows)
-        elif fraction is not None and self.split in ("train", "validation"):
-            chosen = [row for row in training if (_share(row.key) < fraction) == (self.split == "validation")]
-        elif not found and (self.split == "train" or (self.split == "test" and fraction is None)):
-            chosen = training
-            if self.split == "test":
-                logger.warning("%s has no splits: all of its rows are taken", self.dataset)
         else:
-            chosen = [row for row in rows if row.split == self.split]
+            chosen = [row for row in rows if self._part(row, found) == self.split]
+        if self.split == "test" and not found and chosen:
+            logger.warning("%s has no splits: all of its rows are taken", self.dataset)
         if not chosen:
             has = f"only {', '.join(found)}" if found else "no splits"
             cure = "; --validation_fraction 0.1 takes one from the training pictures" * (self.split == "validation")
             raise ValueError(f"{self.dataset} has no split {self.split!r}, {has}{cure}")
         return chosen
+
+    def _part(self, row: TableRow, found: Sequence[str]) -> str | None:
+        """The split of a row, where `found` are those that the rows tell; without any, all can be evaluated."""
+        if self.validation_fraction is not None and row.split in (None, "train"):
+            return "validation" if _share(row.key) < self.validation_fraction else "train"
+        return "test" if not found and self.split == "test" else row.split or "train"
 
     def known_languages(self) -> Sequence[str]:
         return list(dict.fromkeys(language for row in self.rows for language in row.captions))
@@ -229,7 +305,7 @@ class TableConfig(AnnotationConfig):
     def image_states(self) -> Iterator[str]:
         yield from (table.state() for table in self.tables)
         for row in self.rows:
-            if row.place is None:
+            if row.place is None and not self.streaming:
                 try:
                     status = os.stat(self.pictures.find(row.image).path)
                 except (BadImage, OSError):
@@ -263,11 +339,26 @@ def _contents(value: Any, where: str) -> tuple[bytes | None, str | None]:
     return (decode_base64(value, where) if is_text(value) and value else None), None
 
 
+def _stream(tables: list[Table], config: TableConfig) -> Iterator[dict]:
+    for table in tables:  # `datasets` calls it for some of them at a time
+        yield from config.stream(table)
+
+
 class AnyTable(AnnotatedImages):
     """Builds one split of a table; `data_scripts.load(X, …)` is the short way."""
 
     VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = TableConfig
+
+    def as_streaming_dataset(self, split: str | None = None, base_path: str | None = None) -> datasets.IterableDataset:
+        """Rows as they are read. Its shards are the parts of the tables: files, and row groups of Parquet."""
+        parts = [part for table in self.config.tables for part in table.parts()]
+        return datasets.IterableDataset.from_generator(
+            _stream,
+            features=self.info.features,
+            gen_kwargs={"tables": parts, "config": self.config},
+            split=datasets.NamedSplit(self.config.split),
+        )
 
     def locate(self, annotation: TableRow) -> str | tuple[Place, str]:
         if annotation.place is not None:

@@ -98,7 +98,8 @@ class CCRKCollator:
         images, captions = [], []
         for row, picture in zip(rows, pictures, strict=True):
             # Rows of one image, each with a caption of its own, are cropped each by itself.
-            name = [str(self.seed), str(int(self.epoch)), row["image_id"], *filter(None, [row.get("caption")])]
+            epoch = row.get("pass", int(self.epoch))  # a stream has passes, and a worker is ahead of the trainer
+            name = [str(self.seed), str(epoch), row["image_id"], *filter(None, [row.get("caption")])]
             with seeded(" ".join(name)):
                 images.append(picture if self.augmentation is None else self.augmentation(picture))
                 drawn = [self._draw(texts) for texts in self._to_draw_from(row)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints, seed_worker
 
 from ccrk.encoders import DualEncoder, input_size, make_encoder, weights_fingerprint
 from ccrk.processes import Share
@@ -43,6 +43,7 @@ from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.captions import is_usable
 from data_scripts.files import open_model
 from data_scripts.problems import Problems
+from data_scripts.streams import EndlessRows
 from objectives_ccrk import sampling_keys
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,10 @@ class CCRKTrainer(Trainer):
             best = self.state.best_model_checkpoint
             self._load_from_checkpoint(best if self.args.load_best_model_at_end and best else checkpoint)
             return TrainOutput(self.state.global_step, 0.0, {})
+        if isinstance(self.train_dataset, EndlessRows):  # transformers would decode all pictures of the steps done
+            done = 0 if checkpoint is None else steps_of(Path(checkpoint))
+            self.train_dataset.start = done * self.args.gradient_accumulation_steps
+            self.args.ignore_data_skip = True
         if self.args.should_save:  # it says that the output folder holds the end of a run
             (Path(self.args.output_dir) / "trainer_state.json").unlink(missing_ok=True)
         try:
@@ -177,16 +182,33 @@ class CCRKTrainer(Trainer):
         Raises:
             OSError: there are workers, and /dev/shm cannot hold their batches.
         """
-        loader = super().get_train_dataloader()
+        is_stream = isinstance(self.train_dataset, EndlessRows)
+        loader = self._stream_loader() if is_stream else super().get_train_dataloader()
         if loader.num_workers and isinstance(self.data_collator, CCRKCollator):
-            num_batches = min(loader.num_workers * loader.prefetch_factor, len(loader))
+            num_batches = loader.num_workers * loader.prefetch_factor
+            num_batches = num_batches if is_stream else min(num_batches, len(loader))
             in_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine
             size = input_size(self.processing_class.image_processor)
             check_shared_memory(num_batches * in_processes, self.args.train_batch_size * 3 * size * size * 4)
             self.data_collator.epoch.share_memory_()
             is_training = self._sigterm.is_training.share_memory_()
-            loader.base_dataloader.worker_init_fn = partial(start_worker, loader.worker_init_fn, is_training)
+            loader_itself = loader if is_stream else loader.base_dataloader
+            loader_itself.worker_init_fn = partial(start_worker, loader.worker_init_fn, is_training)
         return loader
+
+    def _stream_loader(self) -> torch.utils.data.DataLoader:
+        """Not prepared by accelerate: `EndlessRows` knows its process, and has no end that it would have to share."""
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+        )
 
     def _finalize_training(self, *args, **kwargs):
         if not self.was_terminated:
