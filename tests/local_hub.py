@@ -1,11 +1,14 @@
-"""A small Hub on loopback: what `huggingface_hub` asks of the real one to create, fill and read a model repository."""
+"""A small Hub on loopback: what `huggingface_hub` asks of the real one to create, fill and read a model repository.
+
+A data set's repository is read alike; a test puts its files there itself.
+"""
 
 import base64
 import hashlib
 import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 TOKEN = "hf_local"
 
@@ -32,6 +35,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if match := re.fullmatch(r"/api/datasets/([\w.-]+/[\w.-]+)/paths-info/\w+", self.path):
+            files = self.server.repositories.get(match[1], [{}])[-1]
+            wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode()).get("paths", [])
+            return self._answer(_tree({name: content for name, content in files.items() if name in wanted}))
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer({"error": "Invalid credentials"}, 401)
         if self.path == "/api/repos/create":
@@ -104,8 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             return self._answer({"name": "tester", "type": "user", "orgs": []} if known else {}, 200 if known else 401)
-        match = re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)(?:/(revision|tree)/\w+)?(/.*)?", path)
-        resolved = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/\w+/(.+)", path)
+        match = re.fullmatch(r"/api/(?:models|datasets)/([\w.-]+/[\w.-]+)(?:/(revision|tree)/\w+)?(/.*)?", path)
+        resolved = re.fullmatch(r"(?:/datasets)?/([\w.-]+/[\w.-]+)/resolve/\w+/(.+)", path)
         commits = self.server.repositories.get((match or resolved or [None, None])[1])
         if commits is None:
             return self._answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
@@ -115,14 +122,21 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Repo-Commit": _commit_id(files)}
             if content is None:
                 return self._answer({"error": "no entry"}, 404, headers | {"X-Error-Code": "EntryNotFound"})
-            return self._send(content, 200, headers | {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
+            headers |= {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+            if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+                start, end = int(part[1]), int(part[2] or len(content) - 1)
+                headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+                return self._send(content[start : end + 1], 206, headers)
+            return self._send(content, 200, headers)
         if match[2] == "tree":
-            return self._answer(
-                [
-                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                    for name, content in files.items()
-                ]
-            )
+            folder = f"{match[3] or ''}/"
+            below = {name: content for name, content in files.items() if f"/{name}".startswith(folder)}
+            if "recursive=true" in self.path.lower():
+                return self._answer(_tree(below))
+            parts = {name: f"/{name}".removeprefix(folder).split("/") for name in below}
+            inside = {f"{folder}{first}"[1:] for first, *others in parts.values() if others}
+            answer = [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in sorted(inside)]
+            return self._answer(answer + _tree({name: below[name] for name in below if len(parts[name]) == 1}))
         siblings = [{"rfilename": name} for name in files]
         return self._answer(
             {"id": match[1], "modelId": match[1], "sha": _commit_id(files), "private": False, "siblings": siblings}
@@ -139,6 +153,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _tree(files: dict[str, bytes]) -> list[dict]:
+    return [
+        {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        for name, content in files.items()
+    ]
 
 
 def _commit_id(files: dict[str, bytes]) -> str:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from builders import jpeg, reports, write, write_json_lines
 from pictures import encode
 from PIL import Image
+from tiny import make_spread_model
 
 import data_scripts
+from ccrk.encoders import CCRKEncoder
+from ccrk.retrieval.evaluate import evaluate_retrieval
 from data_scripts import export
 from data_scripts.columns import LANGUAGES, find_columns, read_captions
 from data_scripts.options import parse_caption_columns
@@ -29,6 +33,10 @@ CAPTIONS = {
 
 def picture(number: int) -> bytes:
     return jpeg(60 * number)
+
+
+def noise(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 
 
 def row(number: int) -> dict:
@@ -163,6 +171,26 @@ def test_every_format_gives_the_same_rows(make, tmp_path):
     for number, found in enumerate(rows):
         expected = Image.open(io.BytesIO(picture(number))).convert("RGB")
         assert np.array_equal(np.asarray(found["image"]), np.asarray(expected))
+
+
+def test_every_format_ranks_alike(processor, tmp_path, monkeypatch):
+    """The same for what is written as Parquet and as tar."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    monkeypatch.setitem(globals(), "picture", lambda number: encode(noise(number), "PNG"))
+    encoder = CCRKEncoder(make_spread_model(len(processor.tokenizer)), processor, 2)
+
+    def ranks(source: Path) -> pd.DataFrame:
+        table = evaluate_retrieval(encoder, load(source, languages=list(CAPTIONS)), list(CAPTIONS)).rank_table()
+        return table.sort_values(list(table.columns), ignore_index=True)
+
+    expected = ranks(image_folder(tmp_path / "first"))
+    assert expected["rank"].nunique() == 3 and len(expected) == 3 * 3 - 1 + 4 + 4 + 2
+    for make in FORMATS:
+        pd.testing.assert_frame_equal(ranks(make(tmp_path / make.__name__)), expected)
+    for file_format in ("parquet", "tar"):
+        out = tmp_path / file_format / "out"
+        export.main([str(tmp_path / "first/data"), str(out), "--format", file_format])
+        pd.testing.assert_frame_equal(ranks(out), expected)
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "tar"])
