@@ -98,6 +98,7 @@ CARDS = {
             "CCR10-E": (11.11, 12.62),
         },
     ),
+    "flickr30k": Card("data_scripts.flickr30k:Flickr30K"),
     "xm3600": Card("data_scripts.xm3600:XM3600", not_aligned=True),
     "xtd10": Card("data_scripts.xtd:XTD10"),
     "xtd11": Card("data_scripts.xtd:XTD11"),

@@ -1,4 +1,4 @@
-"""Crossmodal-3600 and XTD from tiny files in their publishers' formats."""
+"""Crossmodal-3600, XTD and Flickr30k from tiny files in their publishers' formats."""
 
 import pytest
 from builders import jpeg, reports, write, write_json_lines
@@ -80,3 +80,25 @@ class TestXTD:
         (folder / "data/XTD10/test_1kcaptions_ko.txt").unlink()
         with pytest.raises(FileNotFoundError, match=r"there is no test_1kcaptions_ko\.txt"):
             load("xtd11", folder)
+
+
+class TestFlickr30K:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        entries = [
+            {"sentences": [f"{name} {n}" for n in range(5)], "id": name, "img_path": f"{name}.jpg"} for name in "ab"
+        ]
+        write_json_lines(tmp_path / "data/datasets/flickr30k/annotations/test_ann.jsonl", [*entries, {"id": "c"}])
+        for number, name in enumerate("ab"):
+            write(tmp_path / f"images/flickr30k-images/{name}.jpg", jpeg(90 * number))
+        return tmp_path
+
+    def test_five_captions(self, folder, caplog):
+        rows = load("flickr30k", folder, max_bad_fraction=1.0)
+        assert rows["image_id"][:] == ["a.jpg", "b.jpg"] and rows[1]["captions"]["en"] == [f"b {n}" for n in range(5)]
+        assert "1  img_path is missing" in reports(caplog)
+
+    def test_a_split_that_is_not_there(self, folder):
+        folders = {"data_dir": folder / "data", "image_dir": folder / "images"}
+        with pytest.raises(FileNotFoundError, match=r"there is no train_ann\.jsonl in .*annotations"):
+            data_scripts.load("flickr30k", split="train", **folders)
