@@ -90,6 +90,8 @@ class AnnotationConfig(datasets.BuilderConfig):
         """An existing folder's absolute path, so that cached rows stay valid from another working directory."""
         if path is None:
             raise ValueError(f"{self.dataset} needs {argument}: the folder of {contents}")
+        if "://" in path:
+            raise ValueError(f"{self.dataset}: {argument} {path} is a URL; copy {contents} to a folder, and name that")
         path = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(path):
             raise FileNotFoundError(

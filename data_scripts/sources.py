@@ -14,10 +14,11 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 import datasets
+import fsspec
 import pyarrow
 import pyarrow.parquet
 
@@ -47,6 +48,15 @@ _ROWS_OF_A_STREAM_AT_A_TIME = 16
 _RECORDS_AT_A_TIME = 256  # of a Parquet file; pictures of 100 kB make 25 MB
 
 
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file on disk or at a URL that fsspec knows, such as s3://bucket/rows.parquet."""
+    return fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb")
+
+
 class Place(NamedTuple):
     """Where a record is: its table, and what that table finds it by."""
 
@@ -73,8 +83,13 @@ class Table(ABC):
 
     @property
     def folder(self) -> str:
-        """What the paths of pictures in it are relative to."""
-        return os.path.dirname(os.path.abspath(self.path))
+        """What the paths of pictures in it are relative to, where it is on disk."""
+        return os.getcwd() if self.is_remote else os.path.dirname(os.path.abspath(self.path))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether no pictures can lie beside it."""
+        return is_url(self.path)
 
     @abstractmethod
     def records(self, problems: Problems) -> Iterator[tuple[dict, Any, str]]:
@@ -90,6 +105,9 @@ class Table(ABC):
 
     def state(self) -> str:
         """What changes when the file does."""
+        if is_url(self.path):
+            filesystem, path = fsspec.url_to_fs(self.path)
+            return f"{self.path}\n{filesystem.ukey(path)}\n"
         status = os.stat(self.path)
         return f"{self.path}\n{status.st_size}\n{status.st_mtime_ns}\n"
 
@@ -99,7 +117,7 @@ class JSONLines(Table):
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[int, int], str]]:
         offset = 0
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             for number, line in numbered_lines(file, self.path):
                 position, offset = (offset, len(line)), offset + len(line)
                 if is_blank_line(line):
@@ -118,7 +136,7 @@ class JSONLines(Table):
 
     def read(self, position: tuple[int, int]) -> dict:
         offset, length = position
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(offset)
             return json.loads(file.read(length).decode("utf-8-sig"))
 
@@ -139,7 +157,7 @@ class SeparatedValues(Table):
                 taken += len(line)
                 yield line.decode("utf-8-sig" if taken == len(line) else "utf-8")
 
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             reader = self._reader(lines())
             try:
                 header = next(reader, [])
@@ -163,7 +181,7 @@ class SeparatedValues(Table):
 
     def read(self, position: tuple[list[str], int, int]) -> dict:
         header, start, length = position
-        with open(self.path, "rb") as file:
+        with open_file(self.path) as file:
             file.seek(start)
             text = file.read(length).decode()
         return self._record(header, next(self._reader(io.StringIO(text, newline=""))))
@@ -186,7 +204,7 @@ class Parquet(Table):
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         try:
-            return pyarrow.parquet.ParquetFile(self.path)
+            return pyarrow.parquet.ParquetFile(open_file(self.path) if is_url(self.path) else self.path)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{self.path} is no whole Parquet file ({error}); write it again") from error
 
@@ -235,7 +253,7 @@ class WebDataset(Table):
     def records(self, problems: Problems) -> Iterator[tuple[dict, list[tuple[str, int, int]], str]]:
         key, files = None, []
         try:
-            with tarfile.open(self.path, "r:") as archive:
+            with open_file(self.path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     if not member.isfile():
                         continue
@@ -267,7 +285,7 @@ class WebDataset(Table):
     def read(self, position: list[tuple[str, Any, int]]) -> dict:
         record: dict[str, Any] = {}
         picture = None
-        with open(self.path, "rb") as archive:
+        with open_file(self.path) as archive:
             for ending, start, size in position:
                 if ending == "__key__":
                     record[ending] = start
@@ -297,18 +315,20 @@ class RetrievalTask(Table):
 
     def __init__(self, path: str | os.PathLike, split: str | None, parts: dict[str, dict[str, list[Table]]]):
         super().__init__(path, split)
-        self.parts = parts
+        self.parts_by_language = parts
 
     @property
     def folder(self) -> str:
-        return os.path.abspath(self.path)
+        return os.getcwd() if self.is_remote else os.path.abspath(self.path)
 
     def state(self) -> str:
-        tables = [table for of_language in self.parts.values() for part in of_language.values() for table in part]
+        tables = [
+            table for of_language in self.parts_by_language.values() for part in of_language.values() for table in part
+        ]
         return "".join(table.state() for table in tables)
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, Place, str]]:
-        for language, part in self.parts.items():
+        for language, part in self.parts_by_language.items():
             sides = {}
             for name in ("corpus", "queries"):
                 sides[name] = {}
@@ -347,9 +367,7 @@ class HubSplit(Table):
                 rows = rows.cast_column(name, datasets.Image(decode=False))
         self.rows = rows
 
-    @property
-    def folder(self) -> str:
-        return os.getcwd()
+    is_remote = True
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, int, str]]:
         for number, record in enumerate(self.rows):
@@ -373,9 +391,7 @@ class HubStream(Table):
                 rows = rows.cast_column(name, datasets.Image(decode=False))
         self.rows = rows
 
-    @property
-    def folder(self) -> str:
-        return os.getcwd()
+    is_remote = True
 
     def parts(self) -> list["HubStream"]:
         count = self.rows.num_shards
@@ -417,7 +433,8 @@ def split_of(path: str | os.PathLike) -> str | None:
 
 
 def open_tables(source: str, streaming: bool = False) -> list[Table]:
-    """The tables that a name means: a file, a pattern such as `shards/*.tar`, a folder, or a data set on the Hub.
+    """The tables that a name means: a file, a pattern such as `shards/*.tar`, a folder, a URL of one of these, or a
+    data set on the Hub.
 
     Args:
         streaming: of the Hub, do not download the data set, but read it as records are asked for.
@@ -428,9 +445,12 @@ def open_tables(source: str, streaming: bool = False) -> list[Table]:
         FileNotFoundError: there is none.
         ValueError: a folder without tables, or with tables of several formats.
     """
+    source = source.removeprefix("file://")
+    if is_url(source):
+        return _tables_at(source)
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        return _tables_in(path)
+        return _tables_in(path, files_below(path, "*"))
     if path.is_file():
         return [_table(path, path.parent)]
     if any(letter in source for letter in "*?["):
@@ -443,7 +463,7 @@ def open_tables(source: str, streaming: bool = False) -> list[Table]:
     return _from_hub(source, streaming)
 
 
-def _table(path: Path, root: Path) -> Table:
+def _table(path: PurePath, root: PurePath) -> Table:
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} is none of {', '.join(FORMATS)}; give a table of one of these formats")
     folders = (split_of(folder) for folder in path.relative_to(root).parts[:-1])
@@ -453,7 +473,7 @@ def _table(path: Path, root: Path) -> Table:
     return FORMATS[path.suffix](path, split, language)
 
 
-def _retrieval_tasks(folder: Path, files: list[Path]) -> list[Table]:
+def _retrieval_tasks(folder: PurePath, files: list[PurePath]) -> list[Table]:
     """The splits of MTEB's layout, where a folder has it."""
     parts: dict[str | None, dict[str | None, dict[str, list[Table]]]] = {}
     roles = {"corpus": "corpus", "queries": "queries", "query": "queries", "qrels": "qrels", "default": "qrels"}
@@ -479,8 +499,37 @@ def _retrieval_tasks(folder: Path, files: list[Path]) -> list[Table]:
     return tasks
 
 
-def _tables_in(folder: Path) -> list[Table]:
-    files = [path for path in files_below(folder, "*") if path.suffix in FORMATS]
+def _tables_at(url: str) -> list[Table]:
+    """The tables of a file, a folder or a pattern at a URL.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: the URL cannot be read, or holds no table.
+    """
+    try:
+        filesystem, root = fsspec.url_to_fs(url)
+        folder = PurePosixPath(root)
+        if any(letter in root for letter in "*?["):
+            found, folder = filesystem.glob(root), folder.parent
+        elif filesystem.isfile(root):
+            found, folder = [root], folder.parent
+        else:
+            found = filesystem.find(root)
+    except Exception as error:  # there is no end to what the libraries behind fsspec raise
+        raise ValueError(f"{url} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+    if not found:
+        raise FileNotFoundError(f"no file is called {url}")
+    tables = _tables_in(folder, [PurePosixPath(path) for path in sorted(found)])
+    for table in tables:
+        parts = table.parts_by_language if isinstance(table, RetrievalTask) else {}
+        for one in [table, *(one for part in parts.values() for tables in part.values() for one in tables)]:
+            one.path = filesystem.unstrip_protocol(one.path)
+    return tables
+
+
+def _tables_in(folder: PurePath, found: list[PurePath]) -> list[Table]:
+    """The tables among the files of a folder."""
+    files = [path for path in found if path.suffix in FORMATS]
     if tasks := _retrieval_tasks(folder, files):
         return tasks
     if metadata := [path for path in files if path.name in METADATA]:
@@ -489,7 +538,7 @@ def _tables_in(folder: Path) -> list[Table]:
             raise ValueError(f"{twice[0].parent} has {' and '.join(path.name for path in twice)}; keep one of them")
     formats = sorted({FORMATS[path.suffix].__name__ for path in files})
     if not files:
-        pictures = sum(path.suffix.lower() in PICTURES for path in files_below(folder, "*"))
+        pictures = sum(path.suffix.lower() in PICTURES for path in found)
         raise ValueError(
             f"{folder} holds no captions ({pictures:,} pictures, no table); add a metadata.jsonl with a line such as "
             '{"file_name": "a.jpg", "en": "a dog", "de": "ein Hund"} for each picture'

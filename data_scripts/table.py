@@ -210,6 +210,11 @@ class TableConfig(AnnotationConfig):
         if isinstance(value, Mapping) and not value.get("bytes"):
             value = value.get("path")
         if is_text(value) and value and not _is_base64(value):
+            if table.is_remote and self.image_dir is None:
+                raise ValueError(
+                    f"{where}: {value} is the path of a picture, and none are read from beside a table that is not on "
+                    "disk; give --image_dir, or put them into the table with data_scripts.export"
+                )
             path = self._relative(table, value)
             first = path.split("/")[0]
             return TableRow(path, own_id or picture_name(path), {}, where, table.split or SPLIT_NAMES.get(first))

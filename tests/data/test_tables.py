@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -203,6 +204,34 @@ def test_an_export_reads_back(make, file_format, tmp_path, monkeypatch):
     part = {"split": "validation", "validation_fraction": 0.5}
     if make is image_folder:
         assert load(tmp_path / "out", **part)["image_id"][:] == load(source, **part)["image_id"][:]
+
+
+@pytest.mark.parametrize("make", [parquet_of_bytes, json_lines_of_base64, tar, retrieval_task])
+def test_the_same_at_a_url(make, tmp_path):
+    source = make(tmp_path)
+    expected = load(source)
+    files = fsspec.filesystem("memory")
+    files.put(str(source), f"/{make.__name__}/{source.name}", recursive=source.is_dir())
+    urls = [f"memory://{make.__name__}/{source.name}", f"file://{source}"]
+    for url in urls + ["memory://tar/*.tar"] * (make is tar):
+        assert list(data_scripts.load(url, split="test", cache_dir=tmp_path / "cache")) == list(expected)
+    if make is tar:
+        assert list(data_scripts.load(urls[0], split="test", streaming=True))[1]["captions"] == row(1)
+
+
+def test_what_a_url_cannot_be(tmp_path):
+    files = fsspec.filesystem("memory")
+    files.pipe("/beside/metadata.jsonl", b'{"file_name": "a.jpg", "en": "a"}')
+    with pytest.raises(ValueError, match=r"memory:/+beside/metadata.jsonl line 1: a.jpg .* give --image_dir, or put"):
+        data_scripts.load("memory://beside", split="test")
+    with pytest.raises(FileNotFoundError, match="no file is called memory://nothing/here"):
+        data_scripts.load("memory://nothing/here", split="test")
+    with pytest.raises(ValueError, match=r"gone://x cannot be read .*Protocol not known"):
+        data_scripts.load("gone://x", split="test")
+    with pytest.raises(
+        ValueError, match="image_dir memory://pictures is a URL; copy Flickr30k's photographs to a fol"
+    ):
+        data_scripts.load("multi30k", split="test", data_dir=tmp_path, image_dir="memory://pictures")
 
 
 def test_image_to_text_and_pairs_of_nothing(tmp_path, caplog):
