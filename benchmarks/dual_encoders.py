@@ -4,9 +4,12 @@ The text encoder, an XLM-R 192 wide with 6 layers, is the same in both; the embe
 on average. The image encoders are ViTs.
 """
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+import datasets
+import numpy as np
 import torch
 from transformers import (
     PreTrainedTokenizerFast,
@@ -19,6 +22,10 @@ from transformers import (
 )
 
 from ccrk.encoders import DualEncoder
+from data_scripts.rows import row_features
+from data_scripts.shapes import SPLITS, render, sample_scene
+from data_scripts.shapes_lexicon import LANGUAGES as SHAPES_LANGUAGES
+from data_scripts.shapes_lexicon import describe
 from data_scripts.tokenizer import train_tokenizer
 
 WIDE = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_hidden_layers": 6}
@@ -30,6 +37,27 @@ SIZES = {
     "384 x 6 at 224 px": WIDE | {"image_size": 224, "patch_size": 16},
     "192 x 6 at 64 px": NARROW | {"image_size": 64, "patch_size": 16},
 }
+
+
+def make_rows(split: str, number: int, image_size: int, languages: Sequence[str]) -> datasets.Dataset:
+    """
+    So many scenes of the embedded data set with a caption in each language; more languages than it has take turns with
+    its own, each with a wording by itself.
+    """
+    rows = []
+    for index in range(number):
+        scene, generator = sample_scene(0, split, index), np.random.default_rng((SPLITS.index(split), index))
+        picture = render(scene, generator, image_size)
+        captions = {
+            language: [describe(scene, own, generator)]
+            for language, own in zip(languages, itertools.cycle(SHAPES_LANGUAGES), strict=False)
+        }
+        rows.append({"image": picture, "image_id": str(index), "captions": captions})
+    return datasets.Dataset.from_list(rows, features=row_features(languages))
+
+
+def captions_of(rows: datasets.Dataset) -> Iterator[str]:
+    return (text for captions in rows["captions"] for texts in captions.values() for text in texts)
 
 
 def make_encoder(size: str, captions: Iterable[str], scale: float = 20.0) -> DualEncoder:

@@ -16,7 +16,6 @@ JSON file is the first's, where a picture costs as much as some sixty captions; 
 """
 
 import argparse
-import itertools
 import json
 import logging
 import platform
@@ -32,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import datasets
 import mteb
-import numpy as np
 import torch
-from dual_encoders import SIZES, make_encoder
+from dual_encoders import SIZES, captions_of, make_encoder, make_rows
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.models import CachedEmbeddingWrapper, ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
@@ -44,10 +42,6 @@ from tqdm.auto import tqdm
 from ccrk.encoders import DualEncoder
 from ccrk.retrieval.evaluate import encode_captions, evaluate_retrieval
 from ccrk.retrieval.results import make_results
-from data_scripts.rows import row_features
-from data_scripts.shapes import render, sample_scene
-from data_scripts.shapes_lexicon import LANGUAGES as SHAPES_LANGUAGES
-from data_scripts.shapes_lexicon import describe
 from data_scripts.xm3600 import LANGUAGES
 
 BATCH_SIZE = 64
@@ -57,20 +51,6 @@ FULL, QUICK = ((40, 500), 3), ((4, 24), 1)
 TOLERANCE = 1e-3  # MTEB rounds to five digits
 
 Recall = dict[tuple[str, str], float]  # language and "IR@1" … "TR@10", percent
-
-
-def make_rows(number: int, image_size: int, languages: Sequence[str]) -> datasets.Dataset:
-    """So many scenes with a caption in each language."""
-    rows = []
-    for index in range(number):
-        scene, generator = sample_scene(0, "test", index), np.random.default_rng(index)
-        picture = render(scene, generator, image_size)
-        captions = {
-            language: [describe(scene, own, generator)]
-            for language, own in zip(languages, itertools.cycle(SHAPES_LANGUAGES), strict=False)
-        }
-        rows.append({"image": picture, "image_id": str(index), "captions": captions})
-    return datasets.Dataset.from_list(rows, features=row_features(languages))
 
 
 class ForMTEB(AbsEncoder):
@@ -148,8 +128,8 @@ WAYS: dict[str, Callable[[DualEncoder, datasets.Dataset, list[mteb.AbsTask]], Re
 def compare(size: str, number: int, rounds: int) -> dict:
     """The ways take turns, after each has evaluated two pictures in one language."""
     image_size = SIZES[size]["image_size"]
-    rows, few = make_rows(number, image_size, LANGUAGES), make_rows(2, image_size, LANGUAGES[:1])
-    encoder = make_encoder(size, [text for row in rows["captions"] for texts in row.values() for text in texts])
+    rows, few = make_rows("test", number, image_size, LANGUAGES), make_rows("test", 2, image_size, LANGUAGES[:1])
+    encoder = make_encoder(size, captions_of(rows))
     tasks = make_tasks(rows)
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     difference = 0.0

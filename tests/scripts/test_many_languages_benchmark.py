@@ -44,9 +44,8 @@ def test_each_way_encodes_as_often_as_is_said(many_languages, monkeypatch):
             encoded["captions"] += len(captions)
             return super().encode_captions(captions)
 
-    rows = many_languages.make_rows(5, 32, many_languages.LANGUAGES)
-    captions = [text for row in rows["captions"] for texts in row.values() for text in texts]
-    encoder = many_languages.make_encoder("192 x 6 at 64 px", captions)
+    rows = many_languages.make_rows("test", 5, 32, many_languages.LANGUAGES)
+    encoder = many_languages.make_encoder("192 x 6 at 64 px", many_languages.captions_of(rows))
     encoder.__class__ = Counting
     counts = {}
     for name, way in many_languages.WAYS.items():
