@@ -6,10 +6,12 @@
     python eval_mrv.py --model openai/clip-vit-base-patch32 --task multi30k … --output_dir OUT     another dual encoder
     python eval_mrv.py --model scores.npz --task multi30k … --output_dir OUT                       embeddings or scores
     python eval_mrv.py … --output_dir OUT --compare OTHER/ranks.parquet                            against another run
+    python eval_mrv.py --model A B C --task multi30k … --output_dir OUT                            one table of models
     torchrun --nproc_per_node 8 eval_mrv.py …                                                      on eight devices
 
 Writes results.json, ranks.parquet (image, caption, language, direction, rank) and, with matplotlib, report.html
-with its plots as PNG. An interrupted run goes on from what it had encoded when it is started again.
+with its plots as PNG; of several models each into a folder of its own, and a table of them all, models.md and, with
+matplotlib, models.html. An interrupted run goes on from what it had encoded when it is started again.
 
 An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, compared by cosine, or `scores_de`
 (rows, N): pictures and captions in the order of the data, without those captions that are empty or punctuation alone.
@@ -27,10 +29,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
 os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")  # notes on classes of torchao are not for users
 
+import datasets
+
 import data_scripts
 from ccrk.processes import process_state
-from ccrk.retrieval.evaluate import evaluate_models
+from ccrk.retrieval.evaluate import TIMED_QUERIES, check_model, evaluate_models
+from ccrk.retrieval.instances import Ranks
 from ccrk.retrieval.intervals import check_same_data, compare, read_ranks
+from ccrk.retrieval.models import folders_of_models, write_models
 from ccrk.retrieval.results import choose_mrv_languages, format_table, make_results, write_results
 from data_scripts.cards import ANY_TABLE, CARDS, card_of
 from data_scripts.cli import one_line_errors, printable, set_up_logging
@@ -42,7 +48,9 @@ K_TEST = {name: card.k_test for name, card in CARDS.items() if card.k_test != AN
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of CCRK or a dual encoder, or an .npz file")
+    parser.add_argument(
+        "--model", nargs="+", required=True, help="folders or Hub ids of CCRK or dual encoders, or .npz files"
+    )
     parser.add_argument("--model_for", nargs="+", default=[], metavar="LANGUAGE=MODEL", help="another model for these")
     parser.add_argument("--task", "--dataset", required=True, help=f"{', '.join(CARDS)}; {DATASETS}")
     add_data_arguments(parser)
@@ -69,6 +77,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--batch_size must be at least 1")
     if wrong := [entry for entry in arguments.model_for if not all(entry.partition("="))]:
         parser.error(f"--model_for takes LANGUAGE=MODEL such as de=outputs/de, not {wrong[0]}")
+    if arguments.model_for and len(arguments.model) > 1:
+        parser.error("--model_for takes the place of one --model in some languages; give one model")
     arguments.model_for = dict(entry.split("=", 1) for entry in arguments.model_for)
     return arguments
 
@@ -81,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = process_state()
     with one_line_errors():
         # Scoring may take hours: what would spoil its result is looked for before.
-        check_output_folder(arguments.output_dir)
+        folders = folders_of_models(arguments.model, arguments.output_dir)
+        for folder in folders.values():
+            check_output_folder(folder)
         options = data_scripts.merge_options(
             arguments.dataset_config,
             split=arguments.split,
@@ -96,53 +108,78 @@ def main(argv: Sequence[str] | None = None) -> None:
             dataset = dataset.select(range(min(arguments.max_rows, len(dataset))))
         if not len(dataset):
             raise ValueError(f"{arguments.task} has no rows in its {arguments.split} split; choose another --split")
-        mrv_languages, no_mrv = choose_mrv_languages(
-            arguments.task, list(dataset.features["captions"]), arguments.mrv_languages, arguments.dataset_config
+        languages = list(dataset.features["captions"])
+        mrv_languages = choose_mrv_languages(
+            arguments.task, languages, arguments.mrv_languages, arguments.dataset_config
         )
         if other_ranks is not None:
             check_same_data(dataset, other_ranks)
-        result, k_test, encoded = evaluate_models(
-            arguments.model,
-            dataset,
-            arguments.model_for,
-            k_test=k_test,
-            output_dir=arguments.output_dir,
-            batch_size=arguments.batch_size,
-            bf16=arguments.bf16,
-            folds={} if arguments.dataset_config.get("fold") is not None else card.folds,
-        )
+        if len(folders) > 1:
+            for model in folders:
+                check_model(model, dataset, languages)
+        found = {
+            model: evaluate(model, folder, arguments, dataset, k_test, mrv_languages, other_ranks)
+            for model, folder in folders.items()
+        }
+        if state.is_main_process and len(folders) > 1:
+            write_models(found, folders, arguments.output_dir, TIMED_QUERIES)
+            print((arguments.output_dir / "models.md").read_text(encoding="utf-8"))
+    if state.is_main_process:
+        print(f"written to {arguments.output_dir}", file=sys.stderr)
+
+
+def evaluate(
+    model: str,
+    folder: Path,
+    arguments: argparse.Namespace,
+    dataset: datasets.Dataset,
+    k_test: int,
+    mrv_languages: tuple[list[str], str | None],
+    other_ranks: Ranks | None,
+) -> dict | None:
+    """Writes one model's results into a folder, and returns them, on the main process."""
+    state = process_state()
+    result, k_test, encoded = evaluate_models(
+        model,
+        dataset,
+        arguments.model_for,
+        k_test=k_test,
+        output_dir=folder,
+        batch_size=arguments.batch_size,
+        bf16=arguments.bf16,
+        folds={} if arguments.dataset_config.get("fold") is not None else card_of(arguments.task).folds,
+    )
     state.wait_for_everyone()
     if not state.is_main_process:
-        return
+        return None
     results = make_results(
         result,
         task=arguments.task,
         split=arguments.split,
-        model=arguments.model,
+        model=model,
         k_test=k_test,
-        mrv_languages=mrv_languages,
-        no_mrv_because=no_mrv,
+        mrv_languages=mrv_languages[0],
+        no_mrv_because=mrv_languages[1],
         model_for=arguments.model_for,
         dataset_config=arguments.dataset_config,
     )
-    with one_line_errors():
-        with written_whole(arguments.output_dir / "ranks.parquet") as path:
-            result.rank_table().to_parquet(path, write_page_checksum=True)
-        write_results(results, arguments.output_dir)
-        if other_ranks is not None:
-            comparison = compare(result.ranks, other_ranks, results["mrv"]["languages"] if results["mrv"] else [])
-            results["comparison"] = {"other": str(arguments.compare)} | comparison
-            write_results(results, arguments.output_dir)
-        if importlib.util.find_spec("matplotlib"):
-            from ccrk.retrieval.report import write_report
+    with written_whole(folder / "ranks.parquet") as path:
+        result.rank_table().to_parquet(path, write_page_checksum=True)
+    write_results(results, folder)
+    if other_ranks is not None:
+        comparison = compare(result.ranks, other_ranks, results["mrv"]["languages"] if results["mrv"] else [])
+        results["comparison"] = {"other": str(arguments.compare)} | comparison
+        write_results(results, folder)
+    if importlib.util.find_spec("matplotlib"):
+        from ccrk.retrieval.report import write_report
 
-            write_report(results, result.ranks, dataset, arguments.output_dir)
-        for folder in encoded:
-            shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # there are those of other evaluations
-            (arguments.output_dir / "encoded").rmdir()
+        write_report(results, result.ranks, dataset, folder)
+    for cache in encoded:
+        shutil.rmtree(cache, ignore_errors=True)
+    with contextlib.suppress(OSError):  # there are those of other evaluations
+        (folder / "encoded").rmdir()
     print(printable(format_table(results)))
-    print(f"written to {arguments.output_dir}", file=sys.stderr)
+    return results
 
 
 if __name__ == "__main__":

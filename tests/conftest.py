@@ -90,4 +90,4 @@ def recipe(tmp_path, monkeypatch) -> Path:
 def no_figures(request, monkeypatch):
     """A report's figures take a second to draw: they are drawn where a test is marked `figures`."""
     if "figures" not in request.keywords:
-        monkeypatch.setattr(report, "_figure", lambda plot, name, caption, output_dir: "<figure></figure>")
+        monkeypatch.setattr(report, "draw_figure", lambda plot, name, caption, output_dir: "<figure></figure>")

@@ -8,7 +8,10 @@ them gives the ranks of one, and nothing of size (images x captions) is ever hel
 """
 
 import hashlib
+import itertools
 import logging
+import statistics
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +44,8 @@ CAPTIONS_PER_BLOCK = 256  # encoded at a time, all of a like length
 
 IMAGES_PER_BLOCK = 16  # whose keys and values are held: 7 MB each at the published size in fp32
 
+TIMED_QUERIES = 20
+
 _NAN_CURE = "look for the overflow in the model, or evaluate without --bf16"
 
 
@@ -60,6 +65,7 @@ def evaluate_retrieval(
     folds: Mapping[str, int] | None = None,
     share: Share = Share(),
     cache_dir: Path | None = None,
+    takes_time: bool = False,
 ) -> RetrievalResult:
     """Ranks every caption's image and every image's captions, in each language by itself.
 
@@ -74,6 +80,7 @@ def evaluate_retrieval(
         folds: in these languages rank also within so many equal parts of the images, in their order.
         share: of the work; every process that takes part must call.
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
+        takes_time: of single queries, see `milliseconds_per_query`; not where the work is shared.
     """
     texts = {language: usable_captions(dataset, language) for language in languages}
     images = encode_images(encoder, dataset, batch_size, share, cache_dir)
@@ -89,7 +96,35 @@ def evaluate_retrieval(
         )
         if in_folds:
             result.fold_ranks[language] = in_folds
+    if takes_time and share.count == 1:
+        turns = itertools.chain.from_iterable(zip(*(found.texts for found in texts.values()), strict=False))
+        result.milliseconds_per_query = milliseconds_per_query(encoder, images, list(turns))
     return result
+
+
+def milliseconds_per_query(encoder: Encoder, images: EncodedImages, captions: Sequence[str]) -> float:
+    """
+    The median time from one caption to the order of all images, as a search would take it: encoding, cosines, and
+    re-scoring where there is a fusion encoder. Of the first `TIMED_QUERIES` captions, after one that is not timed.
+    """
+    seconds = []
+    for caption in captions[: TIMED_QUERIES + 1]:
+        started = time.perf_counter()
+        query = encode_captions(encoder, [caption])
+        best = (images.embeds @ query.embeds[0]).argsort(descending=True)
+        if encoder.k_test:
+            rows = np.sort(best[: encoder.k_test].numpy())
+            score_pairs(encoder, images, query, Share(), np.stack([rows, np.zeros_like(rows)], axis=1))
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[1:] or seconds)
+
+
+def check_model(name_or_path: str, dataset: datasets.Dataset, languages: Sequence[str]) -> None:
+    """Raises ValueError where a model cannot be opened or is not for this data, as far as a look at it tells."""
+    if name_or_path.endswith(".npz"):
+        check_arrays(Path(name_or_path), dataset, languages)
+    else:
+        open_pretrained(AutoConfig, name_or_path)
 
 
 def evaluate_models(
@@ -127,10 +162,7 @@ def evaluate_models(
         languages_of.setdefault(model_for.get(language, model), []).append(language)
     result, re_scored, encoded = RetrievalResult(), 0, []
     for name_or_path, own_languages in languages_of.items():
-        if name_or_path.endswith(".npz"):
-            check_arrays(Path(name_or_path), dataset, own_languages)
-        else:
-            open_pretrained(AutoConfig, name_or_path)
+        check_model(name_or_path, dataset, own_languages)
     for name_or_path, own_languages in languages_of.items():
         if name_or_path.endswith(".npz"):
             part = evaluate_arrays(Path(name_or_path), dataset, own_languages, folds)
@@ -148,7 +180,11 @@ def evaluate_models(
                 folds,
                 Share.of_this_process(),
                 cache_dir,
+                takes_time=len(languages_of) == 1,
             )
+            if len(languages_of) == 1:
+                result.parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+                result.milliseconds_per_query = part.milliseconds_per_query
         for name in ("ranks", "fold_ranks", "left_out"):
             getattr(result, name).update(getattr(part, name))
     for name in ("ranks", "fold_ranks", "left_out"):  # in the order that was asked for

@@ -49,6 +49,12 @@ def recall_intervals(ranks: Ranks, seed: int = 0) -> dict[str, dict[str, list[fl
     return intervals
 
 
+def mean_recall_interval(ranks: Ranks, seed: int = 0) -> list[float]:
+    """The 95 % interval of the mean over languages of `recall_table`'s `mean`: `[low, high]` in percent."""
+    drawn = _resampled_means([_hits(of_direction) for of in ranks.values() for of_direction in of.values()], seed)
+    return _interval(np.concatenate(drawn, axis=1).mean(axis=1))
+
+
 def mrv_intervals(ranks: Ranks, languages: Sequence[str], seed: int = 0) -> dict[str, dict[str, list[float]]]:
     """95 % intervals of `mrv_table`'s figures: `[low, high]`, in ranks for `std`, in ranks squared for `variance`."""
     ir, tr = _resampled_means([_spreads(ranks, languages, direction) for direction in ("IR", "TR")], seed)

@@ -1,21 +1,18 @@
 """report.html: one file without network that shows a result, and its plots as PNG."""
 
-import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import datasets
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ccrk.retrieval.html import data_uri, draw_figure, html_table, write_page
 from ccrk.retrieval.instances import Ranks, image_index, shared_ranks
 from data_scripts.cards import card_of
-from data_scripts.check import LITERAL_TEXT
-from data_scripts.files import written_whole
 from data_scripts.images import read_image
 
 GALLERY_SIZE = 12
@@ -27,34 +24,6 @@ THUMBNAIL = 240  # pixels
 COLORS = {"IR": "#3f7fc4", "TR": "#d98324"}  # text → image, image → text; both stand out on white and on black
 
 DIRECTIONS = {"IR": "text → image", "TR": "image → text"}
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1c2128; --soft: #59636e; --line: #d5dae0; --page: #fff; --card: #f5f7f9 }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e8ebee; --soft: #9aa5b1; --line: #353c45; --page: #14171b; --card: #1d2228 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem }
-p { max-width: 44rem; margin: .4rem 0 1rem } .soft, figcaption { color: var(--soft); font-size: .9rem }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1.2rem 0 }
-.card { background: var(--card); border-radius: .6rem; padding: .8rem 1rem }
-.card b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem }
-figure { margin: 0; break-inside: avoid } figure img { width: 100%; max-width: 34rem; height: auto; display: block }
-.scroll { overflow-x: auto; margin-top: 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } td small { color: var(--soft); display: block; font-size: .72rem }
-tr.ours td { font-weight: 600 }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1rem }
-.item { border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; break-inside: avoid }
-.item img { width: 100%; height: 11rem; object-fit: contain; background: var(--card); display: block }
-.item ul { list-style: none; margin: 0; padding: .6rem .8rem; font-size: .85rem }
-.item li { display: grid; grid-template-columns: 2rem 1fr auto; gap: .4rem; padding: .1rem 0; overflow-wrap: anywhere }
-.item i { color: var(--soft); font-style: normal } .item b { font-variant-numeric: tabular-nums }
-@media print { :root { --text: #000; --soft: #444; --line: #bbb; --page: #fff; --card: #f3f3f3 } body { padding: 0 } }
-"""
 
 
 def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_dir: Path) -> None:
@@ -79,7 +48,7 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         "<h2>Recall</h2><p>How often the right one comes first, among the first five, or ten. IR finds the image of "
         "a caption, TR a caption of an image.</p>",
         '<div class="plots">',
-        _figure(lambda: plot_recall(results), "recall", "Recall at 1 per language", output_dir),
+        draw_figure(lambda: plot_recall(results), "recall", "Recall at 1 per language", output_dir),
         "</div>",
         _recall_table(results["recall"], results["intervals"]["recall"]),
     ]
@@ -92,13 +61,13 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
             "<p>The rank of one and the same instance, asked for in different languages. Recall hides this: two "
             f"languages may fail equally often, on different images. Over {escape(', '.join(mrv_languages))}.</p>",
             '<div class="plots">',
-            _figure(
+            draw_figure(
                 lambda: plot_differences(ranks, languages),
                 "rank_difference",
                 "Mean absolute difference of an instance's rank, in ranks, over both directions",
                 output_dir,
             ),
-            _figure(
+            draw_figure(
                 lambda: plot_spread(ranks, mrv_languages),
                 "rank_spread",
                 "How far ranks spread: the standard deviation of an instance's ranks over the languages",
@@ -115,15 +84,8 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         parts.append(_comparison(results["comparison"]))
     if card_of(results["task"]).published:
         parts.append(_published(results))
-    title = escape(f"{results['task']} {results['split']}: recall and MRV")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head><body>'
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
-    with written_whole(output_dir / "report.html") as path:
-        path.write_text(page, encoding="utf-8", errors="backslashreplace")  # a name may be no Unicode
+    title = f"{results['task']} {results['split']}: recall and MRV"
+    write_page(output_dir / "report.html", title, parts)
 
 
 def plot_recall(results: dict) -> Figure:
@@ -199,29 +161,6 @@ def plot_spread(ranks: Ranks, languages: Sequence[str]) -> Figure:
     return figure
 
 
-def _figure(plot: Callable[[], Figure], name: str, caption: str, output_dir: Path) -> str:
-    """Draws a plot for light and for dark pages, and writes it as PNG."""
-    sources = {}
-    for theme, ink in (("light", "#1c2128"), ("dark", "#e8ebee")):
-        settings = dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink
-        )
-        spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-        with matplotlib.rc_context(settings | spines | LITERAL_TEXT | {"axes.facecolor": "none"}):
-            figure = plot()
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", transparent=True)
-            if theme == "light":
-                with written_whole(output_dir / f"{name}.png") as path:
-                    figure.savefig(path, format="png", dpi=160, facecolor="white")
-        sources[theme] = _data_uri("image/svg+xml", buffer.getvalue())
-    return (
-        f'<figure><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{sources["dark"]}">'
-        f'<img src="{sources["light"]}" alt="{escape(caption)}"></picture>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
 def _cards(results: dict) -> str:
     cards = []
     for column, label in (("IR@1", "recall at 1, text → image"), ("TR@1", "recall at 1, image → text")):
@@ -247,7 +186,7 @@ def _recall_table(recall: dict, intervals: dict) -> str:
             cells += f"<td>{row[column]:.1f}{small}</td>"
         rows.append(f"<tr><td>{escape(language)}</td>{cells}</tr>")
     means = "".join(f"<td>{np.mean([row[column] for row in recall.values()]):.1f}</td>" for column in columns)
-    return _table(["", *columns], [*rows, f'<tr class="ours"><td>mean</td>{means}</tr>'])
+    return html_table(["", *columns], [*rows, f'<tr class="ours"><td>mean</td>{means}</tr>'])
 
 
 def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) -> str:
@@ -266,7 +205,7 @@ def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) 
             f"<li><i>{escape(language)}</i><span>{escape(row['captions'][language][place])}</span><b>{rank:,}</b></li>"
             for language, rank in shown.items()
         )
-        picture = _data_uri("image/jpeg", _thumbnail(read_image(row["image"])))
+        picture = data_uri("image/jpeg", _thumbnail(read_image(row["image"])))
         items.append(f'<div class="item"><img src="{picture}" alt="{escape(image[0])}"><ul>{lines}</ul></div>')
     return f'<div class="gallery">{"".join(items)}</div>' if items else "<p>None does: all ranks are equal.</p>"
 
@@ -281,7 +220,7 @@ def _comparison(comparison: dict) -> str:
     return (
         f"<h2>Against another run</h2><p>This run minus {escape(comparison['other'])}, on the same instances: mean "
         "recall in points, MRV in ranks. p is that of a sign-flip test over images.</p>"
-        + _table(["", "difference", "95 % interval", "p"], rows)
+        + html_table(["", "difference", "95 % interval", "p"], rows)
         + (f"<p>No MRV: {escape(reason)}.</p>" if reason else "")
     )
 
@@ -308,13 +247,8 @@ def _published(results: dict) -> str:
     return (
         "<h2>Beside the paper</h2><p>Rows marked as quoted are copied from arXiv 2406.18254, not measured here. "
         "They compare only where task, split and languages are the same.</p>"
-        + _table(["", *card.published_columns], rows)
+        + html_table(["", *card.published_columns], rows)
     )
-
-
-def _table(columns: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _thumbnail(image: Image.Image) -> bytes:
@@ -322,7 +256,3 @@ def _thumbnail(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80)
     return buffer.getvalue()
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ccrk.retrieval.instances import CAPTION, Ranks, shared_ranks
-from ccrk.retrieval.intervals import mrv_intervals, recall_intervals
+from ccrk.retrieval.intervals import mean_recall_interval, mrv_intervals, recall_intervals
 from data_scripts.cards import card_of
 from data_scripts.files import written_whole
 from metrics.mrv.mrv import mean_rank_variance
@@ -23,6 +23,8 @@ class RetrievalResult:
     ranks: Ranks = field(default_factory=dict)
     fold_ranks: Ranks = field(default_factory=dict)  # each within its fold; empty unless folds were asked for
     left_out: dict[str, int] = field(default_factory=dict)  # captions that were empty after normalisation
+    parameters: int | None = None  # of the model, where it is one and has weights
+    milliseconds_per_query: float | None = None  # median time to encode and rank one caption, where it was taken
 
     def recall(self) -> dict[str, dict[str, float]]:
         return recall_table(self.ranks)
@@ -126,7 +128,7 @@ def make_results(
         mrv_languages, no_mrv_because: see `choose_mrv_languages`.
     """
     mrv = mrv_table(result.ranks, mrv_languages) if mrv_languages else None
-    intervals = {"recall": recall_intervals(result.ranks)}
+    intervals = {"recall": recall_intervals(result.ranks), "mean_recall": mean_recall_interval(result.ranks)}
     if mrv is not None:
         intervals["mrv"] = mrv_intervals(result.ranks, mrv_languages)
     results = {
@@ -146,6 +148,9 @@ def make_results(
     }
     if mrv is None:
         results["no_mrv_because"] = no_mrv_because or f"no instance has a caption in all of {', '.join(mrv_languages)}"
+    for name in ("parameters", "milliseconds_per_query"):
+        if getattr(result, name) is not None:
+            results[name] = getattr(result, name)
     if model_for:
         results["model_for"] = dict(model_for)
     if dataset_config:
