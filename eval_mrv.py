@@ -4,6 +4,7 @@
     python eval_mrv.py --model DIR_OR_ID --task multi30k --data_dir multi30k --image_dir photographs --output_dir OUT
     python eval_mrv.py --model EN --model_for de=DE ja=JA --task xflickrco … --output_dir OUT      one model a language
     python eval_mrv.py --model openai/clip-vit-base-patch32 --task multi30k … --output_dir OUT     another dual encoder
+    python eval_mrv.py --model open_clip:ViT-B-32/laion2b_s34b_b79k --task multi30k … --output_dir OUT    of open_clip
     python eval_mrv.py --model scores.npz --task multi30k … --output_dir OUT                       embeddings or scores
     python eval_mrv.py … --output_dir OUT --compare OTHER/ranks.parquet                            against another run
     python eval_mrv.py --model A B C --task multi30k … --output_dir OUT                            one table of models
@@ -49,7 +50,10 @@ K_TEST = {name: card.k_test for name, card in CARDS.items() if card.k_test != AN
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", nargs="+", required=True, help="folders or Hub ids of CCRK or dual encoders, or .npz files"
+        "--model",
+        nargs="+",
+        required=True,
+        help="folders or Hub ids of CCRK or dual encoders, open_clip:NAME/PRETRAINED, or .npz files",
     )
     parser.add_argument("--model_for", nargs="+", default=[], metavar="LANGUAGE=MODEL", help="another model for these")
     parser.add_argument("--task", "--dataset", required=True, help=f"{', '.join(CARDS)}; {DATASETS}")

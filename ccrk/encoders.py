@@ -4,6 +4,7 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 """
 
 import hashlib
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -316,8 +317,24 @@ def weights_fingerprint(weights: dict[str, Tensor], *settings: str) -> str:
     return digest.hexdigest()
 
 
-def load_encoder(name_or_path: str, k_test: int, bf16: bool) -> CCRKEncoder | DualEncoder:
+OPEN_CLIP = "open_clip:"  # what names of its models begin with
+
+
+def open_clip_models():
+    """The module `ccrk.open_clip`, whose package need not be installed for all else."""
+    if not importlib.util.find_spec("open_clip"):
+        raise ValueError("open_clip is not installed; pip install open_clip_torch")
+    from ccrk import open_clip
+
+    return open_clip
+
+
+def load_encoder(name_or_path: str, k_test: int, bf16: bool) -> Encoder:
     """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
+    if name_or_path.startswith(OPEN_CLIP):
+        encoder = open_clip_models().OpenClipEncoder.from_pretrained(name_or_path, bf16)
+        encoder.model.to(process_state().device)
+        return encoder
     options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     device = process_state().device
     if open_pretrained(AutoConfig, name_or_path).model_type != CCRKConfig.model_type:

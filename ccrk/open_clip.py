@@ -1,0 +1,92 @@
+"""Models of open_clip as evaluation and search use one: `open_clip:NAME/PRETRAINED`, or `open_clip:FOLDER`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor
+
+from ccrk.encoders import OPEN_CLIP, weights_fingerprint
+from data_scripts.cli import one_line
+
+
+class OpenClipEncoder:
+    """
+    A dual encoder of open_clip, with its own transforms and tokenizer.
+
+    Args:
+        model: with `encode_image` and `encode_text`, in evaluation mode.
+        transform: from a PIL image to the model's input.
+        tokenizer: from captions to tokens, padded to the length that the model has.
+        name: what the tokenizer was opened by.
+        dtype: of pictures.
+    """
+
+    k_test = 0
+
+    def __init__(self, model: torch.nn.Module, transform, tokenizer, name: str, dtype: torch.dtype = torch.float32):
+        self.model, self.transform, self.tokenizer, self.name, self.dtype = model, transform, tokenizer, name, dtype
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, bf16: bool = False) -> "OpenClipEncoder":
+        """Weights, transforms and tokenizer; ValueError where one of them cannot be opened, with its name."""
+        name, tag = check_name(name_or_path)
+        precision = "bf16" if bf16 else "fp32"
+        try:
+            model, transform = open_clip.create_model_from_pretrained(name, pretrained=tag, precision=precision)
+            tokenizer = open_clip.get_tokenizer(name)
+            return cls(model.eval(), transform, tokenizer, name, open_clip.get_input_dtype(precision) or torch.float32)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
+            reason = one_line(str(error).strip().partition("\n")[0])
+            raise ValueError(f"{name_or_path} cannot be opened; is it whole? ({reason})") from error
+
+    @property
+    def fingerprint(self) -> str:
+        tokenizer = f"{type(self.tokenizer).__name__} of {self.name}"
+        return weights_fingerprint(self.model.state_dict(), str(self.transform), tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def caption_lengths(self, captions: Sequence[str]) -> list[int]:
+        return [len(caption) for caption in captions]
+
+    @torch.no_grad()
+    def encode_images(self, images: list) -> dict[str, Tensor]:
+        """`embeds` (B, dimension), L2-normalised."""
+        pictures = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
+        return {"embeds": self.model.encode_image(pictures, normalize=True).float()}
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+        """`embeds` (N, dimension), L2-normalised."""
+        tokens = self.tokenizer(captions).to(self.device)
+        return {"embeds": self.model.encode_text(tokens, normalize=True).float()}
+
+
+def check_name(name_or_path: str) -> tuple[str, str | None]:
+    """
+    What open_clip calls a model, and the tag of its weights.
+
+    Raises:
+        ValueError: it is neither a folder of open_clip nor a name and a tag that open_clip knows.
+    """
+    given = name_or_path.removeprefix(OPEN_CLIP)
+    if (folder := Path(given)).is_dir():
+        if not (folder / "open_clip_config.json").is_file():
+            raise ValueError(f"{given} holds no open_clip_config.json; name a folder that open_clip has saved")
+        return f"local-dir:{given}", None
+    name, _, tag = given.rpartition("/")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags:
+        raise ValueError(
+            f"there is no folder {given}, and open_clip has no weights for {name or given!r}; "
+            "give open_clip:NAME/PRETRAINED as open_clip.list_pretrained() names them"
+        )
+    if tag not in tags:
+        raise ValueError(f"open_clip has no weights {tag!r} for {name}; choose one of {', '.join(tags)}")
+    return name, tag

@@ -1,0 +1,88 @@
+"""Models of open_clip in evaluation: from a folder that open_clip has saved, named, or lacking."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from builders import write_json
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import make_rows
+
+import ccrk.encoders
+import data_scripts
+import eval_mrv
+from ccrk.encoders import load_encoder
+from ccrk.retrieval.evaluate import check_model
+
+CONFIG = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path / "tiny"
+    write_json(folder / "open_clip_config.json", {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.4] * 3}})
+    torch.manual_seed(0)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def test_it_embeds_as_open_clip_does(folder):
+    import open_clip
+
+    encoder = load_encoder(f"open_clip:{folder}", 128, bf16=False)
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    pictures = [Image.effect_noise(size, 60).convert("RGB") for size in ((60, 40), (30, 90))]
+    captions = ["a red star", "a star " * 20]
+    with torch.no_grad():
+        image = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures]), normalize=True)
+        text = model.encode_text(open_clip.tokenize(captions, context_length=12), normalize=True)
+    torch.testing.assert_close(encoder.encode_images(pictures)["embeds"], image)
+    torch.testing.assert_close(encoder.encode_captions(captions)["embeds"], text)
+    assert encoder.k_test == 0 and encoder.fingerprint == load_encoder(f"open_clip:{folder}", 0, False).fingerprint
+    reduced = load_encoder(f"open_clip:{folder}", 0, bf16=True)
+    assert (reduced.encode_images(pictures)["embeds"] * image).sum(dim=1).min() > 0.99
+
+
+def test_it_is_evaluated_like_any_other(folder, monkeypatch, tmp_path):
+    rows = make_rows([[4], [3], [5], [2]], languages=("en", "de"))
+    monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
+    given = ["--model", f"open_clip:{folder}", "--task", "shapes", "--output_dir", str(tmp_path / "out")]
+    eval_mrv.main(given)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (
+        results["k_test"] == 0 and results["mrv"]["languages"] == ["en", "de"] and results["parameters"] > 49408 * 16
+    )
+
+
+def test_what_is_not_there_is_said_in_one_line(folder, tmp_path):
+    def refused(name, message):
+        with pytest.raises(ValueError, match=message) as found:
+            check_model(name, None, [])
+            load_encoder(name, 0, False)
+        assert "\n" not in str(found.value)
+
+    refused("open_clip:ViT-B-32/none", r"open_clip has no weights 'none' for ViT-B-32; choose one of openai, ")
+    refused(
+        "open_clip:no/such/folder", r"there is no folder no/such/folder, and open_clip has no weights for 'no/such'"
+    )
+    refused(f"open_clip:{tmp_path}", r"holds no open_clip_config\.json; name a folder that open_clip has saved")
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(f"open_clip:{folder}", r"tiny cannot be opened; is it whole\?")
+
+
+def test_without_the_package_the_cure_is_named(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        ccrk.encoders.importlib.util, "find_spec", lambda name: None if name == "open_clip" else found(name)
+    )
+    with pytest.raises(ValueError, match="open_clip is not installed; pip install open_clip_torch"):
+        check_model("open_clip:ViT-B-32/openai", None, [])
