@@ -68,6 +68,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--k_test", type=int, help=f"candidates re-scored per query, by default {K_TEST}, else {ANY_TABLE.k_test}"
     )
     parser.add_argument("--no_rerank", action="store_true", help="rank by cosine alone")
+    parser.add_argument(
+        "--caption_template",
+        nargs="+",
+        default=["{}"],
+        metavar="TEMPLATE",
+        help="what a model is given of a caption, such as 'query: {}' for E5; one for all models, or one for each",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at a time")
     parser.add_argument("--bf16", action="store_true", help="weights and states in bf16, similarities in fp32")
     parser.add_argument("--compare", type=Path, metavar="RANKS", help="ranks.parquet of another run on the same data")
@@ -79,6 +86,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--max_rows must be at least 1")
     if arguments.batch_size < 1:
         parser.error("--batch_size must be at least 1")
+    if wrong := [template for template in arguments.caption_template if "{}" not in template]:
+        parser.error(f"--caption_template has no {{}} where the caption goes: {wrong[0]}")
+    if len(arguments.caption_template) not in (1, len(arguments.model)):
+        parser.error("--caption_template: give one for all models, or one for each")
+    arguments.caption_template *= len(arguments.model) // len(arguments.caption_template)
+    if any(m.endswith(".npz") and t != "{}" for m, t in zip(arguments.model, arguments.caption_template, strict=True)):
+        parser.error("--caption_template is for models: the captions of an .npz are embedded already; give it '{}'")
     if wrong := [entry for entry in arguments.model_for if not all(entry.partition("="))]:
         parser.error(f"--model_for takes LANGUAGE=MODEL such as de=outputs/de, not {wrong[0]}")
     if arguments.model_for and len(arguments.model) > 1:
@@ -121,8 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(folders) > 1:
             for model in folders:
                 check_model(model, dataset, languages)
+        templates = dict(zip(arguments.model, arguments.caption_template, strict=True))
         found = {
-            model: evaluate(model, folder, arguments, dataset, k_test, mrv_languages, other_ranks)
+            model: evaluate(model, templates[model], folder, arguments, dataset, k_test, mrv_languages, other_ranks)
             for model, folder in folders.items()
         }
         if state.is_main_process and len(folders) > 1:
@@ -134,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def evaluate(
     model: str,
+    caption_template: str,
     folder: Path,
     arguments: argparse.Namespace,
     dataset: datasets.Dataset,
@@ -152,6 +168,7 @@ def evaluate(
         batch_size=arguments.batch_size,
         bf16=arguments.bf16,
         folds={} if arguments.dataset_config.get("fold") is not None else card_of(arguments.task).folds,
+        caption_template=caption_template,
     )
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -166,6 +183,7 @@ def evaluate(
         no_mrv_because=mrv_languages[1],
         model_for=arguments.model_for,
         dataset_config=arguments.dataset_config,
+        caption_template=caption_template,
     )
     with written_whole(folder / "ranks.parquet") as path:
         result.rank_table().to_parquet(path, write_page_checksum=True)

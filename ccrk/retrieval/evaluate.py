@@ -66,6 +66,7 @@ def evaluate_retrieval(
     share: Share = Share(),
     cache_dir: Path | None = None,
     takes_time: bool = False,
+    caption_template: str = "{}",
 ) -> RetrievalResult:
     """Ranks every caption's image and every image's captions, in each language by itself.
 
@@ -81,6 +82,7 @@ def evaluate_retrieval(
         share: of the work; every process that takes part must call.
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
         takes_time: of single queries, see `milliseconds_per_query`; not where the work is shared.
+        caption_template: what the model is given of a caption, which takes the place of `{}`.
     """
     texts = {language: usable_captions(dataset, language) for language in languages}
     images = encode_images(encoder, dataset, batch_size, share, cache_dir)
@@ -88,7 +90,7 @@ def evaluate_retrieval(
     for language, found in texts.items():
         if found.left_out:
             logger.warning("%s: %d captions left out, empty after normalisation", language, found.left_out)
-        captions = encode_captions(encoder, found.texts, share, cache_dir)
+        captions = encode_captions(encoder, prompted(found.texts, caption_template), share, cache_dir)
         score = partial(score_pairs, encoder, images, captions, share) if encoder.k_test else None
         result.left_out[language] = found.left_out
         result.ranks[language], in_folds = rank_language(
@@ -98,8 +100,14 @@ def evaluate_retrieval(
             result.fold_ranks[language] = in_folds
     if takes_time and share.count == 1:
         turns = itertools.chain.from_iterable(zip(*(found.texts for found in texts.values()), strict=False))
-        result.milliseconds_per_query = milliseconds_per_query(encoder, images, list(turns))
+        queries = prompted(list(turns), caption_template)
+        result.milliseconds_per_query = milliseconds_per_query(encoder, images, queries)
     return result
+
+
+def prompted(captions: Sequence[str], template: str) -> list[str]:
+    """Each caption in the place of `{}`."""
+    return [template.replace("{}", caption) for caption in captions]
 
 
 def milliseconds_per_query(encoder: Encoder, images: EncodedImages, captions: Sequence[str]) -> float:
@@ -139,6 +147,7 @@ def evaluate_models(
     batch_size: int = 64,
     bf16: bool = False,
     folds: Mapping[str, int] | None = None,
+    caption_template: str = "{}",
 ) -> tuple[RetrievalResult, int, list[Path]]:
     """
     Ranks of all languages of a data set, each by its model; shared out over all processes.
@@ -184,6 +193,7 @@ def evaluate_models(
                 Share.of_this_process(),
                 cache_dir,
                 takes_time=len(languages_of) == 1,
+                caption_template=caption_template,
             )
             if len(languages_of) == 1:
                 result.parameters = sum(parameter.numel() for parameter in encoder.model.parameters())

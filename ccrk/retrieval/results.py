@@ -119,11 +119,12 @@ def make_results(
     no_mrv_because: str | None = None,
     model_for: Mapping[str, str] | None = None,
     dataset_config: Mapping[str, object] | None = None,
+    caption_template: str = "{}",
 ) -> dict:
     """The content of results.json: recall in percent, ranks counted from 1, intervals as [low, high].
 
     Args:
-        task, split, model, model_for, dataset_config: told as they are.
+        task, split, model, model_for, dataset_config, caption_template: told as they are.
         k_test: candidates that were re-scored per query.
         mrv_languages, no_mrv_because: see `choose_mrv_languages`.
     """
@@ -151,6 +152,8 @@ def make_results(
     for name in ("parameters", "milliseconds_per_query"):
         if getattr(result, name) is not None:
             results[name] = getattr(result, name)
+    if caption_template != "{}":
+        results["caption_template"] = caption_template
     if model_for:
         results["model_for"] = dict(model_for)
     if dataset_config:

@@ -138,3 +138,36 @@ def test_what_is_wrong_is_told_before_the_first_is_evaluated(rows, model, tmp_pa
         run(tmp_path / "out", "--model", model, tmp_path / "lacking.npz")
     with pytest.raises(SystemExit):
         run(tmp_path / "out", "--model", model, model, "--model_for", "de=a.npz")
+
+
+def test_captions_go_into_the_template_of_each_model(rows, model, tmp_path, monkeypatch):
+    given = []
+    kind = evaluate.load_encoder(str(model), 0, False).__class__
+    encode = kind.encode_captions
+    monkeypatch.setattr(
+        kind, "encode_captions", lambda self, captions: given.extend(captions) or encode(self, captions)
+    )
+    again = tmp_path / "again"
+    again.symlink_to(model)
+    out = tmp_path / "out"
+    run(out, "--model", model, again, "--no_rerank", "--caption_template", "query: {}", "{}!")
+    captions = {text for row in rows["captions"] for texts in row.values() for text in texts}
+    assert set(given) == {f"query: {text}" for text in captions} | {f"{text}!" for text in captions}
+    told = [json.loads((out / name / "results.json").read_text())["caption_template"] for name in ("model", "again")]
+    assert told == ["query: {}", "{}!"]
+    run(tmp_path / "plain", "--model", model, "--no_rerank")
+    assert "caption_template" not in json.loads((tmp_path / "plain" / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("templates", "message"),
+    [
+        (["query:"], "--caption_template has no {} where the caption goes: query:"),
+        (["{}", "{}", "{}"], "give one for all models, or one for each"),
+        (["query: {}"], "the captions of an .npz are embedded already"),
+    ],
+)
+def test_templates_that_cannot_be_are_refused(templates, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--model", "a", "b.npz", "--caption_template", *templates)
+    assert message in capsys.readouterr().err
