@@ -119,7 +119,12 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
-    """Where the model comes from: a checkpoint; an image encoder and an XLM-R; or nothing but a configuration."""
+    """
+    Where the model comes from: a checkpoint; an image and a text encoder; or nothing but a configuration.
+
+    Of two encoders `train_pretrain.py` makes a CCRK, and so does `train_retrieval.py` where there is a `config`;
+    without one it trains two towers.
+    """
 
     _argument_group_name = "model"
 
@@ -127,13 +132,29 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Folder or Hub id of a CCRK checkpoint to go on from; in train_retrieval.py of any dual encoder "
-            "of transformers: CLIP, SigLIP, …"
+            "of transformers (CLIP, SigLIP, …), or a SentenceTransformer that takes pictures and text."
         },
     )
     vision_model: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of an image encoder (Swin) to start from."}
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of an image encoder to start from: a Swin of CCRK; in train_retrieval.py "
+            "without config any of transformers or timm, which becomes one of two towers."
+        },
     )
-    text_model: str | None = field(default=None, metadata={"help": "Folder or Hub id of the XLM-R to start from."})
+    text_model: str | None = field(
+        default=None, metadata={"help": "The same of the text encoder: an XLM-R of CCRK, or any as the other tower."}
+    )
+    pooling: str = field(
+        default="mean",
+        metadata={
+            "help": "Of the text tower's last states: the mean over its tokens, or the first one.",
+            "choices": ["first", "mean"],
+        },
+    )
+    caption_prompt: str | None = field(
+        default=None, metadata={"help": "Before each caption of two towers, such as 'query: ' for multilingual-e5."}
+    )
     config: dict | None = field(
         default=None,
         metadata={

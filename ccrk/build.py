@@ -13,8 +13,6 @@ import torch
 import transformers
 from PIL import Image
 from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoProcessor,
@@ -27,9 +25,17 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from transformers.utils import is_peft_available
 
 import data_scripts
-from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor, normalize_caption
+from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor, normalize_caption
 from ccrk.arguments import DataArguments, ModelArguments, config_from_scratch, vocab_size_from_scratch
-from ccrk.encoders import DualInputs, check_is_dual_encoder, input_size
+from ccrk.encoders import (
+    CCRKEncoder,
+    DualEncoder,
+    Encoder,
+    input_size,
+    kind_of_encoder,
+    make_encoder,
+    sentence_transformer_encoder,
+)
 from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
@@ -49,9 +55,10 @@ from processing_ccrk import published_image_processor
 logger = logging.getLogger(__name__)
 
 # Names of the modules of an encoder, in CCRK and in the dual encoders of transformers.
+# Of a SentenceTransformer with a Router, a tower stands first in its route.
 FROZEN = {
-    "image": ("vision_model", "vision_projection", "visual_projection"),
-    "text": ("text_model", "text_projection"),
+    "image": ("vision_model", "vision_projection", "visual_projection", "sub_modules.image.0"),
+    "text": ("text_model", "text_projection", "sub_modules.text.0"),
 }
 STREAMED_ROWS_FOR_TOKENIZER = 20_000
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
@@ -98,31 +105,27 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset
 
 
-def is_dual_encoder(model: ModelArguments) -> bool:
-    """Whether to go on from another model than CCRK; ValueError where it cannot be opened."""
-    if model.model_name_or_path is None:
-        return False
-    config = open_pretrained(AutoConfig, model.model_name_or_path)
-    if config.model_type == CCRKConfig.model_type:
-        return False
-    check_is_dual_encoder(MODEL_MAPPING.get(type(config), type(None)), model.model_name_or_path)
-    return True
+def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Encoder]:
+    """What is to be trained: CCRK, a dual encoder, or a SentenceTransformer, as which two towers are saved.
 
-
-def check_source(model: ModelArguments) -> None:
-    """Raises ValueError where no model can come of these arguments, before the data is looked at."""
+    Raises:
+        ValueError: no model can come of these arguments; before the data is looked at.
+    """
     if model.model_name_or_path is not None:
-        if is_dual_encoder(model):
-            wrong = ("config", "image_size", "max_words", "max_length", "vision_model", "text_model")
-            if given := [name for name in wrong if getattr(model, name) is not None]:
-                raise ValueError(
-                    f"{given[0]} is of CCRK models, and {model.model_name_or_path} is another; leave it out"
-                )
-        return
-    if model.use_peft:
-        raise ValueError("use_peft adapts a trained model; give model_name_or_path")
+        kind = kind_of_encoder(model.model_name_or_path)
+        if kind is not CCRKEncoder and head is CCRKForPreTraining:
+            raise ValueError(f"{model.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")
+        if kind is not CCRKEncoder:
+            _check_no_others(model, model.model_name_or_path, ("vision_model", "text_model", "caption_prompt"))
+        return kind
     if (model.vision_model is None) != (model.text_model is None):
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
+    if model.vision_model is not None and model.config is None and head is CCRKForImageTextRetrieval:
+        kind = sentence_transformer_encoder()
+        _check_no_others(model, "a model of two towers")
+        return kind
+    if model.use_peft:
+        raise ValueError("use_peft adapts a trained model; give model_name_or_path")
     if model.image_size is None:
         raise ValueError("image_size is missing; published models are pre-trained at 224 and fine-tuned at 384 pixels")
     if model.vision_model is None and vocab_size_from_scratch(model) is None:
@@ -130,6 +133,14 @@ def check_source(model: ModelArguments) -> None:
             "there is nothing to start from: give model_name_or_path, or vision_model and text_model, or a config "
             "with text_config.vocab_size to train from scratch"
         )
+    return CCRKEncoder
+
+
+def _check_no_others(model: ModelArguments, source: str, others: Sequence[str] = ()) -> None:
+    """ValueError where there are arguments of CCRK, or `others`, which a model from this source does not take."""
+    for names, whose in ((("config", "image_size", "max_words", "max_length"), "CCRK models"), (others, "two towers")):
+        if given := [name for name in names if getattr(model, name) is not None]:
+            raise ValueError(f"{given[0]} is of {whose}, and {source} is another; leave it out")
 
 
 def build_processor(
@@ -140,7 +151,7 @@ def build_processor(
 
     A run that goes on from a checkpoint of its own keeps that one's: tokens would mean something else in another.
     """
-    if is_dual_encoder(model):
+    if _is_dual_encoder(model):
         return open_pretrained(AutoProcessor, checkpoint or model.model_name_or_path)
     if checkpoint is not None:
         return open_pretrained(CCRKProcessor, checkpoint)
@@ -163,6 +174,10 @@ def build_processor(
     )
 
 
+def _is_dual_encoder(model: ModelArguments) -> bool:
+    return model.model_name_or_path is not None and kind_of_encoder(model.model_name_or_path) is DualEncoder
+
+
 def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
     captions = []
     if isinstance(dataset, ShardRows):
@@ -183,7 +198,7 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | 
 def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCRKPairModel]) -> PreTrainedModel:
     """The model, a CCRK with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
-    if is_dual_encoder(model):
+    if _is_dual_encoder(model):
         loaded, _ = open_model(AutoModel, model.model_name_or_path, dtype=torch.float32)
         return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
     if model.model_name_or_path is not None:
@@ -207,6 +222,19 @@ def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCR
         return head(made)
 
 
+def build_pair(model: ModelArguments, sigmoid: bool | None) -> torch.nn.Module:
+    """A SentenceTransformer with its temperature, opened or made of two towers."""
+    # Here, since it takes a package that others need not install.
+    from ccrk.towers import SentenceTransformerPair, join_towers, open_pair
+
+    if model.model_name_or_path is not None:
+        pair = open_pair(model.model_name_or_path, sigmoid)
+    else:
+        joined = join_towers(model.vision_model, model.text_model, model.pooling, model.caption_prompt)
+        pair = SentenceTransformerPair(joined, sigmoid)
+    return add_adapters(pair, model.lora_r) if model.use_peft else pair
+
+
 @contextlib.contextmanager
 def whole_parameters(arguments: CCRKTrainingArguments) -> Iterator[None]:
     """
@@ -223,21 +251,34 @@ def whole_parameters(arguments: CCRKTrainingArguments) -> Iterator[None]:
             set_hf_deepspeed_config(arguments.deepspeed_plugin.hf_ds_config)
 
 
-def add_adapters(model: CCRKPairModel, rank: int):
-    """The model as a `peft.PeftModel`: LoRA on linear layers (of CCRK those of text and fusion), all else frozen."""
+def add_adapters(model: torch.nn.Module, rank: int):
+    """
+    The model as a `peft.PeftModel`: LoRA on linear layers (of CCRK those of text and fusion), all else frozen. What is
+    behind the encoders of a SentenceTransformer is trained as it is.
+    """
     if not is_peft_available():
         raise ValueError("use_peft needs the package peft; install it with pip install peft")
     from peft import LoraConfig, get_peft_model
 
-    layers = "all-linear"
+    options = {"target_modules": "all-linear"}
     if isinstance(model, CCRKPairModel):
-        layers = r"ccrk\.(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)"
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers))
+        options["target_modules"] = r"ccrk\.(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)"
+    elif not isinstance(model, PreTrainedModel):
+        within = {id(module) for tower in model.towers() for module in tower.modules()}
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        options["target_modules"] = [name for name, module in linear.items() if id(module) in within]
+        options["modules_to_save"] = [name for name, module in linear.items() if id(module) not in within]
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+    if not isinstance(model, PreTrainedModel):
+        for parameter in model.parameters(recurse=False):  # the temperature, which is new as well
+            parameter.requires_grad = True
+    return adapted
 
 
 def freeze(model: torch.nn.Module, encoders: Sequence[str]) -> None:
     """
-    Takes the parameters of the image or the text encoder, projection included, out of training.
+    Takes the parameters of the image or the text encoder out of training, projection included where it came with the
+    checkpoint.
 
     Raises:
         ValueError: another name, the model calls its encoders otherwise, or nothing is left to train.
@@ -252,6 +293,23 @@ def freeze(model: torch.nn.Module, encoders: Sequence[str]) -> None:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze {' '.join(encoders)} leaves nothing to train")
+
+
+def keep_still(model: torch.nn.Module) -> None:
+    """
+    Keeps every part that has nothing to train in evaluation mode, which training would put into its own: dropout is
+    off there, and no batch norm's statistics move.
+    """
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        model.register_forward_pre_hook(_evaluate)
+    else:
+        for part in model.children():
+            keep_still(part)
+
+
+def _evaluate(module: torch.nn.Module, *_) -> None:
+    module.eval()
 
 
 @contextlib.contextmanager
@@ -302,7 +360,7 @@ def check_positions(model: CCRKPairModel, processor: CCRKProcessor) -> None:
         processor.max_length = positions
 
 
-def recipe_settings(data: DataArguments, model: ModelArguments, processor: ProcessorMixin) -> dict:
+def recipe_settings(data: DataArguments, model: ModelArguments, processor: ProcessorMixin | None) -> dict:
     """What a recipe says of data and model; a run that is resumed with anything else says so."""
     settings = {name: value for name, value in vars(data).items() if name not in ("languages", "max_bad_fraction")}
     settings |= {name: value for name, value in vars(model).items() if name not in ("config", "image_size")}
@@ -326,11 +384,8 @@ def build_trainer(
     transformers.set_seed(arguments.seed)
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
-    is_dual = is_dual_encoder(model_arguments)
-    if is_dual and head is CCRKForPreTraining:
-        raise ValueError(f"{model_arguments.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")
-    check_source(model_arguments)
-    by_default = "one" if head is CCRKForImageTextRetrieval and not is_dual else "all"
+    kind = kind_of_model(model_arguments, head)
+    by_default = "one" if head is CCRKForImageTextRetrieval and kind is CCRKEncoder else "all"
     one_language = (data.captions_per_image or by_default) == "one"
     if data.rows == "captions" and not one_language:
         raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
@@ -347,7 +402,8 @@ def build_trainer(
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     if data.max_train_rows is not None:
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
-    processor = build_processor(model_arguments, train_rows, checkpoint)
+    has_processor = kind in (CCRKEncoder, DualEncoder)  # of its own; a SentenceTransformer's are in its modules
+    processor = build_processor(model_arguments, train_rows, checkpoint) if has_processor else None
     # The collator decodes images: at reduced scale, and where it can leave bad ones out.
     if isinstance(train_rows, ShardRows):  # their index holds usable rows only
         train_rows = replace(train_rows, decode=False)
@@ -375,18 +431,23 @@ def build_trainer(
             "dataloader_drop_last to false"
         )
     with whole_parameters(arguments):
-        model = build_model(model_arguments, processor, head)
+        if has_processor:
+            model = build_model(model_arguments, processor, head)
+        else:
+            sigmoid = arguments.contrastive_loss and arguments.contrastive_loss == "sigmoid"
+            model = build_pair(model_arguments, sigmoid)
     if model_arguments.freeze:
         freeze(model, model_arguments.freeze)
-    inputs = DualInputs(processor, model.config) if is_dual else processor
-    if not is_dual:
+    keep_still(model)
+    if kind is CCRKEncoder:
         check_positions(model, processor)
-    image_size = input_size(processor.image_processor)
+    inputs = make_encoder(model.get_base_model() if model_arguments.use_peft else model, processor).inputs
+    image_size = input_size(inputs.image_processor)
     logger.info(
         "%s, languages %s; %.1f M parameters, %d px",
         f"a stream of {train_rows.rows.num_shards:,} parts" if is_stream else f"{len(train_rows):,} rows",
         " ".join(languages),
-        model.num_parameters() / 1e6,
+        sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         image_size,
     )
     augmentation = None

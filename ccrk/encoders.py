@@ -5,9 +5,11 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 
 import hashlib
 import importlib.util
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -15,7 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.processes import process_state
@@ -37,7 +48,8 @@ class Embeddings(NamedTuple):
 class Encoder(Protocol):
     """A model as training, evaluation and search use it."""
 
-    model: PreTrainedModel
+    model: torch.nn.Module
+    inputs: "CCRKProcessor | PairInputs"  # makes the tensors of pictures and captions
     k_test: int  # candidates to re-score per query; 0 without a fusion encoder
 
     @property
@@ -60,34 +72,26 @@ class Encoder(Protocol):
         """By which captions of a like length are encoded together."""
 
 
-class DualInputs:
+class PairInputs:
     """
-    The processor of a dual encoder, called as CCRK's is: captions may come as K for each picture, None where one is
-    missing. It does what each family was trained with: SigLIP pads captions to their full length, without a mask.
+    The processors of two encoders, called as CCRK's is: captions may come as K for each picture, None where one is
+    missing.
 
     Args:
-        processor: with `image_processor` and `tokenizer`.
-        config: of the model, which says how many tokens a caption may have: it keeps so many.
+        image_processor: of the image encoder.
+        tokenizer: of the text encoder.
+        max_length: tokens that a caption keeps.
 
     Raises:
-        ValueError: a part of the processor is missing.
+        ValueError: the tokenizer cannot pad.
     """
 
-    def __init__(self, processor, config: PreTrainedConfig):
-        parts = ("image_processor", "tokenizer")
-        if lacking := [part for part in parts if getattr(processor, part, None) is None]:
-            raise ValueError(f"there is no {' and no '.join(lacking)}; save the model's processor beside it")
-        self._processor = processor
-        self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
-        text = config.text_config
-        positions = text.max_position_embeddings
-        if any(family in text.model_type for family in ("roberta", "altclip", "camembert")):
-            positions -= text.pad_token_id + 1  # theirs start behind the padding's
-        self.max_length = min(positions, self.tokenizer.model_max_length)
-        self.options = {"padding": True, "truncation": True, "max_length": self.max_length}  # of the processor
-        if config.model_type.startswith("siglip"):
-            self.max_length = positions
-            self.options |= {"padding": "max_length", "max_length": positions, "return_attention_mask": False}
+    def __init__(self, image_processor, tokenizer, max_length: int):
+        if tokenizer.pad_token is None:
+            raise ValueError(
+                "its tokenizer has no pad token; set one (tokenizer.pad_token = tokenizer.eos_token) and save it"
+            )
+        self.image_processor, self.tokenizer, self.max_length = image_processor, tokenizer, max_length
 
     def __call__(self, images: list, text: list[list[str | None]]) -> dict[str, Tensor]:
         """A batch as `ccrk.training.collator` describes it, of B pictures with K captions each."""
@@ -95,6 +99,63 @@ class DualInputs:
         tokens = self.captions([caption or "" for captions in text for caption in captions])
         shaped = {name: tensor.unflatten(0, mask.shape) for name, tensor in tokens.items()}
         return {**self.pictures(images), **shaped, "caption_mask": mask}
+
+    def pictures(self, images: list) -> Mapping[str, Tensor]:
+        """What the image encoder takes of B pictures; each tensor begins with B."""
+        raise NotImplementedError
+
+    def captions(self, captions: list[str]) -> Mapping[str, Tensor]:
+        """What the text encoder takes of N captions; each tensor begins with N."""
+        raise NotImplementedError
+
+    # What a batch holds beside what the encoders take.
+    BESIDE = ("caption_mask", "image_ids", "sampling_keys")
+
+    def split(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What of a batch is the image encoder's, each with B rows, and the text encoder's, with B · K."""
+        own = {name: value for name, value in batch.items() if name not in self.BESIDE}
+        text = {name: own.pop(name).flatten(0, 1) for name in list(own) if name in self.text_names}
+        return own, text
+
+    @property
+    def text_names(self) -> set[str]:
+        """Tensors of a batch that are made of captions."""
+        return set(self.tokenizer.model_input_names)
+
+
+def positions_for_tokens(config: PreTrainedConfig) -> int:
+    """How many tokens a text encoder has positions for."""
+    positions = config.max_position_embeddings
+    if any(family in config.model_type for family in ("roberta", "altclip", "camembert")):
+        positions -= config.pad_token_id + 1  # theirs start behind the padding's
+    return positions
+
+
+class DualInputs(PairInputs):
+    """
+    The processor of a dual encoder of transformers. It does what each family was trained with: SigLIP pads captions to
+    their full length, without a mask.
+
+    Args:
+        processor: with `image_processor` and `tokenizer`.
+        config: of the model, which says how many tokens a caption may have: it keeps so many.
+
+    Raises:
+        ValueError: a part of the processor is missing, or its tokenizer cannot pad.
+    """
+
+    def __init__(self, processor, config: PreTrainedConfig):
+        parts = ("image_processor", "tokenizer")
+        if lacking := [part for part in parts if getattr(processor, part, None) is None]:
+            raise ValueError(f"there is no {' and no '.join(lacking)}; save the model's processor beside it")
+        self._processor = processor
+        positions = positions_for_tokens(config.text_config)
+        is_siglip = config.model_type.startswith("siglip")
+        max_length = positions if is_siglip else min(positions, processor.tokenizer.model_max_length)
+        super().__init__(processor.image_processor, processor.tokenizer, max_length)
+        self.options = {"padding": True, "truncation": True, "max_length": max_length}  # of the processor
+        if is_siglip:
+            self.options |= {"padding": "max_length", "return_attention_mask": False}
 
     def pictures(self, images: list) -> BatchFeature:
         """`pixel_values`; with SigLIP 2 at native resolution masks and shapes beside them."""
@@ -110,6 +171,8 @@ def input_size(image_processor) -> int:
     size = {name: value for name, value in dict(getattr(image_processor, "size", None) or {}).items() if value}
     if side := size.get("height") or size.get("shortest_edge"):
         return side
+    if hasattr(image_processor, "data_config"):  # of timm
+        return image_processor.data_config["input_size"][-1]
     if hasattr(image_processor, "max_num_patches"):
         return math.isqrt(image_processor.max_num_patches) * image_processor.patch_size
     raise ValueError(f"a {type(image_processor).__name__} does not say how large its pictures are")
@@ -136,8 +199,6 @@ class DualEncoder:
     """
 
     k_test = 0
-    # What a batch holds beside the model's own inputs.
-    NOT_INPUTS = ("caption_mask", "image_ids", "sampling_keys")
 
     def __init__(self, model: PreTrainedModel, processor):
         check_is_dual_encoder(type(model), "the model")
@@ -161,19 +222,14 @@ class DualEncoder:
 
     def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
         """By one forward through the wrapped model."""
-        shape = inputs["caption_mask"].shape
-        own = {name: value for name, value in inputs.items() if name not in self.NOT_INPUTS}
-        own = {
-            name: value.flatten(0, 1) if name in self.inputs.tokenizer.model_input_names else value
-            for name, value in own.items()
-        }
+        pictures, captions = self.inputs.split(inputs)
         scale = self.model.logit_scale
         if self.model.training and self.bias is None:
             scale.data.clamp_(max=math.log(100))  # as CLIP was trained
-        outputs = model(**own, return_dict=True)
+        outputs = model(**pictures, **captions, return_dict=True)
         return Embeddings(
             F.normalize(outputs.image_embeds.float(), dim=-1),
-            F.normalize(outputs.text_embeds.float(), dim=-1).unflatten(0, shape),
+            F.normalize(outputs.text_embeds.float(), dim=-1).unflatten(0, inputs["caption_mask"].shape),
             torch.exp(-scale),
             self.bias,
         )
@@ -186,6 +242,12 @@ class DualEncoder:
         return weights_fingerprint(
             self.model.state_dict(), str(self.inputs.image_processor), str(self.inputs.tokenizer)
         )
+
+    def load(self, folder: Path) -> None:
+        """Takes the weights of a checkpoint of the same model."""
+        # They are saved by the names that the model's class had first, which from_pretrained alone understands.
+        loaded, _ = open_model(type(self.model), folder, dtype=self.model.dtype)
+        self.model.load_state_dict(loaded.state_dict())
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
@@ -218,7 +280,7 @@ class CCRKEncoder:
 
     def __init__(self, model: CCRKPairModel, processor: CCRKProcessor, k_test: int = 128):
         self.model = model
-        self.processor = processor
+        self.processor = self.inputs = processor
         self.k_test = k_test
 
     def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
@@ -329,16 +391,54 @@ def open_clip_models():
     return open_clip
 
 
+def is_sentence_transformer(name_or_path: str) -> bool:
+    """Whether a folder or Hub id holds a SentenceTransformer, other than one made of a CCRK checkpoint."""
+    folder = Path(name_or_path)
+    if folder.exists():
+        is_one = (folder / "modules.json").is_file()
+    else:
+        quietly = {
+            f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
+        }
+        try:
+            is_one = cached_file(name_or_path, "modules.json", **quietly) is not None
+        except (OSError, ValueError):  # no such model, as its config.json will say
+            is_one = False
+    if is_one and (config := cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False)):
+        return json.loads(Path(config).read_bytes()).get("model_type") != CCRKConfig.model_type
+    return is_one
+
+
+def kind_of_encoder(name_or_path: str) -> type[Encoder]:
+    """The class that opens a folder or Hub id; ValueError where none does, before its weights are read."""
+    if name_or_path.startswith(OPEN_CLIP):
+        open_clip_models().check_name(name_or_path)
+        return open_clip_models().OpenClipEncoder
+    if is_sentence_transformer(name_or_path):
+        return sentence_transformer_encoder()
+    config = open_pretrained(AutoConfig, name_or_path)
+    if config.model_type == CCRKConfig.model_type:
+        return CCRKEncoder
+    check_is_dual_encoder(MODEL_MAPPING.get(type(config), type(None)), name_or_path)
+    return DualEncoder
+
+
+def sentence_transformer_encoder() -> type[Encoder]:
+    """`ccrk.towers.SentenceTransformerEncoder`, whose package need not be installed for all else."""
+    if not importlib.util.find_spec("sentence_transformers"):
+        raise ValueError("sentence-transformers is not installed; pip install 'sentence-transformers>=6.2'")
+    from ccrk.towers import SentenceTransformerEncoder
+
+    return SentenceTransformerEncoder
+
+
 def load_encoder(name_or_path: str, k_test: int, bf16: bool) -> Encoder:
     """The model in evaluation mode. Re-ranking by a head that was never trained is refused."""
-    if name_or_path.startswith(OPEN_CLIP):
-        encoder = open_clip_models().OpenClipEncoder.from_pretrained(name_or_path, bf16)
-        encoder.model.to(process_state().device)
-        return encoder
     options = {"dtype": torch.bfloat16 if bf16 else torch.float32}
     device = process_state().device
-    if open_pretrained(AutoConfig, name_or_path).model_type != CCRKConfig.model_type:
-        encoder = DualEncoder.from_pretrained(name_or_path, **options)
+    kind = kind_of_encoder(name_or_path)
+    if kind is not CCRKEncoder:
+        encoder = kind.from_pretrained(name_or_path, **options)
         encoder.model.to(device)
         return encoder
     processor = open_pretrained(CCRKProcessor, name_or_path)
@@ -351,8 +451,10 @@ def load_encoder(name_or_path: str, k_test: int, bf16: bool) -> Encoder:
     return CCRKEncoder(model.eval().to(device), processor, k_test)
 
 
-def make_encoder(model: PreTrainedModel, processor, k_test: int = 0) -> Encoder:
-    """The encoder of a bare model: with its fusion encoder where it has one."""
+def make_encoder(model: torch.nn.Module, processor=None, k_test: int = 0) -> Encoder:
+    """The encoder of a bare model: with its fusion encoder where it has one. Its processor is that of transformers."""
     if isinstance(model, CCRKPairModel):
         return CCRKEncoder(model, processor, k_test)
-    return DualEncoder(model, processor)
+    if isinstance(model, PreTrainedModel):
+        return DualEncoder(model, processor)
+    return sentence_transformer_encoder()(model)

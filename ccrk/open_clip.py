@@ -29,10 +29,10 @@ class OpenClipEncoder:
         self.model, self.transform, self.tokenizer, self.name, self.dtype = model, transform, tokenizer, name, dtype
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, bf16: bool = False) -> "OpenClipEncoder":
+    def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "OpenClipEncoder":
         """Weights, transforms and tokenizer; ValueError where one of them cannot be opened, with its name."""
         name, tag = check_name(name_or_path)
-        precision = "bf16" if bf16 else "fp32"
+        precision = "bf16" if dtype is torch.bfloat16 else "fp32"
         try:
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=tag, precision=precision)
             tokenizer = open_clip.get_tokenizer(name)

@@ -62,17 +62,24 @@ def open_model(
     Raises:
         ValueError: as `open_pretrained`; or the file holds other weights than its configuration says.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # what does not fit is an error here, and no table of warnings
-    try:
+    with without_warnings():  # what does not fit is an error here, and no table of warnings
         model, found = open_pretrained(kind, source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     weights = [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
     in_file = {_part(name) for name in set(weights) - set(found["missing_keys"])}
     lacking = [part for part in may_lack if part in map(_part, weights) and part not in in_file]
     _check_weights(source, model, found, lacking)
     return model, lacking
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Inside, transformers reports errors alone."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _why_not_opened(kind: type, source: str | os.PathLike, error: Exception) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from ccrk import CCRKConfig, CCRKForPreTraining
 from ccrk.training.arguments import CCRKTrainingArguments
@@ -106,6 +107,18 @@ def assert_same_gradients(found, expected, relative: float, absolute: float) -> 
     for name, gradient in expected[1].items():
         if not name.endswith(("k_proj.bias", "key.bias")):  # 0 but for rounding
             assert (found[1][name] - gradient).norm() <= relative * gradient.norm() + absolute, name
+
+
+def tokenizer(processor):
+    """That of the tests' captions, of transformers itself."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=processor.tokenizer.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_max_length=16,
+    )
 
 
 RECIPE = {

@@ -25,16 +25,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
 
-from ccrk.encoders import OPEN_CLIP, EncodedCaptions, Encoder, load_encoder, open_clip_models
+from ccrk.encoders import EncodedCaptions, Encoder, kind_of_encoder, load_encoder
 from ccrk.processes import Share, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
 from ccrk.retrieval.instances import usable_captions
 from ccrk.retrieval.ranking import by_cosine, rank_language
 from ccrk.retrieval.results import RetrievalResult
 from data_scripts.cli import one_line
-from data_scripts.files import check_output_folder, open_pretrained, written_whole
+from data_scripts.files import check_output_folder, written_whole
 from data_scripts.images import BadImage, read_image
 
 logger = logging.getLogger(__name__)
@@ -131,10 +130,8 @@ def check_model(name_or_path: str, dataset: datasets.Dataset, languages: Sequenc
     """Raises ValueError where a model cannot be opened or is not for this data, as far as a look at it tells."""
     if name_or_path.endswith(".npz"):
         check_arrays(Path(name_or_path), dataset, languages)
-    elif name_or_path.startswith(OPEN_CLIP):
-        open_clip_models().check_name(name_or_path)
     else:
-        open_pretrained(AutoConfig, name_or_path)
+        kind_of_encoder(name_or_path)
 
 
 def evaluate_models(
@@ -153,7 +150,8 @@ def evaluate_models(
     Ranks of all languages of a data set, each by its model; shared out over all processes.
 
     Args:
-        model: folder or Hub id of a CCRK or a dual encoder, an open_clip model (`ccrk.open_clip`), or an .npz file
+        model: folder or Hub id of a CCRK, a dual encoder or a SentenceTransformer, an open_clip model (`ccrk.open_clip`),
+            or an .npz file
             (`ccrk.retrieval.arrays`).
         model_for: language → another model.
         output_dir: where encoded blocks are kept, so that an interrupted run goes on.

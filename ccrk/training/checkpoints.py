@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_available
 from transformers.trainer_utils import sort_checkpoints
 
@@ -201,6 +201,8 @@ def check_same_model(checkpoint: Path, model, processor: ProcessorMixin | None) 
         having = "no LoRA adapters" if is_adapted else "LoRA adapters, and none are trained here"
         raise CheckpointError(f"{checkpoint} has {having}; {cure}")
     model = model.get_base_model() if is_adapted else model
+    if not isinstance(model, PreTrainedModel):  # a SentenceTransformer, which is compared when it is loaded
+        return
     saved = open_pretrained(type(model.config), checkpoint)
     if type(model).__name__ not in (heads := saved.architectures or []):
         raise CheckpointError(f"{checkpoint} is of a {', '.join(heads)}, not a {type(model).__name__}; {cure}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ccrk.encoders import CCRKEncoder, input_size
 from data_scripts.caption_rows import CaptionRows
@@ -102,6 +102,24 @@ print(torch.cosine_similarity(image_embeds[:, None], text_embeds[None], dim=-1))
 ```"""
 
 
+USE_SENTENCE_TRANSFORMER = """
+A SentenceTransformer ({architecture}) that ranks pictures for a caption, and captions for a picture, alike in every
+language: trained by 1-to-K contrastive learning ([KDD 2024]({paper})). {parameters:,} parameters, captions in
+{languages}.
+
+## Use
+
+```python
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({hub_id!r})
+image_embeds = model.encode([Image.new("RGB", (64, 64), "red")])
+text_embeds = model.encode(["a red square", "ein blauer Kreis"])
+print(model.similarity(image_embeds, text_embeds))  # (pictures, captions)
+```"""
+
+
 def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     """
     Writes the card from what the trainer holds: data sets with counts, languages, arguments, and the evaluation
@@ -112,7 +130,7 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         hub_id: what the usage example opens.
         metadata: further fields of [`huggingface_hub.ModelCardData`], such as `license`; they have the last word.
     """
-    arguments, processor = trainer.args, trainer.processing_class
+    arguments, inputs = trainer.args, trainer.encoder.inputs
     name = one_line(hub_id.split("/")[-1])
     languages = list(map(one_line, trainer.data_collator.languages))
     best = trainer.state.best_global_step if arguments.load_best_model_at_end else None  # whose weights are saved
@@ -125,13 +143,19 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         {},
     )
     model, is_ccrk = trainer.model, isinstance(trainer.encoder, CCRKEncoder)
-    sources = [model.name_or_path]
-    if not model.name_or_path:  # from encoders, or from scratch
-        sources = [model.config.vision_config.name_or_path, model.config.text_config.name_or_path]
+    is_transformers = isinstance(model, PreTrainedModel)
+    if not is_transformers:
+        use, encoders = USE_SENTENCE_TRANSFORMER, model.towers()
+        sources = [tower.name_or_path for tower in encoders]
+    else:
+        use, encoders = USE_CCRK if is_ccrk else USE_DUAL_ENCODER, [model]
+        # Without a name it is from encoders, or from scratch.
+        parts = [] if model.name_or_path else [model.config.vision_config, model.config.text_config]
+        sources = [part.name_or_path for part in parts or [model]]
     sources = [source for source in sources if source]
     data = {
         "language": languages,
-        "library_name": "transformers",
+        "library_name": "transformers" if is_transformers else "sentence-transformers",
         "pipeline_tag": "feature-extraction",
         "tags": [*(["ccrk"] if is_ccrk else []), "image-text-retrieval", "multilingual"],
         "base_model": [source for source in sources if not Path(source).exists()] or None,
@@ -150,21 +174,20 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     shown = {
         "hub_id": hub_id,
         "paper": PAPER,
-        "parameters": model.num_parameters(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "languages": _markdown(", ".join(languages)),
-        "image_size": input_size(processor.image_processor),
-        "architecture": type(model).__name__,
+        "image_size": input_size(inputs.image_processor),
+        "architecture": " and ".join(type(encoder).__name__ for encoder in encoders),
+        "options": ", ".join(f"{name}={value!r}" for name, value in getattr(inputs, "options", {}).items()),
     }
-    inputs = processor if is_ccrk else trainer.encoder.inputs
-    shown["options"] = "" if is_ccrk else ", ".join(f"{name}={value!r}" for name, value in inputs.options.items())
-    words = f" {processor.max_words} words and" if is_ccrk else ""
+    words = f" {inputs.max_words} words and" if is_ccrk else ""
     cut = f"cut after{words} {inputs.max_length} tokens."
     return ModelCard(
         CARD.format(
             metadata=ModelCardData(**(data | metadata)).to_yaml(),
             name=_markdown(name),
             paper=PAPER,
-            use=(USE_CCRK if is_ccrk else USE_DUAL_ENCODER).format(**shown).strip(),
+            use=use.format(**shown).strip(),
             results=_results_table(trainer, evaluation),
             training="\n".join(training),
             captions=f"- Captions are {'lower-cased, stripped of punctuation and ' if is_ccrk else ''}{cut}",

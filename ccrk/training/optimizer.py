@@ -5,7 +5,14 @@ import math
 import torch
 
 # Parameters that no encoder brings along; the paper trains them at twice the rate of the others.
-NEW_PARAMETERS = ("temperature", "vision_projection.", "text_projection.", "matching_head.", ".cross_attention.")
+NEW_PARAMETERS = (
+    "temperature",
+    "vision_projection.",
+    "text_projection.",
+    "matching_head.",
+    ".cross_attention.",
+    ".linear.",  # the projections of two towers, which are sentence-transformers' Dense
+)
 
 # The published code knows by their names which weights not to decay, and the matching head's norm has a number.
 DECAYED_NORM = "matching_head.1.weight"

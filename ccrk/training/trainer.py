@@ -11,12 +11,13 @@ from pathlib import Path
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints, seed_worker
 
-from ccrk.encoders import DualEncoder, input_size, make_encoder, weights_fingerprint
+from ccrk.encoders import CCRKEncoder, input_size, make_encoder, weights_fingerprint
 from ccrk.processes import Share
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.training.arguments import CCRKTrainingArguments
@@ -41,9 +42,9 @@ from ccrk.training.model_card import model_card
 from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.captions import is_usable
-from data_scripts.files import open_model
 from data_scripts.problems import Problems
 from data_scripts.streams import EndlessRows
+from modeling_ccrk import CCRKPairModel
 from objectives_ccrk import sampling_keys
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,12 @@ logger = logging.getLogger(__name__)
 
 class CCRKTrainer(Trainer):
     """
-    Trains a CCRK model with a head, or any dual encoder of transformers, by 1-to-K contrastive learning.
+    Trains a CCRK model with a head, any dual encoder of transformers, or a SentenceTransformer that takes pictures and
+    text (in a [`ccrk.towers.SentenceTransformerPair`]), by 1-to-K contrastive learning.
 
-    `processing_class` is the model's own processor, `data_collator` a [`CCRKCollator`]. `eval_dataset` holds rows;
-    evaluation is retrieval: recall per language and MRV, logged as `eval_*`. `loss` is an object such as
-    [`OneToKLoss`], which may be replaced before training.
+    `processing_class` is the model's own processor (of a SentenceTransformer None), `data_collator` a
+    [`CCRKCollator`]. `eval_dataset` holds rows; evaluation is retrieval: recall per language and MRV, logged as
+    `eval_*`. `loss` is an object such as [`OneToKLoss`], which may be replaced before training.
     """
 
     args: CCRKTrainingArguments
@@ -84,7 +86,8 @@ class CCRKTrainer(Trainer):
         kind = self.args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
         if kind == "sigmoid" and not has_bias:
             raise ValueError(f"contrastive_loss is sigmoid, but a {type(bare).__name__} has no bias; leave it out")
-        self.loss = OneToKLoss(self.accelerator, kind, getattr(bare.config, "contrastive_reduction", "symmetric"))
+        reduction = bare.config.contrastive_reduction if isinstance(bare, CCRKPairModel) else "symmetric"
+        self.loss = OneToKLoss(self.accelerator, kind, reduction)
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(LogLines)
@@ -188,7 +191,7 @@ class CCRKTrainer(Trainer):
             num_batches = loader.num_workers * loader.prefetch_factor
             num_batches = num_batches if is_stream else min(num_batches, len(loader))
             in_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of this machine
-            size = input_size(self.processing_class.image_processor)
+            size = input_size(self.encoder.inputs.image_processor)
             check_shared_memory(num_batches * in_processes, self.args.train_batch_size * 3 * size * size * 4)
             self.data_collator.epoch.share_memory_()
             is_training = self._sigterm.is_training.share_memory_()
@@ -248,26 +251,35 @@ class CCRKTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Of a model with adapters: merged into it, which opens like any other, and by themselves in `adapter`."""
         if not hasattr(self.model, "peft_config") or state_dict is not None:  # as DeepSpeed has gathered it
-            return super()._save(output_dir, state_dict)
+            return self._save_model(output_dir, state_dict)
         adapted = self.model
         if self.args.should_save:
             adapted.save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER)
             self.model = copy.deepcopy(adapted).merge_and_unload()  # unmerging would round the weights
         try:
-            super()._save(output_dir)
+            self._save_model(output_dir)
         finally:
             self.model = adapted
 
+    def _save_model(self, output_dir: str | None, state_dict: dict | None = None) -> None:
+        if isinstance(self.encoder.model, PreTrainedModel):
+            return super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        self.model.save(folder)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        if isinstance(self.encoder, DualEncoder) and not (
-            hasattr(self.model, "peft_config") or self.is_deepspeed_enabled
-        ):
-            # Weights are saved by the names that the model's class had first, which from_pretrained alone understands.
-            loaded, _ = open_model(type(self.encoder.model), folder, dtype=self.encoder.model.dtype)
-            self.encoder.model.load_state_dict(loaded.state_dict())
-            return
-        super()._load_from_checkpoint(str(folder / ADAPTER if hasattr(self.model, "peft_config") else folder), model)
+        folder, has_adapters = Path(resume_from_checkpoint), hasattr(self.model, "peft_config")
+        if self._loads_itself and not (has_adapters or self.is_deepspeed_enabled):
+            return self.encoder.load(folder)
+        super()._load_from_checkpoint(str(folder / ADAPTER if has_adapters else folder), model)
+        if has_adapters and not isinstance(self.encoder.model, PreTrainedModel):
+            self.encoder.model.load_scale(folder)
+
+    @property
+    def _loads_itself(self) -> bool:
+        """Whether a checkpoint is in a format of which transformers' trainer knows nothing."""
+        return not isinstance(self.encoder, CCRKEncoder)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """transformers only warns of weights that a checkpoint lacks, and trains on from random ones."""
@@ -276,7 +288,7 @@ class CCRKTrainer(Trainer):
             raise CheckpointError(f"the checkpoint's weights are not those of the model: {', '.join(wrong[:4])}")
 
     def _load_best_model(self) -> None:
-        if hasattr(self.model, "peft_config") or isinstance(self.encoder, DualEncoder):
+        if hasattr(self.model, "peft_config") or self._loads_itself:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
@@ -379,7 +391,7 @@ class CCRKTrainer(Trainer):
     def _count_images(self, inputs: dict[str, Tensor | Problems]) -> None:
         """Takes a batch's bad images out of it; ValueError where there have been too many of them."""
         self._image_ids.append(inputs["image_ids"])
-        self.problems.rows += len(inputs["pixel_values"])
+        self.problems.rows += len(inputs["image_ids"])
         if (problems := inputs.pop("problems", None)) is not None:
             self.problems.update(problems)
 
@@ -428,7 +440,7 @@ class CCRKTrainer(Trainer):
             # A step that is not finite is skipped, and would hide all others of the same log.
             self._parts[name] = self._parts.get(name, 0) + value.detach().nan_to_num(0.0, 0.0, 0.0)
         self._steps_since_log += 1
-        self._images_since_log += len(inputs["pixel_values"]) * self.accelerator.num_processes
+        self._images_since_log += len(inputs["image_ids"]) * self.accelerator.num_processes
         self._captions_since_log = self._captions_since_log + inputs["caption_mask"].sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

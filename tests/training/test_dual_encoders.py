@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import ROOT
 from PIL import Image
-from tiny import assert_same_gradients, call, loss_and_gradients
+from tiny import assert_same_gradients, call, loss_and_gradients, tokenizer
 from torch.nn import functional as F
 
 import eval_mrv
@@ -27,18 +27,6 @@ B, K, P = 5, 3, 8
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 32, "patch_size": 8}
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-def tokenizer(processor):
-    """That of the tests' captions, of transformers itself."""
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=processor.tokenizer.backend_tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        model_max_length=16,
-    )
 
 
 def make_clip(words):

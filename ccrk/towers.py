@@ -1,0 +1,289 @@
+"""SentenceTransformers that take pictures and text: opened, or made of two encoders, and trained as one module.
+
+A SentenceTransformer is a list of modules. Its first may be a Router with a list of its own for each modality: so two
+encoders that know nothing of each other become one model, towers with a projection behind each.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+
+from ccrk.encoders import Embeddings, PairInputs, positions_for_tokens, weights_fingerprint
+from data_scripts.cli import mistake, one_line
+from data_scripts.files import open_model, open_pretrained, without_warnings
+
+PROJECTION_DIM = 256  # of two towers, as CCRK's
+
+# Beside the SentenceTransformer, which has no place for them: what its training goes on from.
+SCALE = "logit_scale.safetensors"
+
+POOLING = {"first": "cls", "mean": "mean"}  # by the names that sentence-transformers has for them
+
+
+class SentenceTransformerPair(nn.Module):
+    """
+    A SentenceTransformer as a training step needs it: one forward for pictures and captions, and a temperature.
+
+    Args:
+        model: takes pictures and text.
+        sigmoid: have a bias beside the temperature, for the sigmoid loss, both as SigLIP starts from.
+    """
+
+    def __init__(self, model: SentenceTransformer, sigmoid: bool | None = False):
+        super().__init__()
+        self.model = model
+        start = math.log(10) if sigmoid else math.log(1 / 0.07)  # SigLIP's; CLIP's
+        self.logit_scale = nn.Parameter(torch.tensor(start))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if sigmoid else None
+
+    def forward(self, pictures: dict[str, Tensor], captions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`image` (B, P), `text` (N, P), L2-normalised; `temperature`, and `bias` where there is one."""
+        found = {"image": self.encode("image", pictures), "text": self.encode("text", captions)}
+        # Here, where data parallelism sees that the loss depends on them.
+        found["temperature"] = torch.exp(-self.logit_scale)
+        return found | ({} if self.logit_bias is None else {"bias": self.logit_bias + 0})
+
+    def encode(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        """Embeddings (N, P) of the tensors of one modality, L2-normalised, in fp32."""
+        features = dict(inputs, modality=modality)
+        for module in self.path(modality):
+            features = module(features)
+        return F.normalize(features["sentence_embedding"].float(), dim=-1)
+
+    def path(self, modality: str) -> list[nn.Module]:
+        """The modules that a modality goes through, in their order."""
+        first, *others = self.model.children()
+        if not isinstance(first, Router):
+            return [first, *others]
+        return [*first.sub_modules[first.route_mappings.get((None, modality), modality)], *others]
+
+    def towers(self) -> list[PreTrainedModel]:
+        """The encoders of transformers in it; one that takes both modalities is there once."""
+        firsts = [self.path(modality)[0] for modality in ("image", "text")]
+        return list(dict.fromkeys(module.model for module in firsts))
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """For `Trainer`."""
+        self.model.gradient_checkpointing_enable(*args, **kwargs)
+
+    def load_scale(self, folder: Path) -> None:
+        """Temperature and bias that were saved beside the model."""
+        for name, value in load_file(folder / SCALE).items():
+            self.get_parameter(name).data.copy_(value)
+
+    def save(self, folder: str | Path) -> None:
+        """In the model's own format, with modules and prompts as they were opened; what it has not, beside it."""
+        self.model.save_pretrained(str(folder), create_model_card=False)
+        scale = {name: value.detach().cpu() for name, value in self.named_parameters(recurse=False)}
+        save_file(scale, Path(folder) / SCALE)
+
+
+class SentenceTransformerInputs(PairInputs):
+    """Pictures and captions as a SentenceTransformer prepares them, captions behind its default prompt."""
+
+    def __init__(self, pair: SentenceTransformerPair):
+        self._model = pair.model
+        self.prompt = pair.model.prompts.get(pair.model.default_prompt_name)
+        processor = pair.path("image")[0].processor
+        tokenizer = pair.path("text")[0].tokenizer
+        super().__init__(getattr(processor, "image_processor", processor), tokenizer, tokenizer.model_max_length)
+
+    @property
+    def text_names(self) -> set[str]:
+        return super().text_names | {"prompt_length"}
+
+    def pictures(self, images: list) -> dict[str, Tensor]:
+        return self._tensors([image.convert("RGB") for image in images])
+
+    def captions(self, captions: list[str]) -> dict[str, Tensor]:
+        return self._tensors(captions, self.prompt)
+
+    def _tensors(self, inputs: list, prompt: str | None = None) -> dict[str, Tensor]:
+        tensors = {}
+        for name, value in self._model.preprocess(inputs, prompt=prompt).items():
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            elif isinstance(value, int):  # the prompt's length
+                tensors[name] = torch.full((len(inputs),), value)
+        return tensors
+
+
+class SentenceTransformerEncoder:
+    """A SentenceTransformer that takes pictures and text; nothing re-scores pairs.
+
+    Args:
+        model: in a pair, for training.
+
+    Raises:
+        ValueError: its tokenizer cannot pad.
+    """
+
+    k_test = 0
+
+    def __init__(self, model: SentenceTransformerPair):
+        self.model, self.inputs = model, SentenceTransformerInputs(model)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "SentenceTransformerEncoder":
+        """From a folder or a Hub id, in evaluation mode; ValueError, with its name, where it is none for this."""
+        pair = open_pair(name_or_path, dtype=dtype)
+        try:
+            return cls(pair.eval())
+        except ValueError as error:
+            raise ValueError(f"{name_or_path}: {error}") from error
+
+    def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
+        """By one forward through the wrapped model."""
+        if self.model.training and self.model.logit_bias is None:
+            self.model.logit_scale.data.clamp_(max=math.log(100))  # as CLIP was trained
+        found = model(*self.inputs.split(inputs))
+        text = found["text"].unflatten(0, inputs["caption_mask"].shape)
+        return Embeddings(found["image"], text, found["temperature"], found.get("bias"))
+
+    def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
+        return self.embed(self.model, inputs)
+
+    def load(self, folder: Path) -> None:
+        """Takes the weights of a checkpoint of the same model; ValueError where it is of another."""
+        loaded = open_pair(folder, sigmoid=self.model.logit_bias is not None)
+        if str(loaded) != str(self.model):
+            raise ValueError(f"{folder} is of another model; resume with what it had, or choose another output_dir")
+        self.model.load_state_dict(loaded.state_dict())
+
+    @property
+    def fingerprint(self) -> str:
+        settings = [str(self.model.model), str(self.inputs.prompt), str(self.inputs.tokenizer)]
+        settings += [tower.config.to_json_string() for tower in self.model.towers()]
+        return weights_fingerprint(self.model.state_dict(), str(self.inputs.image_processor), *settings)
+
+    def caption_lengths(self, captions: Sequence[str]) -> list[int]:
+        return [len(caption) for caption in captions]
+
+    @torch.no_grad()
+    def encode_images(self, images: list) -> dict[str, Tensor]:
+        """`embeds` (B, dimension), L2-normalised."""
+        return {"embeds": self._encode("image", self.inputs.pictures(images))}
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+        """`embeds` (N, dimension), L2-normalised."""
+        return {"embeds": self._encode("text", self.inputs.captions(captions))}
+
+    def _encode(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        dtype = self.model.towers()[0].dtype
+        return self.model.encode(
+            modality,
+            {
+                name: value.to(self.model.device, dtype if value.is_floating_point() else None)
+                for name, value in inputs.items()
+            },
+        )
+
+
+def open_pair(
+    name_or_path: str | Path, sigmoid: bool | None = None, dtype: torch.dtype = torch.float32
+) -> SentenceTransformerPair:
+    """A SentenceTransformer from a folder or Hub id; code that lies beside it is never run.
+
+    Args:
+        sigmoid: the loss that it is to be trained by; by default that which it was trained by here, or softmax.
+
+    Raises:
+        ValueError: it cannot be opened, or does not take both pictures and text.
+    """
+    try:
+        model = SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
+        reason = one_line(str(mistake(error)).strip().partition("\n")[0])
+        raise ValueError(f"{name_or_path} cannot be opened as a SentenceTransformer: {reason}") from error
+    if lacking := [modality for modality in ("image", "text") if modality not in model.modalities]:
+        raise ValueError(
+            f"{name_or_path} is a SentenceTransformer that takes no {lacking[0]}s; give one that takes pictures and "
+            "text, or make one with --vision_model and --text_model"
+        )
+    scale = Path(name_or_path) / SCALE
+    saved_sigmoid = "logit_bias" in load_file(scale) if scale.is_file() else None
+    pair = SentenceTransformerPair(model, saved_sigmoid if sigmoid is None else sigmoid)
+    if saved_sigmoid is not None and saved_sigmoid == (pair.logit_bias is not None):  # else it is of the other loss
+        pair.load_scale(scale.parent)
+    return pair
+
+
+def join_towers(
+    vision_model: str, text_model: str, pooling: str = "mean", prompt: str | None = None
+) -> SentenceTransformer:
+    """
+    One model of an image and a text encoder of transformers, with new projections into one space.
+
+    Args:
+        vision_model: folder or Hub id of an encoder of pictures: its own pooling where it has one, else the mean of
+            its feature map, or the first token.
+        text_model: of an encoder of text.
+        pooling: of the text encoder's last states: `mean` over the tokens, or the `first` one.
+        prompt: before each caption, such as "query: " for E5.
+
+    Raises:
+        ValueError: one of the two cannot be opened, or is no such encoder.
+    """
+    with without_warnings():  # of a pooling that is not used; what else a file lacks is looked at before
+        towers = {"image": image_tower(vision_model), "text": text_tower(text_model, pooling)}
+    routes = {
+        modality: [*modules, Dense(width, PROJECTION_DIM, bias=False, activation_function=None)]
+        for modality, (modules, width) in towers.items()
+    }
+    prompts = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}
+    return SentenceTransformer(modules=[Router(routes), Normalize()], device="cpu", **prompts)
+
+
+def image_tower(name_or_path: str) -> tuple[list[nn.Module], int]:
+    """An image encoder and how it is pooled, and the width of what comes out."""
+    # The pooling of a classifier's checkpoint may never have been trained, and then is not used.
+    encoder, lacking = open_model(AutoModel, name_or_path, may_lack=("pooler",))
+    _check_tower(encoder, name_or_path, "pixel_values", "vision_model")
+    picture = open_pretrained(AutoImageProcessor, name_or_path)([Image.new("RGB", (64, 64))], return_tensors="pt")
+    with torch.no_grad():
+        outputs = encoder.eval()(**picture)
+    pooled, states = getattr(outputs, "pooler_output", None), outputs.last_hidden_state
+    if pooled is not None and pooled.dim() == 2 and not lacking:
+        own = {"image": {"method": "forward", "method_output_name": "pooler_output"}}
+        modules = [Transformer(name_or_path, modality_config=own, module_output_name="sentence_embedding")]
+        return modules, pooled.shape[-1]
+    is_map = states.dim() == 4  # channels first
+    width = states.shape[1 if is_map else -1]
+    return [Transformer(name_or_path), Pooling(width, "mean" if is_map else "cls")], width
+
+
+def text_tower(name_or_path: str, pooling: str) -> tuple[list[nn.Module], int]:
+    """A text encoder with its pooling, and the width of what comes out."""
+    encoder, _ = open_model(AutoModel, name_or_path)
+    _check_tower(encoder, name_or_path, "input_ids", "text_model")
+    tokenizer = open_pretrained(AutoTokenizer, name_or_path)
+    transformer = Transformer(name_or_path)
+    transformer.max_seq_length = min(positions_for_tokens(encoder.config), tokenizer.model_max_length)
+    width = encoder.config.hidden_size
+    return [transformer, Pooling(width, POOLING[pooling])], width
+
+
+def _check_tower(encoder: PreTrainedModel, source: str, takes: str, argument: str) -> None:
+    """ValueError where an encoder does not take pixels, or tokens, or takes both."""
+    is_whole = hasattr(encoder, "get_text_features")
+    if encoder.main_input_name != takes or is_whole or encoder.config.is_encoder_decoder:
+        what = "pictures" if takes == "pixel_values" else "text"
+        cure = "train it with --model_name_or_path" if is_whole else f"give {argument} another"
+        raise ValueError(f"{source} is a {type(encoder).__name__}, and no encoder of {what} alone; {cure}")

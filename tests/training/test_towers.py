@@ -1,0 +1,285 @@
+"""SentenceTransformers of pictures and text, and two towers: made, trained, saved, opened by their own class."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from builders import isolated
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from tiny import call, tokenizer
+from torch.nn import functional as F
+
+import eval_mrv
+import train_retrieval
+from ccrk.encoders import load_encoder
+from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
+from ccrk.training.collator import CCRKCollator
+
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = TEXT | {"image_size": 32, "patch_size": 8}
+CAPTIONS = ["a red star", "ein blauer Kreis am Strand", "一个红色的正方形"]
+SIZES = json.dumps({"num_train": 24, "num_validation": 8, "num_test": 12})
+
+
+def save(folder, *parts):
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
+def resnet():
+    """A timm CNN, as transformers wraps it."""
+    config = transformers.TimmWrapperConfig(
+        architecture="test_resnet", pretrained_cfg={"input_size": [3, 32, 32], "num_classes": 0}, num_labels=0
+    )
+    return (transformers.TimmWrapperModel(config),)
+
+
+def vit():
+    images = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    return transformers.ViTModel(transformers.ViTConfig(**VISION)), images
+
+
+def vit_without_pooling():
+    images = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    return transformers.ViTModel(transformers.ViTConfig(**VISION), add_pooling_layer=False), images
+
+
+def clip_vision():
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)), images
+
+
+@pytest.fixture
+def text(processor, tmp_path):
+    torch.manual_seed(0)
+    words = tokenizer(processor)
+    config = transformers.XLMRobertaConfig(**TEXT, vocab_size=len(words), max_position_embeddings=18)
+    return save(tmp_path / "text", transformers.XLMRobertaModel(config, add_pooling_layer=False), words)
+
+
+@pytest.fixture
+def image(tmp_path):
+    torch.manual_seed(0)
+    return save(tmp_path / "image", *resnet())
+
+
+@pytest.fixture
+def clip(processor, tmp_path):
+    """A SentenceTransformer of one module that takes both, with a projection, prompts, and another name for one."""
+    torch.manual_seed(0)
+    words = tokenizer(processor)
+    config = transformers.CLIPConfig(
+        text_config=TEXT | {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config=VISION,
+        projection_dim=16,
+    )
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    inner = save(tmp_path / "inner", transformers.CLIPModel(config), transformers.CLIPProcessor(images, words))
+    modules = [Transformer(str(inner)), Dense(16, 8, activation_function=None), Normalize()]
+    prompts = {"photo": "a photo of ", "query": ""}
+    SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="photo", device="cpu").save(
+        str(tmp_path / "clip")
+    )
+    return tmp_path / "clip"
+
+
+def arguments(tmp_path, **others) -> list:
+    values = {"dataset": "shapes", "languages": ["en", "de"], "output_dir": tmp_path / "out", "use_cpu": "true"}
+    values |= {"dataset_config": SIZES, "learning_rate": 1e-3}
+    values |= {"per_device_train_batch_size": 8, "max_steps": 3, "disable_tqdm": "true", "report_to": "none"}
+    given = []
+    for name, value in (values | others).items():
+        given += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    return given
+
+
+@pytest.fixture
+def pictures(shapes):
+    return [row["image"] for row in shapes.select(range(3))]
+
+
+@pytest.mark.parametrize("vision", [resnet, vit, vit_without_pooling, clip_vision])
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_towers_pool_and_project(vision, pooling, text, pictures, tmp_path):
+    torch.manual_seed(0)
+    encoder, *rest = vision()
+    folder = save(tmp_path / "vision", encoder, *rest)
+    joined = join_towers(str(folder), str(text), pooling, "query: ")
+    tower, words = transformers.AutoModel.from_pretrained(text), transformers.AutoTokenizer.from_pretrained(text)
+    tokens = words([f"query: {caption}" for caption in CAPTIONS], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = tower.eval()(**tokens).last_hidden_state, tokens["attention_mask"][..., None]
+        pooled = states[:, 0] if pooling == "first" else (states * mask).sum(1) / mask.sum(1)
+        expected = F.normalize(pooled @ joined[0].sub_modules["text"][-1].linear.weight.T, dim=-1)
+        torch.testing.assert_close(torch.from_numpy(joined.encode(CAPTIONS)), expected, atol=1e-5, rtol=0)
+
+        own = transformers.AutoImageProcessor.from_pretrained(folder)
+        outputs = encoder.eval()(own(pictures, return_tensors="pt")["pixel_values"])
+        pooled = outputs.last_hidden_state[:, 0] if vision is vit_without_pooling else outputs.pooler_output
+        expected = F.normalize(pooled @ joined[0].sub_modules["image"][-1].linear.weight.T, dim=-1)
+    torch.testing.assert_close(torch.from_numpy(joined.encode(pictures)), expected, atol=1e-5, rtol=0)
+
+
+def test_embeddings_in_training_are_those_of_evaluation_and_of_its_own_class(clip, image, text, pictures, shapes):
+    for model in (SentenceTransformer(str(clip), device="cpu"), join_towers(str(image), str(text))):
+        encoder = SentenceTransformerEncoder(SentenceTransformerPair(model).eval())
+        rows = [shapes[index] for index in range(3)]
+        batch = CCRKCollator(encoder.inputs, ["en", "de"])(rows)
+        assert batch["input_ids"].shape[:2] == (3, 2) and batch["caption_mask"].all()
+        captions = [row["captions"][language][0] for row in rows for language in ("en", "de")]
+        with torch.no_grad():
+            found = encoder.embed(encoder.model, batch)
+        for embeds, alone, own in (
+            (found.image, encoder.encode_images(pictures), model.encode(pictures)),
+            (found.text.flatten(0, 1), encoder.encode_captions(captions), model.encode(captions)),
+        ):
+            torch.testing.assert_close(embeds, alone["embeds"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(embeds, torch.from_numpy(own), atol=1e-5, rtol=0)
+
+
+OPENED_ELSEWHERE = """
+import importlib.util, sys
+import numpy
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+assert importlib.util.find_spec("ccrk") is None and importlib.util.find_spec("modeling_ccrk") is None
+model = SentenceTransformer(sys.argv[1], device="cpu")
+pictures = [Image.open(path) for path in sys.argv[3:]]
+numpy.savez(sys.argv[2], images=model.encode(pictures), texts=model.encode(["a red star", "ein Kreis"]))
+"""
+
+
+@pytest.mark.parametrize("source", ["two towers", "clip"])
+def test_what_is_saved_opens_with_its_own_class_alone(source, clip, image, text, pictures, tmp_path, monkeypatch):
+    start = ["--model_name_or_path", clip]
+    if source == "two towers":
+        start = ["--vision_model", image, "--text_model", text, "--caption_prompt", "query: "]
+    options = {"eval_strategy": "epoch", "save_steps": 2}
+    call(train_retrieval, *start, *arguments(tmp_path, **options), monkeypatch=monkeypatch)
+    out = tmp_path / "out"
+    assert not any(out.rglob("*_ccrk.py"))
+    saved = SentenceTransformer(str(out), device="cpu")
+    if source == "clip":
+        before = SentenceTransformer(str(clip), device="cpu")
+        assert str(saved) == str(before)
+        assert (saved.prompts["photo"], saved.default_prompt_name) == ("a photo of ", "photo")
+        changed = [n for n, p in saved.state_dict().items() if not torch.equal(p, before.state_dict()[n])]
+        assert any("vision" in name for name in changed) and any("text" in name for name in changed)
+    card = (out / "README.md").read_text()
+    assert f"SentenceTransformer('{out.name}')" in card and "library_name: sentence-transformers" in card
+
+    if source == "clip":  # the process below takes long
+        return
+    paths = []
+    for number, picture in enumerate(pictures):
+        paths.append(tmp_path / f"{number}.png")
+        picture.save(paths[-1])
+    command = [sys.executable, "-I", "-c", isolated(OPENED_ELSEWHERE), out, tmp_path / "found.npz", *paths]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    found, encoder = np.load(tmp_path / "found.npz"), load_encoder(str(out), 0, False)
+    embeds = encoder.encode_images(pictures)["embeds"]
+    np.testing.assert_allclose(found["images"], embeds, atol=1e-5)
+    np.testing.assert_allclose(
+        found["texts"], encoder.encode_captions(["a red star", "ein Kreis"])["embeds"], atol=1e-5
+    )
+
+    evaluation = ["--task", "shapes", "--languages", "en", "de", "--output_dir", tmp_path / "evaluated"]
+    call(eval_mrv, "--model", out, *evaluation, "--dataset_config", SIZES, monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    assert set(results["recall"]) == {"en", "de"} and results["mrv"]["languages"] == ["en", "de"]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_peft": "true"}, {"contrastive_loss": "sigmoid"}])
+def test_a_run_goes_on_as_if_it_had_not_ended(options, image, text, tmp_path, monkeypatch):
+    start = ["--vision_model", image, "--text_model", text]
+    options |= {"save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
+
+    def trained(folder, **others):
+        values = options | {"output_dir": tmp_path / folder} | others
+        call(train_retrieval, *start, *arguments(tmp_path, **values), monkeypatch=monkeypatch)
+        return open_pair(tmp_path / folder).state_dict()
+
+    whole = trained("whole")
+    trained("parts", max_steps=2)
+    goes_on = trained("parts", resume_from_checkpoint="auto")
+    assert json.loads((tmp_path / "parts" / "trainer_state.json").read_text())["global_step"] == 4
+    assert "logit_bias" in whole or options.get("contrastive_loss") != "sigmoid"
+    for name, tensor in whole.items():
+        torch.testing.assert_close(goes_on[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypatch):
+    start = ["--vision_model", image, "--text_model", text, "--use_peft", "true", "--lora_r", "2"]
+    call(train_retrieval, *start, *arguments(tmp_path, learning_rate=1e-2), monkeypatch=monkeypatch)
+    after, before = (
+        SentenceTransformer(str(tmp_path / "out"), device="cpu"),
+        transformers.AutoModel.from_pretrained(text),
+    )
+    tower = after[0].sub_modules["text"][0].model
+    assert not any("lora" in name for name, _ in after.named_parameters())
+    query = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(tower.get_parameter(query), before.get_parameter(query))
+    word = "embeddings.word_embeddings.weight"
+    assert torch.equal(tower.get_parameter(word), before.get_parameter(word))
+
+
+def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
+    """Batch norm's statistics too; the projections behind them are trained."""
+    start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text"]
+    call(train_retrieval, *start, *arguments(tmp_path), monkeypatch=monkeypatch)
+    after = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    untrained = [transformers.AutoModel.from_pretrained(folder) for folder in (image, text)]
+    for modality, before in zip(("image", "text"), untrained, strict=True):
+        tower = after[0].sub_modules[modality][0].model.state_dict()
+        for name, tensor in before.state_dict().items():
+            if "pooler" not in name:
+                assert torch.equal(tower[name], tensor), name
+    torch.manual_seed(42)  # the default, from which the projections started
+    start = join_towers(str(image), str(text))
+    for modality in ("image", "text"):
+        dense = [model[0].sub_modules[modality][-1].linear.weight for model in (start, after)]
+        assert 0 < (dense[0] - dense[1]).norm() < 0.2 * dense[0].norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 64}, "image_size is of CCRK models, and a model of two towers is another; leave it out"),
+        (
+            {"vision_model": "text"},
+            "is a XLMRobertaModel, and no encoder of pictures alone; give vision_model",
+        ),
+        ({"text_model": "inner"}, "is a CLIPModel, and no encoder of text alone; train it with --model_name_or_path"),
+        ({"model_name_or_path": "clip"}, "vision_model is of two towers, and .*clip is another; leave it out"),
+        ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
+    ],
+)
+def test_mistakes_end_in_one_line(options, message, clip, image, text, tmp_path, monkeypatch):
+    options = {
+        name: tmp_path / value if name != "freeze" and name != "image_size" else value
+        for name, value in options.items()
+    }
+    values = {"vision_model": image, "text_model": text} | options
+    with pytest.raises(SystemExit, match=message):
+        call(train_retrieval, *arguments(tmp_path, **values), monkeypatch=monkeypatch)
+
+
+def test_a_sentence_transformer_of_text_alone_is_refused(text, tmp_path):
+    SentenceTransformer(modules=[Transformer(str(text))], device="cpu").save(str(tmp_path / "alone"))
+    with pytest.raises(ValueError, match=re.escape("takes no images; give one that takes pictures and text")):
+        load_encoder(str(tmp_path / "alone"), 0, False)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(image, text, processor):
+    words = tokenizer(processor)
+    words.pad_token = None
+    words.save_pretrained(text)
+    with pytest.raises(ValueError, match="its tokenizer has no pad token; set one"):
+        SentenceTransformerEncoder(SentenceTransformerPair(join_towers(str(image), str(text))))
