@@ -164,7 +164,20 @@ class ModelArguments:
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the model's input picture, in pixels."})
     freeze: list[str] | None = field(
-        default=None, metadata={"help": "'image', 'text': these encoders, with their projections, stay as they are."}
+        default=None,
+        metadata={
+            "help": "'image', 'text': these encoders, with projections of a checkpoint's own, stay as they are."
+        },
+    )
+    cache_image_features: bool = field(
+        default=False,
+        metadata={
+            "help": "With a frozen image encoder: encode each picture once, into a file in the cache of datasets; no "
+            "step reads a picture again."
+        },
+    )
+    cache_caption_features: bool = field(
+        default=False, metadata={"help": "The same of captions, with a frozen text encoder."}
     )
     use_peft: bool = field(
         default=False,

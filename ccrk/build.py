@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -40,12 +41,14 @@ from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
+from ccrk.training.features import caption_features, image_features
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
 from data_scripts.cli import InputError, one_line, one_line_errors
 from data_scripts.files import check_output_folder, open_model, open_pretrained
 from data_scripts.options import data_options
+from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
 from data_scripts.streams import EndlessRows
 from data_scripts.tokenizer import train_tokenizer
@@ -312,6 +315,45 @@ def _evaluate(module: torch.nn.Module, *_) -> None:
     module.eval()
 
 
+def cache_features(trainer: CCRKTrainer, model: ModelArguments) -> None:
+    """
+    Encodes pictures, or captions, by a frozen encoder once, for the batches of `trainer`, whose rows then have no
+    pictures any more. Rows whose picture cannot be read are left out, and counted.
+
+    Raises:
+        ValueError: the encoder is not frozen, or what is asked of pictures makes others of them in each step.
+    """
+    asked = [name for name in ("image", "caption") if getattr(model, f"cache_{name}_features")]
+    for name in asked:
+        encoder = "text" if name == "caption" else name
+        if encoder not in (model.freeze or ()):
+            raise ValueError(f"cache_{name}_features needs an encoder that stays as it is; add --freeze {encoder}")
+        if isinstance(trainer.encoder, CCRKEncoder):
+            raise ValueError(f"cache_{name}_features is of dual encoders: fusion looks at more of them; leave it out")
+    collator, rows = trainer.data_collator, trainer.train_dataset
+    if "image" in asked and collator.augmentation is not None:
+        raise ValueError("cache_image_features keeps a picture as it is; leave it out, or augmentation")
+    if asked and isinstance(rows, ShardRows):
+        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; leave out streaming")
+    images = rows.images if isinstance(rows, CaptionRows) else rows
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "features"
+    trainer.encoder.model.eval()
+    if "image" in asked:
+        trainer.encoder.take_features("image")
+        problems = Problems("training images", trainer.problems.max_bad_fraction)
+        collator.image_features = image_features(trainer.encoder, images, folder, problems)
+        problems.check()
+        is_readable = ~np.isnan(collator.image_features.of(images["image_id"])).any(axis=1)
+        if not is_readable.all():
+            images = images.select(np.flatnonzero(is_readable))
+            logger.warning("%d of %d rows left out: no readable picture", (~is_readable).sum(), len(is_readable))
+        images = images.remove_columns("image")
+    if "caption" in asked:
+        trainer.encoder.take_features("text")
+        collator.caption_features = caption_features(trainer.encoder, images, folder)
+    trainer.train_dataset = CaptionRows(images) if isinstance(rows, CaptionRows) else images
+
+
 @contextlib.contextmanager
 def blaming(settings: str) -> Iterator[None]:
     """Whatever is raised inside becomes a ValueError of one line that begins with the settings to blame for it."""
@@ -462,6 +504,7 @@ def build_trainer(
         processing_class=processor,
     )
     check_settings(trainer)
+    cache_features(trainer, model_arguments)
     trainer.checkpoint = checkpoint
     trainer.recipe = recipe_settings(data, model_arguments, processor)
     trainer.check_metric()

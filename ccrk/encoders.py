@@ -5,7 +5,6 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 
 import hashlib
 import importlib.util
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
@@ -96,9 +96,12 @@ class PairInputs:
     def __call__(self, images: list, text: list[list[str | None]]) -> dict[str, Tensor]:
         """A batch as `ccrk.training.collator` describes it, of B pictures with K captions each."""
         mask = torch.tensor([[caption is not None for caption in captions] for captions in text])
+        return {**self.pictures(images), **self.caption_tensors(text), "caption_mask": mask}
+
+    def caption_tensors(self, text: list[list[str | None]]) -> dict[str, Tensor]:
+        """Each (B, K, …), of K captions for each of B pictures."""
         tokens = self.captions([caption or "" for captions in text for caption in captions])
-        shaped = {name: tensor.unflatten(0, mask.shape) for name, tensor in tokens.items()}
-        return {**self.pictures(images), **shaped, "caption_mask": mask}
+        return {name: tensor.unflatten(0, (len(text), len(text[0]))) for name, tensor in tokens.items()}
 
     def pictures(self, images: list) -> Mapping[str, Tensor]:
         """What the image encoder takes of B pictures; each tensor begins with B."""
@@ -120,7 +123,7 @@ class PairInputs:
     @property
     def text_names(self) -> set[str]:
         """Tensors of a batch that are made of captions."""
-        return set(self.tokenizer.model_input_names)
+        return {*self.tokenizer.model_input_names, "text_embeds"}
 
 
 def positions_for_tokens(config: PreTrainedConfig) -> int:
@@ -187,6 +190,25 @@ def check_is_dual_encoder(kind: type, source: str) -> None:
         )
 
 
+TAKES = {"image": "pixel_values", "text": "input_ids"}
+
+
+def _pass_features(tower: torch.nn.Module, name: str) -> None:
+    """
+    From here on an encoder passes on what it gave before, (B, D) and pooled, as it is: so the model's one forward,
+    which data parallelism asks for, takes features where it takes pixels or tokens.
+    """
+    encode = tower.forward
+
+    def forward(*args, **kwargs):
+        given = kwargs.get(name)
+        if given is not None and given.dim() == 2 and given.is_floating_point():
+            return BaseModelOutputWithPooling(last_hidden_state=given, pooler_output=given)
+        return encode(*args, **kwargs)
+
+    tower.forward = forward
+
+
 class DualEncoder:
     """A dual encoder of transformers, such as CLIP or SigLIP: two towers, and nothing that re-scores pairs.
 
@@ -226,6 +248,9 @@ class DualEncoder:
         scale = self.model.logit_scale
         if self.model.training and self.bias is None:
             scale.data.clamp_(max=math.log(100))  # as CLIP was trained
+        for modality, own in (("image", pictures), ("text", captions)):
+            if (name := f"{modality}_embeds") in own:
+                own[TAKES[modality]] = own.pop(name)  # see `_pass_features`
         outputs = model(**pictures, **captions, return_dict=True)
         return Embeddings(
             F.normalize(outputs.image_embeds.float(), dim=-1),
@@ -242,6 +267,32 @@ class DualEncoder:
         return weights_fingerprint(
             self.model.state_dict(), str(self.inputs.image_processor), str(self.inputs.tokenizer)
         )
+
+    def tower(self, modality: str) -> torch.nn.Module:
+        """The image or text encoder, before its projection; ValueError where the model has it under another name."""
+        name = {"image": "vision_model", "text": "text_model"}[modality]
+        if (tower := getattr(self.model, name, None)) is None:
+            raise ValueError(f"a {type(self.model).__name__} has no {name} whose features could be cached")
+        return tower
+
+    def features(self, modality: str, inputs: list) -> Tensor:
+        """(N, D) of N pictures or captions: what their encoder gives, pooled, which batches take as `…_embeds`."""
+        found = []
+        hook = self.tower(modality).register_forward_hook(lambda *outputs: found.append(outputs[-1].pooler_output))
+        try:
+            (self.encode_images if modality == "image" else self.encode_captions)(inputs)
+        finally:
+            hook.remove()
+        return found[0]
+
+    def features_fingerprint(self, modality: str) -> str:
+        """Changes with what decides `features`."""
+        own = self.inputs.image_processor if modality == "image" else f"{self.inputs.tokenizer} {self.inputs.options}"
+        return weights_fingerprint(self.tower(modality).state_dict(), str(own))
+
+    def take_features(self, modality: str) -> None:
+        """From here on batches may hold `features` in place of what they are made of."""
+        _pass_features(self.tower(modality), TAKES[modality])
 
     def load(self, folder: Path) -> None:
         """Takes the weights of a checkpoint of the same model."""
@@ -391,36 +442,32 @@ def open_clip_models():
     return open_clip
 
 
-def is_sentence_transformer(name_or_path: str) -> bool:
-    """Whether a folder or Hub id holds a SentenceTransformer, other than one made of a CCRK checkpoint."""
-    folder = Path(name_or_path)
-    if folder.exists():
-        is_one = (folder / "modules.json").is_file()
-    else:
-        quietly = {
-            f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
-        }
-        try:
-            is_one = cached_file(name_or_path, "modules.json", **quietly) is not None
-        except (OSError, ValueError):  # no such model, as its config.json will say
-            is_one = False
-    if is_one and (config := cached_file(name_or_path, "config.json", _raise_exceptions_for_missing_entries=False)):
-        return json.loads(Path(config).read_bytes()).get("model_type") != CCRKConfig.model_type
-    return is_one
-
-
 def kind_of_encoder(name_or_path: str) -> type[Encoder]:
     """The class that opens a folder or Hub id; ValueError where none does, before its weights are read."""
     if name_or_path.startswith(OPEN_CLIP):
         open_clip_models().check_name(name_or_path)
         return open_clip_models().OpenClipEncoder
-    if is_sentence_transformer(name_or_path):
+    try:
+        config = open_pretrained(AutoConfig, name_or_path)
+    except ValueError as error:
+        # The modules of a SentenceTransformer may have a config.json each, and the folder none.
+        is_elsewhere = not Path(name_or_path).exists() and "does not appear to have a file" not in str(error.__cause__)
+        if is_elsewhere or not _has_modules(name_or_path):
+            raise
         return sentence_transformer_encoder()
-    config = open_pretrained(AutoConfig, name_or_path)
     if config.model_type == CCRKConfig.model_type:
         return CCRKEncoder
+    if _has_modules(name_or_path):
+        return sentence_transformer_encoder()
     check_is_dual_encoder(MODEL_MAPPING.get(type(config), type(None)), name_or_path)
     return DualEncoder
+
+
+def _has_modules(name_or_path: str) -> bool:
+    """Whether a folder or Hub id is a SentenceTransformer's."""
+    failures = ("missing_entries", "connection_errors")
+    quietly = {f"_raise_exceptions_for_{failure}": False for failure in failures}
+    return cached_file(name_or_path, "modules.json", **quietly) is not None
 
 
 def sentence_transformer_encoder() -> type[Encoder]:

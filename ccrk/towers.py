@@ -6,6 +6,7 @@ encoders that know nothing of each other become one model, towers with a project
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -55,10 +56,23 @@ class SentenceTransformerPair(nn.Module):
 
     def encode(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings (N, P) of the tensors of one modality, L2-normalised, in fp32."""
-        features = dict(inputs, modality=modality)
-        for module in self.path(modality):
+        if (given := inputs.get(f"{modality}_embeds")) is None:
+            given = self.features(modality, inputs)
+        features = {"sentence_embedding": given, "modality": modality}
+        for module in self.path(modality)[len(self.tower(modality)) :]:
             features = module(features)
         return F.normalize(features["sentence_embedding"].float(), dim=-1)
+
+    def features(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        """(N, D): what the tower gives, pooled, which `encode` takes as `image_embeds` or `text_embeds`."""
+        features = dict(inputs, modality=modality)
+        for module in self.tower(modality):
+            features = module(features)
+        return features["sentence_embedding"]
+
+    def tower(self, modality: str) -> list[nn.Module]:
+        """The modules that come with an encoder: before the first projection or normalisation."""
+        return list(takewhile(lambda module: not isinstance(module, Dense | Normalize), self.path(modality)))
 
     def path(self, modality: str) -> list[nn.Module]:
         """The modules that a modality goes through, in their order."""
@@ -157,6 +171,25 @@ class SentenceTransformerEncoder:
     def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
         return self.embed(self.model, inputs)
 
+    @torch.no_grad()
+    def features(self, modality: str, inputs: list) -> Tensor:
+        """(N, D) of N pictures or captions: what their tower gives, which batches take as `…_embeds`."""
+        own = self.inputs.pictures(inputs) if modality == "image" else self.inputs.captions(inputs)
+        return self.model.features(modality, self._on_device(own))
+
+    def features_fingerprint(self, modality: str) -> str:
+        """Changes with what decides `features`."""
+        modules = nn.Sequential(*self.model.tower(modality))
+        weights = modules.state_dict()
+        if any(isinstance(module, Pooling) for module in modules):  # in place of the encoder's own
+            weights = {name: tensor for name, tensor in weights.items() if ".pooler." not in name}
+        settings = [str(modules), *(module.config.to_json_string() for module in modules if hasattr(module, "config"))]
+        own = self.inputs.image_processor if modality == "image" else f"{self.inputs.tokenizer} {self.inputs.prompt}"
+        return weights_fingerprint(weights, str(own), *settings)
+
+    def take_features(self, modality: str) -> None:
+        """From here on batches may hold `features` in place of what they are made of: they always may."""
+
     def load(self, folder: Path) -> None:
         """Takes the weights of a checkpoint of the same model; ValueError where it is of another."""
         loaded = open_pair(folder, sigmoid=self.model.logit_bias is not None)
@@ -184,14 +217,11 @@ class SentenceTransformerEncoder:
         return {"embeds": self._encode("text", self.inputs.captions(captions))}
 
     def _encode(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
-        dtype = self.model.towers()[0].dtype
-        return self.model.encode(
-            modality,
-            {
-                name: value.to(self.model.device, dtype if value.is_floating_point() else None)
-                for name, value in inputs.items()
-            },
-        )
+        return self.model.encode(modality, self._on_device(inputs))
+
+    def _on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        device, dtype = self.model.device, self.model.towers()[0].dtype
+        return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
 
 
 def open_pair(

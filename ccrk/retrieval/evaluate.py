@@ -150,9 +150,8 @@ def evaluate_models(
     Ranks of all languages of a data set, each by its model; shared out over all processes.
 
     Args:
-        model: folder or Hub id of a CCRK, a dual encoder or a SentenceTransformer, an open_clip model (`ccrk.open_clip`),
-            or an .npz file
-            (`ccrk.retrieval.arrays`).
+        model: folder or Hub id of a CCRK, a dual encoder or a SentenceTransformer, an open_clip model
+            (`ccrk.open_clip`), or an .npz file (`ccrk.retrieval.arrays`).
         model_for: language → another model.
         output_dir: where encoded blocks are kept, so that an interrupted run goes on.
         others: see `evaluate_retrieval`.

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 from torchvision import transforms
 from transformers import TrainerCallback
 
-from ccrk.encoders import DualInputs, input_size
+from ccrk.encoders import PairInputs, input_size
 from data_scripts.captions import is_usable
 from data_scripts.cli import InputError
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
 from processing_ccrk import CCRKProcessor
+
+if TYPE_CHECKING:
+    from ccrk.training.features import Features
 
 # Pictures to crop from are decoded at no less than this many times the model's input a side: a crop of a quarter of a
 # square picture then still has all of the pixels that the input shows.
@@ -78,23 +82,30 @@ class CCRKCollator:
         augmentation: applied to each picture before the processor.
         seed: with the epoch and the image's id it decides what is drawn for a row: not the order of the rows, nor the
             process, nor how far ahead of its step the batch is made.
+        image_features: of a frozen image encoder (`ccrk.training.features`): a batch then has `image_embeds` (B, D) in
+            place of pixels, and no picture is read.
+        caption_features: of a frozen text encoder: `text_embeds` (B, K, D) in place of tokens.
 
     An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
     any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
     with equal image ids are never each other's negatives.
     """
 
-    processor: CCRKProcessor | DualInputs
+    processor: CCRKProcessor | PairInputs
     languages: Sequence[str]
     one_language: bool = False
     augmentation: Callable[[Image.Image], Image.Image] | None = None
     seed: int = 0
+    image_features: "Features | None" = None
+    caption_features: "Features | None" = None
     # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
         problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
-        rows, pictures = zip(*self._readable(rows, problems), strict=True)
+        pictures = [None] * len(rows)
+        if self.image_features is None:
+            rows, pictures = zip(*self._readable(rows, problems), strict=True)
         images, captions = [], []
         for row, picture in zip(rows, pictures, strict=True):
             # Rows of one image, each with a caption of its own, are cropped each by itself.
@@ -105,10 +116,25 @@ class CCRKCollator:
                 drawn = [self._draw(texts) for texts in self._to_draw_from(row)]
                 captions.append([self._draw(drawn)] if self.one_language else drawn)
         batch = {
-            **self.processor(images=images, text=captions),
+            **self._tensors(rows, images, captions),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
         }
         return batch | {"problems": problems} if problems.first else batch
+
+    def _tensors(self, rows: Sequence[dict], images: list, captions: list[list[str | None]]) -> dict[str, Tensor]:
+        if self.image_features is None and self.caption_features is None:
+            return self.processor(images=images, text=captions)
+        batch = {"caption_mask": torch.tensor([[caption is not None for caption in own] for own in captions])}
+        if self.image_features is None:
+            batch |= self.processor.pictures(images)
+        else:
+            batch["image_embeds"] = self.image_features.of([row["image_id"] for row in rows])
+        if self.caption_features is None:
+            return batch | self.processor.caption_tensors(captions)
+        # Any caption stands where one is missing; it takes part in nothing.
+        stand_in = next(caption for own in captions for caption in own if caption is not None)
+        features = self.caption_features.of([caption or stand_in for own in captions for caption in own])
+        return batch | {"text_embeds": features.unflatten(0, batch["caption_mask"].shape)}
 
     def _readable(self, rows: list[dict], problems: Problems) -> list[tuple[dict, Image.Image]]:
         size = input_size(self.processor.image_processor) * (1 if self.augmentation is None else CROP_MARGIN)

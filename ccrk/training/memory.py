@@ -50,7 +50,7 @@ def memory_advice(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor])
     """What a step of these inputs needs about, from a forward of two of its images, and how to need less."""
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     batch_size, num_captions = inputs["caption_mask"].shape
-    device = inputs["pixel_values"].device
+    device = inputs["caption_mask"].device
     if device.type != "cpu":
         torch.accelerator.empty_cache()
     few = min(2, batch_size)

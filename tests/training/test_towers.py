@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ import eval_mrv
 import train_retrieval
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
+from ccrk.training import features
 from ccrk.training.collator import CCRKCollator
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -248,6 +250,32 @@ def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
         assert 0 < (dense[0] - dense[1]).norm() < 0.2 * dense[0].norm()
 
 
+def test_cached_features_train_the_same_projections(image, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text"]
+
+    def trained(folder, **others):
+        values = {"output_dir": tmp_path / folder} | others
+        call(train_retrieval, *start, *arguments(tmp_path, **values), monkeypatch=monkeypatch)
+        return open_pair(tmp_path / folder).state_dict()
+
+    cached = {"cache_image_features": "true", "cache_caption_features": "true"}
+    first = trained("first", **cached)
+    files = sorted((tmp_path / "cache" / "features").glob("*.npy"))
+    assert [path.name.split("-")[0] for path in files] == ["captions", "images"]
+
+    encoded = []
+    monkeypatch.setattr(features, "_make_file", lambda path, _: encoded.append(path))
+    again, plain = trained("again", **cached), trained("plain")
+    torch.manual_seed(42)
+    start = SentenceTransformerPair(join_towers(str(image), str(text))).state_dict()
+    for name, tensor in plain.items():
+        moved = (tensor.float() - start[name]).norm()
+        assert (first[name].float() - tensor).norm() <= 0.01 * moved, name
+        assert torch.equal(first[name], again[name]), name
+    assert not encoded
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -259,14 +287,16 @@ def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
         ({"text_model": "inner"}, "is a CLIPModel, and no encoder of text alone; train it with --model_name_or_path"),
         ({"model_name_or_path": "clip"}, "vision_model is of two towers, and .*clip is another; leave it out"),
         ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
+        ({"freeze": "text", "cache_image_features": "true"}, "an encoder that stays as it is; add --freeze image"),
+        (
+            {"cache_image_features": "true", "freeze": "image", "augmentation": "published"},
+            "cache_image_features keeps a picture as it is; leave it out, or augmentation",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, clip, image, text, tmp_path, monkeypatch):
-    options = {
-        name: tmp_path / value if name != "freeze" and name != "image_size" else value
-        for name, value in options.items()
-    }
-    values = {"vision_model": image, "text_model": text} | options
+    folders = {name: tmp_path / options[name] for name in options if name.endswith(("_model", "_path"))}
+    values = {"vision_model": image, "text_model": text} | options | folders
     with pytest.raises(SystemExit, match=message):
         call(train_retrieval, *arguments(tmp_path, **values), monkeypatch=monkeypatch)
 
