@@ -1,0 +1,130 @@
+"""Search in pictures of one's own: by words in any language, or by a picture.
+
+python -m ccrk.search index photos photos.index --model outputs/demo/finetune   again, after they have changed
+python -m ccrk.search query photos.index "ein Hund am Strand" other.jpg --k 5
+python -m ccrk.search query photos.index beach.jpg --add "at night" --subtract people
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import data_scripts
+from ccrk.search.index import PictureIndex
+from ccrk.search.query import Filter, Query
+from data_scripts.cli import one_line, one_line_errors, printable, set_up_logging
+from data_scripts.options import DATASETS, add_data_arguments, data_options
+from data_scripts.sources import PICTURES
+
+logger = logging.getLogger(__name__)
+
+
+def add_index(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help=f"a folder of pictures, at any depth; {', '.join(data_scripts.CARDS)}; {DATASETS}"
+    )
+    parser.add_argument("index", help="folder, or URL of an object store, to write to")
+    parser.add_argument(
+        "--model", help="folder or Hub id of CCRK or a dual encoder; of an index that is there, its own"
+    )
+    parser.add_argument("--split", default="test", help="of a data set (default: test)")
+    add_data_arguments(parser)
+    parser.add_argument("--batch_size", type=positive, default=64, help="pictures encoded at a time (default: 64)")
+    parser.add_argument("--workers", type=positive, help="threads that read and decode (default: one for each core)")
+    parser.add_argument("--bf16", action="store_true", help="a new index: weights of the model in bf16")
+    parser.set_defaults(run=run_index)
+
+
+def run_index(arguments: argparse.Namespace) -> None:
+    index = PictureIndex(arguments.index, arguments.model, arguments.bf16)
+    options = data_scripts.merge_options(
+        arguments.dataset_config, split=arguments.split, **data_options(arguments), streaming=False
+    )
+    changes = index.update(
+        arguments.source,
+        lambda: data_scripts.load(arguments.source, **options),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+    print(printable(changes))
+
+
+def add_query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", help="folder of an index")
+    parser.add_argument("queries", nargs="+", metavar="TEXT_OR_IMAGE", help="each is a query; a file is a picture")
+    parser.add_argument("--k", type=positive, default=20, help="results of each (default: 20)")
+    parser.add_argument(
+        "--rerank", type=positive, default=0, metavar="N", help="score N candidates by the fusion encoder"
+    )
+    parser.add_argument("--add", nargs="+", default=[], metavar="TEXT_OR_IMAGE", help="added to each query")
+    parser.add_argument("--subtract", nargs="+", default=[], metavar="TEXT_OR_IMAGE", help="taken from each query")
+    parser.add_argument("--folder", help="look only below this folder of the source")
+    parser.add_argument("--since", metavar="DATE", help="look only among files changed from 2024-05-31 on, say")
+    parser.add_argument("--until", metavar="DATE", help="and not after this date")
+    parser.add_argument("--model", help="where the index's model is now")
+    parser.add_argument("--json", action="store_true", help="a JSON object for each query, as in a pipe")
+    parser.set_defaults(run=run_query)
+
+
+def run_query(arguments: argparse.Namespace) -> None:
+    chosen = Filter.of(arguments.folder, arguments.since, arguments.until)
+    queries, add, subtract = ([as_query(text) for text in texts] for texts in (
+        arguments.queries, arguments.add, arguments.subtract
+    ))  # fmt: skip
+    index = PictureIndex(arguments.index, arguments.model)
+    getattr(index, "reranker" if arguments.rerank else "encoder")  # is opened before the clock starts
+    as_json = arguments.json or not sys.stdout.isatty()
+    for text, query in zip(arguments.queries, queries, strict=True):
+        started = time.perf_counter()
+        found = index.search(query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract)
+        milliseconds = round(1000 * (time.perf_counter() - started), 1)
+        results = [{"path": picture.path, "score": picture.score, "rank": picture.rank} for picture in found]
+        if as_json:
+            print(json.dumps({"query": text, "results": results, "milliseconds": milliseconds}, ensure_ascii=False))
+            continue
+        print(printable(f"{one_line(text)}   {milliseconds} ms"))
+        for picture in found:
+            print(printable(f"{picture.rank:>5}  {picture.score:7.4f}  {one_line(picture.path)}"))
+
+
+def as_query(text: str) -> Query:
+    """A file is a picture, all else a text; ValueError for what looks like a picture that is not there."""
+    if os.path.isfile(text):
+        return Path(text)
+    if text.lower().endswith(PICTURES) and " " not in text:
+        raise ValueError(f"there is no picture {text}")
+    return text
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+COMMANDS = {
+    "index": (add_index, "make an index of pictures, or bring it up to date"),
+    "query": (add_query, "find pictures"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    set_up_logging()
+    parser = argparse.ArgumentParser(
+        prog="python -m ccrk.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (add, summary) in COMMANDS.items():
+        add(commands.add_parser(name, help=summary, description=summary.capitalize()))
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""`PictureIndex`: pictures that are found by words in any language, or by other pictures."""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cached_property
+
+import datasets
+import pyarrow as pa
+from PIL import Image
+from torch import Tensor
+
+import data_scripts
+from ccrk.encoders import CCRKEncoder, Encoder, load_encoder, make_encoder
+from ccrk.search.query import Filter, Found, Query, combine, nearest, ranked, rerank_found
+from ccrk.search.store import Store
+from ccrk.search.update import Changes, update
+
+logger = logging.getLogger(__name__)
+
+
+class PictureIndex:
+    """An index on disk, and the model that its vectors are of.
+
+    ```python
+    index = PictureIndex("photos.index", model="outputs/demo/finetune")
+    index.update("photos")
+    for found in index.search("ein Hund am Strand", k=5):
+        print(found.rank, found.score, found.path)
+    ```
+
+    Args:
+        location: a folder, or the URL of an object store that Lance knows.
+        model: folder or Hub id of a CCRK or a dual encoder. By default the one that the index was made with.
+        bf16: weights of a new index's model in bf16.
+
+    Raises:
+        ValueError: there is no index and no model to make one with, or the index is of another model.
+    """
+
+    def __init__(self, location: str | os.PathLike, model: str | None = None, bf16: bool = False):
+        self.location = os.fspath(location)
+        self.store: Store | None = None
+        if Store.exists(self.location):
+            self.store = Store(self.location)
+            settings = self.store.settings
+            self.model, self.bf16 = model or settings["model"], settings["dtype"] == "bf16"
+            if model is not None:
+                self._check_fingerprint(self.encoder)
+        elif model is None:
+            self.store = Store(self.location)  # which says why not
+        else:
+            self.model, self.bf16 = model, bf16
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model, for vectors alone. It is opened when it is first needed."""
+        encoder = load_encoder(self.model, 0, self.bf16)
+        if self.store is not None:
+            self._check_fingerprint(encoder)
+        return encoder
+
+    @cached_property
+    def reranker(self) -> CCRKEncoder:
+        """The model with its fusion encoder; ValueError where it has none."""
+        encoder = load_encoder(self.model, 1, self.bf16)
+        if not encoder.k_test:
+            raise ValueError(f"{self.model} has no fusion encoder to re-rank by; leave out --rerank")
+        self.encoder = make_encoder(encoder.model, encoder.processor)  # the same weights, for vectors alone
+        self._check_fingerprint(self.encoder)
+        return encoder
+
+    def _check_fingerprint(self, encoder: Encoder) -> None:
+        if encoder.fingerprint != self.store.settings["fingerprint"]:
+            raise ValueError(
+                f"{self.location} was made with {self.store.settings['model']} as it was then, and {self.model} is "
+                "another model; search by that one, or make another index"
+            )
+
+    def update(
+        self,
+        source: str | os.PathLike,
+        load: Callable[[], datasets.Dataset] | None = None,
+        batch_size: int = 64,
+        workers: int | None = None,
+    ) -> Changes:
+        """Makes the index one of the source's pictures as they are now. After a run that was killed it goes on.
+
+        Args:
+            source: a folder of pictures, at any depth, or the name of a data set.
+            load: its rows where it is a data set; by default those of its split "test".
+            batch_size: pictures encoded at a time.
+            workers: threads that read and decode; one for each core by default.
+
+        Raises:
+            ValueError: see `ccrk.search.update.update`; or another process is writing to the index.
+        """
+        source = os.fspath(source)
+        encoder = self.encoder
+        with Store.locked(self.location):
+            if self.store is None:
+                settings = {"model": os.path.abspath(self.model) if os.path.isdir(self.model) else self.model}
+                settings |= {"fingerprint": encoder.fingerprint, "dtype": "bf16" if self.bf16 else "fp32"}
+                width = encoder.encode_images([Image.new("RGB", (64, 64))])["embeds"].shape[1]
+                self.store = Store.create(self.location, settings, width)
+            load = load or (lambda: data_scripts.load(source, split="test"))
+            changes = update(self.store, encoder, source, load, batch_size, workers)
+            if self.store.is_approximate:
+                logger.info("the approximate search finds %.3f of the exact ten best", self.store.recall())
+            return changes
+
+    def search(self, query: Query, k: int = 20, rerank: int = 0, chosen: Filter = Filter(), **others) -> list[Found]:
+        """The `k` pictures that suit a query best.
+
+        Args:
+            query: text, or a picture: a `pathlib.Path`, the bytes of a file, a PIL image.
+            rerank: so many candidates, `k` at least, are scored again by the model's fusion encoder.
+            chosen: which pictures to look among.
+            others: `add` and `subtract`, further queries; see `ccrk.search.query.combine`.
+
+        Raises:
+            ValueError: the query holds nothing, or `rerank` is asked for where there are no words to score by, or of
+                a model without a fusion encoder.
+        """
+        if rerank and not (isinstance(query, str) and not any(others.values())):
+            raise ValueError(
+                "re-ranking compares pictures with one text; leave it out for pictures, sums and differences"
+            )
+        reranker = self.reranker if rerank else None
+        found = self.nearest(combine(self.encoder, query, **others), max(k, rerank), chosen)
+        if rerank:
+            found = rerank_found(reranker, query, found, self.store.jpegs([picture.id for picture in found]))
+        return found[:k]
+
+    def nearest(self, vector: Tensor, k: int, chosen: Filter = Filter()) -> list[Found]:
+        """The `k` pictures whose vectors are closest to one, (P,) and L2-normalised."""
+        self.refresh()
+        if self.store.is_approximate:
+            return ranked(Found(**row, rank=0) for row in self.store.nearest(vector.numpy(), k, chosen.sql()))
+        return nearest(self.contents[0], self.scores(vector), k, chosen)
+
+    def scores(self, vector: Tensor) -> Tensor:
+        """Cosine of every picture of `contents`, (N,)."""
+        return self.contents[1] @ vector
+
+    @cached_property
+    def contents(self) -> tuple[pa.Table, Tensor]:
+        """`id`, `path` and `mtime_ns` of every picture, and the vectors (N, P): 1 GB for a million of width 256."""
+        return self.store.vectors()
+
+    def refresh(self) -> None:
+        """Takes notice of what another process has written to the index."""
+        if self.store.refresh():
+            vars(self).pop("contents", None)

@@ -1,0 +1,172 @@
+"""The pictures of a source: which there are, and what becomes of each before a model sees it."""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+from PIL import Image
+
+from data_scripts.images import MISSING, UNREADABLE, BadImage, picture_name, read_image
+from data_scripts.sources import PICTURES
+from data_scripts.text import files_below
+from processing_ccrk import MAX_BYTES
+
+NO_UNICODE = "file name is no Unicode"
+TWO_FILES = "two files of one name, but for accents"
+# Not of the file: it may be read another time, though nothing in it has changed.
+PASSING = (MISSING, UNREADABLE)
+
+STORED_SIDE = 256  # pixels of the shorter side of a stored picture, at least
+STORED_QUALITY = 85  # of its JPEG
+
+
+class Item(NamedTuple):
+    """A picture of a source, not yet read."""
+
+    path: str  # below the source, of `picture_name`; in a data set the `image_id`
+    size: int | None  # bytes; None where only the contents tell whether it has changed
+    mtime_ns: int | None
+    read: Callable[[], bytes]
+
+
+@dataclass
+class Source:
+    """What is to be indexed."""
+
+    items: list[Item]
+    bad: dict[str, str]  # path → why it cannot be an item
+    others: Counter[str]  # endings of files that are no pictures known here
+
+
+@dataclass
+class Prepared:
+    """A picture after it was read: one of equal contents is in the index, or it is damaged, or it is to be encoded."""
+
+    item: Item
+    digest: str | None = None  # of the contents
+    picture: Image.Image | None = None
+    jpeg: bytes | None = None
+    reason: str | None = None
+
+
+def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
+    """The pictures in a folder, at any depth; of anything else those of a data set.
+
+    Args:
+        load: gives its rows, where there is no folder with pictures of that name.
+
+    Raises:
+        ValueError, FileNotFoundError: there is neither.
+    """
+    if os.path.isdir(source):
+        found = pictures_in(source)
+        if found.items or found.bad:
+            return found
+    elif os.path.isabs(source) and not os.path.exists(source) and not any(letter in source for letter in "*?["):
+        raise FileNotFoundError(f"there is no folder {source}; is its disk mounted?")
+    return pictures_of(load())
+
+
+def pictures_in(folder: str) -> Source:
+    """Every file below a folder that is called as pictures are. Links are followed."""
+    root = os.path.join(os.path.abspath(folder), "")
+    items: dict[str, Item] = {}
+    bad, others = {}, Counter()
+    for file in files_below(root, "*"):
+        if (ending := file.suffix.lower()) not in PICTURES:
+            others[ending] += 1
+            continue
+        name = str(file)[len(root) :]
+        try:
+            path = picture_name(name)
+        except UnicodeEncodeError:
+            bad[name.encode(errors="backslashreplace").decode()] = NO_UNICODE
+            continue
+        except BadImage as error:
+            bad[name] = error.reason
+            continue
+        if path in items:
+            bad[name] = TWO_FILES
+            continue
+        try:
+            status = file.stat()
+        except OSError:  # gone since
+            continue
+        items[path] = Item(path, status.st_size, status.st_mtime_ns, _reader(file))
+    return Source(list(items.values()), bad, others)
+
+
+def _reader(file: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            with open(file, "rb") as opened:
+                return opened.read(MAX_BYTES + 1)  # one byte too many is refused
+        except FileNotFoundError as error:
+            raise BadImage(MISSING, str(file)) from error
+        except OSError as error:
+            raise BadImage(UNREADABLE, str(file)) from error
+
+    return read
+
+
+def pictures_of(dataset: datasets.Dataset) -> Source:
+    """Every picture of a data set's rows; rows with one `image_id` are one picture."""
+    images = dataset.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+    def reader(row: int) -> Callable[[], bytes]:
+        def read() -> bytes:
+            image = images[row]["image"]
+            if image["bytes"] is not None:
+                return image["bytes"]
+            return _reader(Path(image["path"]))()
+
+        return read
+
+    rows = {image_id: row for row, image_id in reversed(list(enumerate(dataset["image_id"])))}
+    return Source([Item(path, None, None, reader(row)) for path, row in reversed(rows.items())], {}, Counter())
+
+
+def prepare(item: Item, known: Collection[str], side: int) -> Prepared:
+    """Reads a picture, decodes it at a reduced scale, and makes the small JPEG that the index stores.
+
+    Args:
+        known: digests of contents that the index has already; these are not decoded.
+        side: pixels that both sides keep, if they have as many.
+    """
+    digest = None
+    try:
+        contents = item.read()
+        digest = hashlib.blake2b(contents, digest_size=16).hexdigest()
+        if digest in known:
+            return Prepared(item, digest)
+        picture = _reduced(read_image(contents, target_size=side, where=item.path), side)
+    except BadImage as error:
+        return Prepared(item, digest, reason=error.reason)
+    return Prepared(item, digest, picture, _small_jpeg(picture, side))
+
+
+def _reduced(picture: Image.Image, side: int) -> Image.Image:
+    """At a whole fraction of its size, both sides not below `side`: what waits for the model takes little memory."""
+    factor = min(picture.size) // side
+    return picture.reduce(factor) if factor > 1 else picture
+
+
+def _small_jpeg(picture: Image.Image, side: int) -> bytes:
+    """Its shorter side is `side` at most, its longer one four times that."""
+    scale = min(1, side / min(picture.size), 4 * side / max(picture.size))
+    if scale < 1:
+        picture = picture.resize([max(1, round(scale * length)) for length in picture.size])
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=STORED_QUALITY)
+    return buffer.getvalue()
+
+
+def names(paths: Sequence[str], limit: int = 3) -> str:
+    """The first of some paths, for messages."""
+    return ", ".join(paths[:limit]) + (", …" if len(paths) > limit else "")

@@ -1,0 +1,154 @@
+"""From words and pictures to a vector, and from a vector to pictures in their order."""
+
+import datetime
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ccrk.encoders import CCRKEncoder, EncodedCaptions, Encoder
+from data_scripts.captions import is_usable
+from data_scripts.images import read_image
+
+Query = str | Path | bytes | Image.Image
+
+IMAGES_PER_BLOCK = 16  # re-scored at a time
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture in the order of a query."""
+
+    id: str
+    path: str  # below the source that was indexed
+    score: float  # cosine; after re-ranking the logit of a match
+    rank: int  # from 1
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which pictures to look among; by default all.
+
+    Args:
+        folder: below which they are, in the source.
+        since, until: when their files were last changed, in nanoseconds since 1970; from, and before.
+    """
+
+    folder: str | None = None
+    since: int | None = None
+    until: int | None = None
+
+    @classmethod
+    def of(cls, folder: str | None = None, since: str | None = None, until: str | None = None) -> "Filter":
+        """From texts: dates such as 2024-05-31, in this machine's time zone, both inclusive. ValueError for others."""
+        folder = "/".join(part for part in (folder or "").split("/") if part not in ("", ".")) or None
+        return cls(folder, _nanoseconds(since), _nanoseconds(until, end=True))
+
+    def mask(self, pictures: pa.Table) -> np.ndarray | None:
+        """Which rows are chosen, (N,); None where all are."""
+        masks = []
+        if self.folder is not None:
+            masks.append(pc.starts_with(pictures["path"], f"{self.folder}/"))
+        if self.since is not None:
+            masks.append(pc.greater_equal(pictures["mtime_ns"], self.since))
+        if self.until is not None:
+            masks.append(pc.less(pictures["mtime_ns"], self.until))
+        if not masks:
+            return None
+        # Without a date of its own a picture is in no span of time.
+        return np.logical_and.reduce([pc.fill_null(mask, False).to_numpy() for mask in masks])
+
+    def sql(self) -> str | None:
+        """The same for Lance."""
+        parts = []
+        if self.folder is not None:
+            parts.append("starts_with(path, '{}/')".format(self.folder.replace("'", "''")))
+        if self.since is not None:
+            parts.append(f"mtime_ns >= {self.since}")
+        if self.until is not None:
+            parts.append(f"mtime_ns < {self.until}")
+        return " AND ".join(parts) or None
+
+
+def _nanoseconds(text: str | None, end: bool = False) -> int | None:
+    if not text:
+        return None
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        if end:
+            moment += datetime.timedelta(days=1) if len(text) <= len("2024-05-31") else datetime.timedelta(seconds=1)
+        return int(moment.timestamp()) * 1_000_000_000
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{text!r} is no date such as 2024-05-31") from error
+
+
+def embed(encoder: Encoder, query: Query) -> Tensor:
+    """The vector of a text or a picture, (P,), L2-normalised. ValueError where it holds nothing, or is none."""
+    if isinstance(query, str):
+        if not is_usable(query):
+            raise ValueError("the query is empty; type some words")
+        return encoder.encode_captions([query])["embeds"][0].float().cpu()
+    return encoder.encode_images([read_image(query)])["embeds"][0].float().cpu()
+
+
+def combine(encoder: Encoder, query: Query, add: Sequence[Query] = (), subtract: Sequence[Query] = ()) -> Tensor:
+    """The vector of a query, others added to it and subtracted from it; (P,), L2-normalised.
+
+    Raises:
+        ValueError: as `embed`; or nothing is left of them.
+    """
+    vector = embed(encoder, query)
+    for other in add:
+        vector = vector + embed(encoder, other)
+    for other in subtract:
+        vector = vector - embed(encoder, other)
+    length = vector.norm()
+    if length < 1e-4:
+        raise ValueError("what is added and subtracted leaves nothing of the query")
+    return vector / length
+
+
+def nearest(pictures: pa.Table, scores: Tensor, k: int, chosen: Filter = Filter()) -> list[Found]:
+    """The `k` pictures of the highest scores (N,), equal ones by their paths."""
+    if (mask := chosen.mask(pictures)) is not None:
+        scores = torch.where(torch.from_numpy(mask), scores, -torch.inf)
+    best = scores.topk(min(k, len(scores)))
+    rows = best.indices[best.values > -torch.inf]
+    found = pictures.take(pa.array(rows.numpy())).select(["id", "path"]).to_pylist()
+    return ranked(Found(**row, score=score, rank=0) for row, score in zip(found, best.values.tolist(), strict=False))
+
+
+def ranked(found: Iterable[Found]) -> list[Found]:
+    """By score, equal ones by path, with ranks from 1."""
+    ordered = sorted(found, key=lambda picture: (-picture.score, picture.path))
+    return [replace(picture, rank=rank) for rank, picture in enumerate(ordered, start=1)]
+
+
+@torch.no_grad()
+def rerank_found(encoder: CCRKEncoder, text: str, found: Sequence[Found], jpegs: Mapping[str, bytes]) -> list[Found]:
+    """Pictures in the order of the fusion encoder's match logits, which become their scores.
+
+    Args:
+        found: candidates.
+        jpegs: id → the stored picture, which is encoded again.
+    """
+    caption = encoder.encode_captions([text])
+    captions = EncodedCaptions(
+        caption["embeds"].cpu(), caption["tokens"], torch.zeros(1, dtype=torch.long), caption["lengths"].cpu()
+    )
+    found = [picture for picture in found if picture.id in jpegs]  # the others were deleted just now
+    scored = []
+    for start in range(0, len(found), IMAGES_PER_BLOCK):
+        block = found[start : start + IMAGES_PER_BLOCK]
+        images = [read_image(io.BytesIO(jpegs[picture.id])) for picture in block]
+        pairs = np.stack([np.arange(len(block)), np.zeros(len(block), dtype=np.int64)], axis=1)
+        logits = encoder.score_pairs(encoder.encode_images(images)["states"], captions, pairs)
+        scored += [replace(picture, score=float(logit)) for picture, logit in zip(block, logits, strict=True)]
+    return ranked(scored)

@@ -1,0 +1,234 @@
+"""Brings an index up to date with its source: what is new or changed is encoded, what is gone is taken out."""
+
+import collections
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import datasets
+import torch
+from tqdm import tqdm
+
+from ccrk.encoders import Encoder, input_size
+from ccrk.search.pictures import PASSING, STORED_SIDE, Item, Prepared, Source, names, open_source, prepare
+from ccrk.search.store import State, Store
+from data_scripts.cli import one_line
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_COMMIT = 512
+
+
+@dataclass
+class Changes:
+    """What a run found and did, in pictures."""
+
+    unchanged: int = 0
+    new: int = 0
+    changed: int = 0
+    copied: int = 0  # contents that were in the index already: renamed, touched, or there twice
+    deleted: int = 0
+    damaged: Counter[str] = field(default_factory=Counter)  # by reason, those known from earlier runs as well
+    first: dict[str, str] = field(default_factory=dict)  # reason → the first such path
+    others: Counter[str] = field(default_factory=Counter)  # files of other kinds, by ending
+    seconds: float = 0.0
+
+    def bad(self, reason: str, path: str) -> None:
+        self.damaged[reason] += 1
+        self.first.setdefault(reason, path)
+
+    def __str__(self) -> str:
+        encoded = self.new + self.changed
+        lines = [
+            f"{self.new:,} new, {self.changed:,} changed, {self.copied:,} of known contents, "
+            f"{self.deleted:,} deleted, {self.unchanged:,} unchanged"
+            + f"; {encoded / max(self.seconds, 1e-9):,.1f} pictures/s"
+            * bool(encoded)
+        ]
+        lines += [
+            f"{count:>11,}  {reason}, first: {one_line(self.first[reason])}"
+            for reason, count in self.damaged.most_common()
+        ]
+        if self.others:
+            shown = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in self.others.most_common(9))
+            lines.append(f"{self.others.total():>11,}  files of other kinds: {one_line(shown)}")
+        return "\n".join(lines)
+
+
+def update(
+    store: Store,
+    encoder: Encoder,
+    source: str,
+    load: Callable[[], datasets.Dataset],
+    batch_size: int = 64,
+    workers: int | None = None,
+) -> Changes:
+    """Makes the index one of the source's pictures as they are now; whoever calls holds the store's lock.
+
+    Args:
+        source: see `open_source`, as `load`.
+        batch_size: pictures encoded at a time. Three times as many, decoded, are held at most.
+        workers: threads that read and decode; one for each core by default.
+
+    Raises:
+        ValueError: the source holds no picture, or is another than the index is of, or an embedding is not finite.
+    """
+    started = time.perf_counter()
+    found = open_source(source, load)
+    store.refresh()
+    states, damaged, reasons = store.states(store.pictures), store.states(store.damaged), store.reasons()
+    name = os.path.abspath(source) if os.path.exists(source) else source
+    _check_source(store, name, found, states)
+    changes = Changes(others=found.others)
+    for path, reason in found.bad.items():
+        changes.bad(reason, path)
+
+    todo = []
+    for item in found.items:
+        state = states.get(item.path) or damaged.get(item.path)
+        if item.mtime_ns is not None and state and (state.size, state.mtime_ns) == (item.size, item.mtime_ns):
+            if item.path in states:
+                changes.unchanged += 1
+            else:
+                changes.bad(reasons[state.digest], item.path)
+        else:
+            todo.append(item)
+    where = {state.digest: path for path, state in states.items()}
+    run = _Run(store, encoder, batch_size, workers or os.cpu_count() or 1, changes, states, damaged, where, reasons)
+    with tqdm(total=len(todo), desc="indexing", unit=" pictures", disable=None if todo else True) as progress:
+        lost = run.take(todo, progress)
+        if lost:  # their contents were in a row that has got others in this very run
+            run.where = {}
+            run.take(lost, progress)
+
+    there = {item.path for item in found.items}
+    gone = [path for path in states if path not in there]
+    store.delete(gone, store.pictures)
+    store.delete([path for path in damaged if path not in there], store.damaged)
+    changes.deleted = len(gone)
+    store.source = name
+    if todo or gone:
+        store.tidy()
+    changes.seconds = time.perf_counter() - started
+    return changes
+
+
+def _check_source(store: Store, name: str, found: Source, states: dict) -> None:
+    if not found.items:
+        reasons = f" ({names(list(found.bad))}: {next(iter(found.bad.values()))})" if found.bad else ""
+        cure = "; is its disk mounted? The index is left as it was" if states else ""
+        raise ValueError(f"{name} holds no pictures that can be indexed{reasons}{cure}")
+    if states and store.source not in (None, name) and not any(item.path in states for item in found.items):
+        raise ValueError(
+            f"{store.location} is an index of {store.source}, and {name} has none of its pictures; name another index"
+        )
+
+
+@dataclass
+class _Run:
+    """What passes between the workers, the model and the store."""
+
+    store: Store
+    encoder: Encoder
+    batch_size: int
+    workers: int
+    changes: Changes
+    states: dict[str, State]  # path → what the index has of it
+    damaged_states: dict[str, State]
+    where: dict[str, str]  # digest → path of a picture of that content
+    reasons: dict[str, str]  # digest → why pictures of that content are damaged
+
+    def take(self, items: Sequence[Item], progress: tqdm) -> list[Item]:
+        """Indexes items. Returns those whose contents were known when they were read, and no longer when written."""
+        lost: list[Item] = []
+        to_encode: list[Prepared] = []
+        to_copy: list[Prepared] = []
+        rows: list[dict] = []
+        damaged: list[dict] = []
+
+        def commit(all_of_it: bool = False) -> None:
+            if to_encode and (all_of_it or len(to_encode) >= self.batch_size):
+                rows.extend(self._encoded(to_encode))
+                to_encode.clear()
+            if all_of_it or len(rows) + len(to_copy) + len(damaged) >= ROWS_PER_COMMIT:
+                lost.extend(self._copy(to_copy, rows))
+                self._write(rows, damaged)
+                for waiting in (rows, to_copy, damaged):
+                    waiting.clear()
+
+        for prepared in self._prepared(items):
+            progress.update()
+            item, known = prepared.item, prepared.item.path in self.states
+            reason = prepared.reason or self.reasons.get(prepared.digest)
+            if reason is not None:
+                self.changes.bad(reason, item.path)
+                if reason not in PASSING:
+                    damaged.append(_row(prepared) | {"reason": reason})
+            elif prepared.picture is not None:
+                self.changes.changed += known
+                self.changes.new += not known
+                to_encode.append(prepared)
+            elif item.mtime_ns is None and known and self.states[item.path].digest == prepared.digest:
+                self.changes.unchanged += 1  # of a data set, where only the contents tell
+            else:
+                to_copy.append(prepared)
+            commit()
+        commit(all_of_it=True)
+        return lost
+
+    def _prepared(self, items: Sequence[Item]) -> Iterator[Prepared]:
+        """Items after they were read, in their order, some batches ahead of the model."""
+        side = max(STORED_SIDE, input_size(self.encoder.processor.image_processor))
+        known = collections.ChainMap(self.where, self.reasons)
+        waiting: deque = deque()
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            for item in items:
+                waiting.append(pool.submit(prepare, item, known, side))
+                if len(waiting) > 2 * self.batch_size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _encoded(self, batch: Sequence[Prepared]) -> list[dict]:
+        vectors = self.encoder.encode_images([prepared.picture for prepared in batch])["embeds"].float().cpu()
+        finite = torch.isfinite(vectors).all(dim=1)
+        if not finite.all():
+            path = batch[int(finite.int().argmin())].item.path
+            raise ValueError(f"the embedding of {path} is not finite; look for the overflow in the model, or use fp32")
+        return [
+            _row(prepared) | {"vector": vector, "jpeg": prepared.jpeg}
+            for prepared, vector in zip(batch, vectors.numpy(), strict=True)
+        ]
+
+    def _copy(self, batch: Sequence[Prepared], rows: list[dict]) -> list[Item]:
+        """Adds the rows of pictures whose contents are in the index; returns the items for which they are not."""
+        if not batch:
+            return []
+        found = self.store.copies(sorted({self.where[prepared.digest] for prepared in batch}))
+        for prepared in batch:
+            if copy := found.get(prepared.digest):
+                self.changes.copied += 1
+                rows.append(_row(prepared) | {"vector": copy["vector"], "jpeg": copy["jpeg"]})
+        return [prepared.item for prepared in batch if prepared.digest not in found]
+
+    def _write(self, rows: Sequence[dict], damaged: Sequence[dict]) -> None:
+        self.store.write(rows)
+        self.store.write(damaged, damaged=True)
+        # What was of the other kind before. A run that is killed here does it when it is started again.
+        mended = [row["path"] for row in rows if row["path"] in self.damaged_states]
+        broken = [row["path"] for row in damaged if row["path"] in self.states]
+        self.store.delete(mended, self.store.damaged)
+        self.store.delete(broken, self.store.pictures)
+        self.where |= {row["digest"]: row["path"] for row in rows}
+
+
+def _row(prepared: Prepared) -> dict:
+    item = prepared.item
+    return {"path": item.path, "size": item.size, "mtime_ns": item.mtime_ns, "digest": prepared.digest}

@@ -1,0 +1,238 @@
+"""The index: it follows its source, tells what it cannot use, and survives whatever ends it."""
+
+import os
+import shutil
+import signal
+
+import pytest
+from builders import full_disk, jpeg, write
+from conftest import exit_code_of
+from search_builders import Colors, bring_up_to_date, contents, photographs, picture
+
+import ccrk.search.pictures
+import data_scripts
+from ccrk.search import PictureIndex
+from ccrk.search.store import Store
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return photographs(tmp_path / "photos", 10)
+
+
+@pytest.fixture
+def index(tmp_path):
+    return tmp_path / "index"
+
+
+def test_index_follows_its_folder(folder, index):
+    changes = bring_up_to_date(folder, index)
+    assert (changes.new, changes.unchanged, changes.deleted) == (10, 0, 0)
+    assert "a/0-001.png" in contents(index)
+
+    changes = bring_up_to_date(folder, index, encoder := Colors())
+    assert (changes.unchanged, encoder.encoded) == (10, 0)
+
+    picture(folder / "a/0-001.png", RED)
+    picture(folder / "new.png", BLUE)
+    (folder / "a/0-003.png").unlink()
+    changes = bring_up_to_date(folder, index, encoder := Colors())
+    assert (changes.new, changes.changed, changes.deleted, changes.unchanged) == (1, 1, 1, 8)
+    assert encoder.encoded == 2
+    assert "a/0-003.png" not in contents(index)
+
+
+def test_known_contents_are_not_encoded_again(folder, index):
+    bring_up_to_date(folder, index)
+    before = contents(index)
+    (folder / "a").rename(folder / "renamed")
+    os.utime(folder / "b/c/0-000.png")
+    shutil.copy(folder / "b/c/0-002.png", folder / "copy.png")
+    changes = bring_up_to_date(folder, index, encoder := Colors())
+    assert (changes.copied, changes.deleted, encoder.encoded) == (7, 5, 0)
+    after = contents(index)
+    assert after["renamed/0-001.png"][3:] == before["a/0-001.png"][3:]
+    assert after["copy.png"][3:] == before["b/c/0-002.png"][3:]
+
+
+def test_contents_that_change_places_in_one_run(folder, index):
+    """What was a.png is b.png now, and a.png, read before it, another picture: there is no row left to copy from."""
+    picture(folder / "a.png", RED)
+    bring_up_to_date(folder, index)
+    (folder / "a.png").rename(folder / "b.png")
+    picture(folder / "a.png", BLUE)
+    bring_up_to_date(folder, index, batch_size=1)
+    bring_up_to_date(folder, fresh := index.parent / "fresh")
+    assert contents(index) == contents(fresh)
+
+
+def test_damaged_pictures_are_kept_with_their_reason_until_they_change(folder, index, monkeypatch):
+    write(folder / "empty.jpg", b"")
+    write(folder / "text.jpg", "no picture")
+    write(folder / "half.jpg", jpeg()[:200])
+    write(folder / "tiny.png", picture(folder / "tiny.png", RED, size=(2, 2)).read_bytes())
+    write(folder / "photo.heic", b"of a kind that is not read")
+    changes = bring_up_to_date(folder, index)
+    reasons = {"image of zero bytes", "not an image", "image truncated or damaged", "image smaller than 8 pixels"}
+    assert changes.damaged == dict.fromkeys(reasons, 1)
+    assert changes.others == {".heic": 1}
+    assert "image of zero bytes, first: empty.jpg" in str(changes)
+
+    read = []
+    monkeypatch.setattr(ccrk.search.pictures, "read_image", lambda *a, **k: read.append(a))
+    os.utime(folder / "half.jpg")  # touched, but the same
+    assert bring_up_to_date(folder, index).damaged == changes.damaged
+    assert not read
+    monkeypatch.undo()
+
+    write(folder / "half.jpg", jpeg())
+    write(folder / "a/0-001.png", b"")
+    changes = bring_up_to_date(folder, index)
+    assert changes.new == 1
+    assert changes.damaged["image of zero bytes"] == 2
+    found = contents(index)
+    assert {"half.jpg", "damaged a/0-001.png"} <= found.keys()
+    assert not {"damaged half.jpg", "a/0-001.png"} & found.keys()
+
+
+def test_a_picture_that_cannot_be_opened_now_is_tried_again(folder, index, monkeypatch):
+    bring_up_to_date(folder, index)
+    picture(gone := folder / "gone.png", RED)
+    prepare = ccrk.search.update.prepare
+
+    def vanishing(item, *others):
+        gone.unlink(missing_ok=True)
+        return prepare(item, *others)
+
+    monkeypatch.setattr(ccrk.search.update, "prepare", vanishing)
+    assert bring_up_to_date(folder, index).damaged == {"image file missing": 1}
+    monkeypatch.undo()
+    picture(gone, RED)
+    assert bring_up_to_date(folder, index).new == 1
+
+
+def interrupted(folder, index, commits: int, after: bool) -> None:
+    """Indexes, and is killed before or after a commit."""
+    write_rows, number = Store.write, 0
+
+    def write_and_die(self, rows, damaged=False):
+        nonlocal number
+        number += bool(rows)
+        if rows and number == commits and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_rows(self, rows, damaged)
+        if rows and number == commits:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Store.write = write_and_die
+    ccrk.search.update.ROWS_PER_COMMIT = 4
+    bring_up_to_date(folder, index, batch_size=2)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_a_commit_it_goes_on(folder, index, after):
+    write(folder / "b.jpg", b"")
+    bring_up_to_date(folder, index)
+    (folder / "a").rename(folder / "renamed")
+    write(folder / "b.jpg", jpeg())  # once damaged, mended now
+    write(folder / "b/c/0-000.png", b"")  # and the other way round
+    photographs(folder, 6, seed=1)
+    for commits in (1, 2):
+        assert exit_code_of(interrupted, folder, index, commits, after) == -signal.SIGKILL
+    changes = bring_up_to_date(folder, index)
+    bring_up_to_date(folder, fresh := index.parent / "fresh")
+    assert contents(index) == contents(fresh)
+    assert changes.new < 6 or not after  # what was written is kept
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path, index):
+    folder = photographs(tmp_path / "photos", 40)
+    ends = [exit_code_of(killed_after, folder, index, milliseconds) for milliseconds in (10, 40, 70, 100, 150)]
+    assert set(ends) <= {-signal.SIGKILL, 0}
+    assert ends.count(-signal.SIGKILL) >= 2
+    bring_up_to_date(folder, index)
+    bring_up_to_date(folder, fresh := tmp_path / "fresh")
+    assert contents(index) == contents(fresh)
+
+
+def killed_after(folder, index, milliseconds: int) -> None:
+    ccrk.search.update.ROWS_PER_COMMIT = 4
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
+    bring_up_to_date(folder, index, batch_size=2)
+
+
+def test_on_a_full_disk_the_index_stays_as_it_was(folder, index):
+    bring_up_to_date(folder, index)
+    before = contents(index)
+    photographs(folder, 4, seed=1)
+    with full_disk(), pytest.raises((OSError, RuntimeError)):
+        bring_up_to_date(folder, index)
+    assert contents(index) == before
+    assert bring_up_to_date(folder, index).new == 4
+
+
+def test_two_runs_at_once_are_refused(folder, index):
+    with Store.locked(str(index)), pytest.raises(ValueError, match="another process is writing"):
+        bring_up_to_date(folder, index)
+    assert bring_up_to_date(folder, index).new == 10
+
+
+def test_another_source_or_an_unmounted_one_changes_nothing(folder, index, tmp_path):
+    bring_up_to_date(folder, index)
+    before = contents(index)
+    with pytest.raises(ValueError, match="has none of its pictures; name another index"):
+        bring_up_to_date(photographs(tmp_path / "others", 4, seed=7), index)
+    shutil.move(folder, moved := tmp_path / "moved")
+    folder.mkdir()
+    with pytest.raises((ValueError, FileNotFoundError)):
+        bring_up_to_date(folder, index)
+    assert contents(index) == before
+    assert bring_up_to_date(moved, index).unchanged == 10
+    assert bring_up_to_date(photographs(moved, 2, seed=3), index).new == 2  # of the place it is at now
+
+
+def test_names_of_all_kinds(folder, index):
+    for name in ("it's.png", "صورة.png", "a b\n.png", "e\u0301.png", "' OR 1=1 --.png"):
+        picture(folder / name, RED, size=(40, 40 + len(name)))
+    with open(os.fsencode(folder) + b"/\xff.png", "wb") as file:
+        file.write(jpeg())
+    changes = bring_up_to_date(folder, index)
+    assert (changes.new, changes.damaged) == (15, {"file name is no Unicode": 1})
+    assert "é.png" in contents(index)
+    assert bring_up_to_date(folder, index).unchanged == 15
+    (folder / "' OR 1=1 --.png").unlink()
+    assert bring_up_to_date(folder, index).deleted == 1
+
+
+def test_links_are_followed_and_circles_end(folder, index, tmp_path):
+    photographs(tmp_path / "elsewhere", 3, seed=5)
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder)
+    assert bring_up_to_date(folder, index).new == 13
+
+
+def test_rows_of_a_data_set(index, tmp_path):
+    def load():
+        options = {"num_train": 4, "num_validation": 4, "num_test": 6, "languages": ["en"]}
+        return data_scripts.load("shapes", split="test", cache_dir=str(tmp_path / "cache"), **options)
+
+    assert bring_up_to_date("shapes", index, load=load).new == 6
+    changes = bring_up_to_date("shapes", index, encoder := Colors(), load=load)
+    assert (changes.unchanged, encoder.encoded) == (6, 0)
+    assert contents(index).keys() == set(load()["image_id"])
+
+
+def test_what_is_no_index_is_refused(folder, index, tmp_path):
+    with pytest.raises(ValueError, match="there is no index"):
+        PictureIndex(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is no index of pictures"):
+        PictureIndex(folder)
+    bring_up_to_date(folder, index)
+    store = Store(str(index))
+    foreign = store.pictures.to_arrow().replace_schema_metadata({"format": "99"})
+    store.database.create_table("pictures", foreign, mode="overwrite")
+    with pytest.raises(ValueError, match=r"format 99, not 1\); make another"):
+        PictureIndex(index)

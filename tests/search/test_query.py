@@ -1,0 +1,191 @@
+"""Queries: by text and picture, sums and differences, filters, re-ranking, and the command line."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from builders import write
+from conftest import tiny_config
+from PIL import Image
+from search_builders import Colors, bring_up_to_date, photographs, picture
+
+from ccrk import CCRKForImageTextRetrieval
+from ccrk.search import PictureIndex
+from ccrk.search.__main__ import main
+from ccrk.search.query import Filter
+from ccrk.search.store import Store
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+@pytest.fixture
+def colors(tmp_path):
+    """An index of three colours in two folders."""
+    for name, color in {"warm/red.png": RED, "cold/blue.png": BLUE, "cold/it's/green.png": GREEN}.items():
+        picture(tmp_path / "photos" / name, color)
+        os.utime(tmp_path / "photos" / name, (0, 86400 * len(name)))
+    bring_up_to_date(tmp_path / "photos", tmp_path / "index")
+    index = PictureIndex(tmp_path / "index")
+    index.encoder = Colors()
+    return index
+
+
+@pytest.fixture(scope="session")
+def checkpoint(processor, tmp_path_factory):
+    """A tiny CCRK with a fusion encoder, on disk."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    CCRKForImageTextRetrieval(tiny_config(len(processor.tokenizer))).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def paths(found) -> list[str]:
+    assert [picture.rank for picture in found] == list(range(1, len(found) + 1))
+    assert [picture.score for picture in found] == sorted((picture.score for picture in found), reverse=True)
+    return [picture.path for picture in found]
+
+
+def test_by_text_and_by_picture(colors):
+    assert paths(colors.search("red", k=1)) == paths(colors.search("rot", k=1)) == ["warm/red.png"]
+    assert colors.search("red", k=1)[0].score == pytest.approx(1)
+    assert paths(colors.search(Image.new("RGB", (20, 20), BLUE)))[0] == "cold/blue.png"
+    assert len(colors.search("red", k=99)) == 3
+    with pytest.raises(ValueError, match="the query is empty"):
+        colors.search(" . ")
+
+
+def test_sums_and_differences(colors):
+    assert set(paths(colors.search("red", k=2, add=["blue"]))) == {"warm/red.png", "cold/blue.png"}
+    assert paths(colors.search("red", add=["blue"], subtract=["red"]))[0] == "cold/blue.png"
+    with pytest.raises(ValueError, match="leaves nothing"):
+        colors.search("red", subtract=["rot"])
+
+
+@pytest.mark.parametrize("is_approximate", [False, True])
+def test_filters(colors, is_approximate):
+    colors.store.is_approximate = is_approximate  # Lance compares all where it has no index
+    colors.store.refresh = lambda: False
+    assert set(paths(colors.search("red", chosen=Filter.of("cold/")))) == {"cold/blue.png", "cold/it's/green.png"}
+    assert paths(colors.search("red", chosen=Filter.of("cold/it's"))) == ["cold/it's/green.png"]
+    assert paths(colors.search("red", chosen=Filter.of("col"))) == []
+    # Of 12, 13 and 19 days after 1970 began.
+    assert paths(colors.search("red", chosen=Filter.of(since="1970-01-16"))) == ["cold/it's/green.png"]
+    assert paths(colors.search("red", chosen=Filter.of("cold", until="1970-01-16"))) == ["cold/blue.png"]
+    with pytest.raises(ValueError, match="'tomorrow' is no date such as"):
+        Filter.of(since="tomorrow")
+
+
+def test_what_another_process_writes_is_found(colors, tmp_path):
+    colors.search("green")
+    picture(tmp_path / "photos/new.png", (0, 250, 0))
+    bring_up_to_date(tmp_path / "photos", tmp_path / "index")
+    assert paths(colors.search("green", k=2)) == ["cold/it's/green.png", "new.png"]
+
+
+def test_approximate_search_finds_what_exact_search_finds(tmp_path):
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((3000, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = Store.create(str(tmp_path / "index"), {"model": "none", "fingerprint": "none", "dtype": "fp32"}, 16)
+    rows = [
+        {"path": f"{i}.jpg", "size": 1, "mtime_ns": i, "digest": f"{i}", "vector": v} for i, v in enumerate(vectors)
+    ]
+    store.write([row | {"jpeg": b""} for row in rows])
+    store.tidy(exact_up_to=2000)
+    assert store.is_approximate
+    assert store.recall() > 0.9
+    exact = (vectors @ vectors[7]).argsort()[::-1][:5]
+    found = PictureIndex(tmp_path / "index").nearest(torch.from_numpy(vectors[7]), 5)
+    assert [int(picture.path.removesuffix(".jpg")) for picture in found][:2] == exact[:2].tolist()
+    assert found[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_reranking_is_by_the_match_logits_of_the_stored_pictures(checkpoint, processor, tmp_path):
+    folder = photographs(tmp_path / "photos", 8)
+    index = PictureIndex(tmp_path / "index", checkpoint)
+    index.update(folder)
+    found = index.search("ein roter Kreis", k=3, rerank=8)
+    model = CCRKForImageTextRetrieval.from_pretrained(checkpoint).eval()
+    jpegs = index.store.jpegs([picture.id for picture in index.search("ein roter Kreis")])
+    inputs = processor(images=list(jpegs.values()), text=["ein roter Kreis"])
+    with torch.no_grad():
+        outputs = model.ccrk(**inputs)
+        logits = model.match(
+            outputs.image_states,
+            outputs.text_states,
+            inputs["attention_mask"],
+            image_index=torch.arange(8),
+            caption_index=torch.zeros(8, dtype=torch.long),
+        )[:, 1]
+    expected = dict(zip(jpegs, logits.tolist(), strict=True))
+    assert [picture.id for picture in found] == sorted(expected, key=expected.get, reverse=True)[:3]
+    assert [picture.score for picture in found] == pytest.approx(sorted(expected.values(), reverse=True)[:3], abs=1e-4)
+    paths(found)
+    with pytest.raises(ValueError, match="re-ranking compares pictures with one text"):
+        index.search(Image.new("RGB", (64, 64)), rerank=3)
+
+
+def test_vectors_are_those_of_the_whole_pictures(checkpoint, tmp_path):
+    """Decoding at a reduced scale changes next to nothing."""
+    gradient = np.linspace(0, 255, 900, dtype=np.uint8)
+    pixels = np.stack([np.tile(gradient, (700, 1)), np.tile(gradient[:700, None], (1, 900))] * 2, axis=2)[..., :3]
+    for ending in ("jpg", "png"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"photos/large.{ending}")
+    index = PictureIndex(tmp_path / "index", checkpoint)
+    index.update(tmp_path / "photos")
+    assert all(picture.score > 0.999 for picture in index.search(tmp_path / "photos/large.png"))
+
+
+def run(*arguments, capsys) -> list[dict]:
+    main([str(argument) for argument in arguments])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_command_line(checkpoint, tmp_path, capsys):
+    folder = photographs(tmp_path / "photos", 6)
+    index = tmp_path / "index"
+    main(["index", str(folder), str(index), "--model", checkpoint])
+    assert "6 new" in capsys.readouterr().out
+    results = run("query", index, "ein Hund", folder / "a/0-001.png", "--k", 4, "--json", capsys=capsys)
+    assert [set(result) for result in results] == [{"query", "results", "milliseconds"}] * 2
+    assert results[0]["query"] == "ein Hund"
+    assert [set(found) for found in results[0]["results"]] == [{"path", "score", "rank"}] * 4
+    assert results[1]["results"][0]["path"] == "a/0-001.png"
+    (result,) = run("query", index, "a dog", "--k", 2, "--rerank", 5, "--folder", "a", "--json", capsys=capsys)
+    assert all(found["path"].startswith("a/") for found in result["results"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["query", "nowhere", "a dog"], "there is no index nowhere; make it with"),
+        (["query", "INDEX", "missing.jpg"], "there is no picture missing.jpg"),
+        (["query", "INDEX", "a dog", "--since", "soon"], "'soon' is no date"),
+        (["index", "EMPTY", "INDEX"], "holds no captions"),
+        (["index", "nothing", "INDEX"], "there is no data set, file or folder 'nothing'"),
+        (["index", "PHOTOS", "new"], "there is no index new; make it with"),
+        (["index", "PHOTOS", "INDEX", "--model", "OTHER"], "is another model; search by that one, or make another"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(checkpoint, processor, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    PictureIndex("INDEX", checkpoint).update(photographs(tmp_path / "PHOTOS", 2))
+    (tmp_path / "EMPTY").mkdir()
+    if "OTHER" in arguments:
+        shutil.copytree(checkpoint, "OTHER")
+        CCRKForImageTextRetrieval(tiny_config(len(processor.tokenizer))).save_pretrained("OTHER")
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert message in str(end.value)
+    assert "\n" not in str(end.value)
+
+
+def test_a_file_that_is_no_picture_is_no_query(checkpoint, tmp_path):
+    PictureIndex(tmp_path / "index", checkpoint).update(photographs(tmp_path / "photos", 2))
+    with pytest.raises(SystemExit, match="not an image"):
+        main(["query", str(tmp_path / "index"), str(write(tmp_path / "notes.txt", "a dog"))])
