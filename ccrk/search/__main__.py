@@ -6,6 +6,7 @@ python -m ccrk.search query photos.index beach.jpg --add "at night" --subtract p
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import data_scripts
+from ccrk.search.consistency import format_results, measure, read_queries, write_results
 from ccrk.search.index import PictureIndex
 from ccrk.search.query import Filter, Query
 from data_scripts.cli import one_line, one_line_errors, printable, set_up_logging
+from data_scripts.files import check_output_folder
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.sources import PICTURES
 
@@ -92,6 +95,34 @@ def run_query(arguments: argparse.Namespace) -> None:
             print(printable(f"{picture.rank:>5}  {picture.score:7.4f}  {one_line(picture.path)}"))
 
 
+def add_consistency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", help="folder of an index")
+    parser.add_argument("queries", type=Path, metavar="QUERIES.csv", help="columns are languages, rows the same query")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write results.json, report.html to")
+    parser.add_argument("--languages", nargs="+", help="which columns; all by default")
+    parser.add_argument("--pivot", help="language to compare the others with (default: en, or the first column)")
+    parser.add_argument("--model", help="where the index's model is now")
+    parser.set_defaults(run=run_consistency)
+
+
+def run_consistency(arguments: argparse.Namespace) -> None:
+    check_output_folder(arguments.output_dir)
+    languages, queries, problems = read_queries(arguments.queries, arguments.languages)
+    pivot = arguments.pivot or ("en" if "en" in languages else languages[0])
+    if pivot not in languages:
+        raise ValueError(f"--pivot {pivot} is none of {', '.join(languages)}")
+    problems.report()
+    index = PictureIndex(arguments.index, arguments.model)
+    results = measure(index, languages, queries, pivot)
+    write_results(results, arguments.output_dir)
+    if importlib.util.find_spec("matplotlib"):
+        from ccrk.search.consistency_report import write_report
+
+        write_report(results, index.store, arguments.output_dir)
+    print(printable(format_results(results)))
+    print(f"written to {arguments.output_dir}", file=sys.stderr)
+
+
 def as_query(text: str) -> Query:
     """A file is a picture, all else a text; ValueError for what looks like a picture that is not there."""
     if os.path.isfile(text):
@@ -110,6 +141,7 @@ def positive(text: str) -> int:
 COMMANDS = {
     "index": (add_index, "make an index of pictures, or bring it up to date"),
     "query": (add_query, "find pictures"),
+    "consistency": (add_consistency, "compare what languages find, without labels"),
 }
 
 
