@@ -1,8 +1,12 @@
 """Search in pictures of one's own: by words in any language, or by a picture.
 
-python -m ccrk.search index photos photos.index --model outputs/demo/finetune   again, after they have changed
-python -m ccrk.search query photos.index "ein Hund am Strand" other.jpg --k 5
-python -m ccrk.search query photos.index beach.jpg --add "at night" --subtract people
+    python -m ccrk.search index photos photos.index --model outputs/demo/finetune   again, after they have changed
+    python -m ccrk.search query photos.index "ein Hund am Strand" other.jpg --k 5
+    python -m ccrk.search query photos.index beach.jpg --add "at night" --subtract people
+    python -m ccrk.search serve photos.index
+    python -m ccrk.search consistency photos.index queries.csv --output_dir consistency
+
+COMMAND --help tells what each takes, docs/search.md the rest.
 """
 
 import argparse
@@ -123,6 +127,25 @@ def run_consistency(arguments: argparse.Namespace) -> None:
     print(f"written to {arguments.output_dir}", file=sys.stderr)
 
 
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", help="folder of an index")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=positive, default=7860, help="(default: 7860)")
+    parser.add_argument("--token", help="that whoever asks must know; needed where other machines can")
+    parser.add_argument("--model", help="where the index's model is now")
+    parser.set_defaults(run=run_serve)
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs the package gradio; install it with pip install 'ccrk[search]'")
+    from ccrk.search.serve import check_host, serve
+
+    check_host(arguments.host, arguments.token)
+    index = PictureIndex(arguments.index, arguments.model)
+    serve(index, arguments.host, arguments.port, arguments.token)
+
+
 def as_query(text: str) -> Query:
     """A file is a picture, all else a text; ValueError for what looks like a picture that is not there."""
     if os.path.isfile(text):
@@ -141,6 +164,7 @@ def positive(text: str) -> int:
 COMMANDS = {
     "index": (add_index, "make an index of pictures, or bring it up to date"),
     "query": (add_query, "find pictures"),
+    "serve": (add_serve, "serve the page, and GET /api/search"),
     "consistency": (add_consistency, "compare what languages find, without labels"),
 }
 

@@ -9,12 +9,15 @@ import datasets
 import pyarrow as pa
 from PIL import Image
 from torch import Tensor
+from transformers import AutoConfig
 
 import data_scripts
+from ccrk import CCRKConfig
 from ccrk.encoders import CCRKEncoder, Encoder, load_encoder, make_encoder
 from ccrk.search.query import Filter, Found, Query, combine, nearest, ranked, rerank_found
 from ccrk.search.store import Store
 from ccrk.search.update import Changes, update
+from data_scripts.files import open_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +64,16 @@ class PictureIndex:
         return encoder
 
     @cached_property
+    def can_rerank(self) -> bool:
+        """Whether the model has a fusion encoder."""
+        return open_pretrained(AutoConfig, self.model).model_type == CCRKConfig.model_type
+
+    @cached_property
     def reranker(self) -> CCRKEncoder:
         """The model with its fusion encoder; ValueError where it has none."""
-        encoder = load_encoder(self.model, 1, self.bf16)
-        if not encoder.k_test:
+        if not self.can_rerank:
             raise ValueError(f"{self.model} has no fusion encoder to re-rank by; leave out --rerank")
+        encoder = load_encoder(self.model, 1, self.bf16)
         self.encoder = make_encoder(encoder.model, encoder.processor)  # the same weights, for vectors alone
         self._check_fingerprint(self.encoder)
         return encoder

@@ -47,6 +47,10 @@ def picture_id(path: str) -> str:
     return hashlib.blake2b(path.encode(), digest_size=16).hexdigest()
 
 
+def _is_id(name: str) -> bool:
+    return len(name) == 32 and set(name) <= set("0123456789abcdef")
+
+
 class Store:
     """The tables of an index.
 
@@ -176,12 +180,19 @@ class Store:
         return {row["digest"]: row for row in found.to_pylist()}
 
     def jpegs(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """Id → the stored JPEG, of those ids that are there. Ids that are none are refused."""
-        if not all(len(name) == 32 and set(name) <= set("0123456789abcdef") for name in ids):
+        """Id → the stored JPEG, of those ids that are there."""
+        where = ", ".join(f"'{name}'" for name in ids if _is_id(name))
+        if not where:
             return {}
-        where = ", ".join(f"'{name}'" for name in ids)
         found = self.pictures.search().where(f"id IN ({where})").select(["id", "jpeg"]).to_arrow()
         return dict(zip(found["id"].to_pylist(), found["jpeg"].to_pylist(), strict=True))
+
+    def vector(self, name: str) -> Tensor | None:
+        """Of the picture of an id, (P,); None where it is not there."""
+        if not _is_id(name):
+            return None
+        found = self.pictures.search().where(f"id = '{name}'").select(["vector"]).to_arrow()
+        return torch.tensor(found["vector"][0].as_py()) if found.num_rows else None
 
     def vectors(self) -> tuple[pa.Table, Tensor]:
         """`id`, `path` and `mtime_ns` of all pictures, and their vectors (N, P) in fp32; 4 P bytes each."""

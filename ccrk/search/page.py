@@ -1,0 +1,183 @@
+"""The page: a query in one language or several side by side, or a picture, and what is found."""
+
+import os
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing of this leaves the machine
+
+import gradio as gr
+import numpy as np
+from fastapi import FastAPI
+
+from ccrk.search.consistency import DEPTH, fused
+from ccrk.search.index import PictureIndex
+from ccrk.search.query import Found
+from ccrk.search.serve import MAX_K, MAX_TEXT, MAX_UPLOAD, picture_url
+from data_scripts.captions import is_usable
+from data_scripts.cli import one_line
+
+MAX_LANGUAGES = 12
+SHOWN = 24
+
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
+
+
+def mount_page(app: FastAPI, index: PictureIndex) -> None:
+    """Adds the page to an application of `ccrk.search.serve.make_app`."""
+
+    def search(text: str, others: str, k: float, rerank: bool) -> Iterator[str]:
+        """What is found, as it comes: by cosine, and then re-ranked."""
+        queries = [line.strip() for line in [text or "", *(others or "").splitlines()] if line.strip()]
+        if not queries:
+            yield _message("Type what is to be seen in the picture, in any language.")
+            return
+        if len(queries) > MAX_LANGUAGES or any(len(query) > MAX_TEXT for query in queries):
+            yield _message(f"At most {MAX_LANGUAGES} queries of {MAX_TEXT:,} characters.")
+            return
+        if wrong := [query for query in queries if not is_usable(query)]:
+            yield _message(f"There are no words in {wrong[0]!r}.")
+            return
+        k = min(int(k), MAX_K)
+        for depth in (0, max(k, DEPTH)) if rerank and index.can_rerank else (0,):
+            with app.state.lock:
+                found = [index.search(query, max(k, DEPTH), depth) for query in queries]
+            yield one_column(queries[0], found[0][:k]) if len(queries) == 1 else side_by_side(queries, found, k)
+
+    def by_picture(path: str | None, k: float) -> str:
+        if path is None:
+            return ""
+        try:
+            with app.state.lock:
+                found = index.search(Path(path), min(int(k), MAX_K))
+        except ValueError as error:
+            return _message(f"This cannot be read as a picture: {str(error).partition(':')[0]}.")
+        return one_column("The picture that was given", found)
+
+    def more_like_this(k: float, event: gr.EventData) -> str:
+        name = str(event._data.get("id", "")) if isinstance(event._data, dict) else ""
+        with app.state.lock:
+            vector = index.store.vector(name)
+            found = index.nearest(vector, min(int(k), MAX_K)) if vector is not None else []
+        if not found:
+            return _message("This picture is no longer in the index.")
+        path = next((picture.path for picture in found if picture.id == name), "the picture")
+        return one_column(f"More like {path}", found)
+
+    with gr.Blocks(title="Search", analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.HTML(f"<h1>Search</h1><p>{index.store.pictures.count_rows():,} pictures</p>", elem_id="heading")
+        with gr.Row(elem_id="box"):
+            text = gr.Textbox(
+                label="What is to be seen, in any language",
+                placeholder="a dog on a beach",
+                max_length=MAX_TEXT,
+                elem_id="query",
+                autofocus=True,
+                scale=4,
+            )
+            button = gr.Button("Search", variant="primary", scale=0, min_width=110)
+        with gr.Accordion("The same in other languages, or by a picture", open=False, elem_id="more"):
+            with gr.Row():
+                others = gr.Textbox(
+                    label="The same query in other languages, one a line",
+                    lines=4,
+                    max_length=MAX_LANGUAGES * MAX_TEXT,
+                    elem_id="others",
+                )
+                picture = gr.Image(
+                    label="A picture",
+                    type="filepath",
+                    image_mode=None,  # Gradio itself decodes nothing
+                    sources=["upload", "clipboard"],
+                    height=180,
+                    elem_id="picture",
+                )
+            with gr.Row():
+                k = gr.Slider(1, MAX_K, SHOWN, step=1, label="Pictures")
+                rerank = gr.Checkbox(label="Re-rank by the fusion encoder", visible=index.can_rerank)
+        results = gr.HTML(elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
+        options = {"outputs": results, "show_progress": "minimal", "api_visibility": "private"}
+        gr.on([text.submit, button.click], search, [text, others, k, rerank], **options)
+        picture.change(by_picture, [picture, k], **options)
+        results.click(more_like_this, k, **options)
+
+    gr.mount_gradio_app(
+        app,
+        page.queue(max_size=64),
+        path="/",
+        max_file_size=MAX_UPLOAD,
+        theme=gr.themes.Base(**FONTS),
+        css=STYLE,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+    )
+
+
+def one_column(title: str, found: Sequence[Found]) -> str:
+    """The pictures of one query, best first."""
+    cards = "".join(_card(picture, f"<b>{picture.rank}</b><span>{picture.score:.3f}</span>") for picture in found)
+    return _region(f'<h2 dir="auto">{escape(one_line(title))}</h2><ol class="grid">{cards}</ol>')
+
+
+def side_by_side(queries: Sequence[str], found: Sequence[Sequence[Found]], k: int) -> str:
+    """A column for each query, and before them their fused order; each picture with its rank in every one.
+
+    Args:
+        found: of each query the first `DEPTH` pictures at least, if there are as many.
+    """
+    names = [str(number) for number in range(1, len(queries) + 1)]
+    ranks = [{picture.id: picture.rank for picture in column} for column in found]
+    pictures = {picture.id: picture for column in found for picture in column}
+    ids = sorted(pictures, key=lambda name: pictures[name].path)
+    place = {name: number for number, name in enumerate(ids)}
+    order = fused([np.array([place[picture.id] for picture in column]) for column in found])
+    together = [pictures[ids[number]] for number in order[:k].tolist()]
+    columns = [("All together", "", together)]
+    columns += [(query, name, column[:k]) for query, name, column in zip(queries, names, found, strict=True)]
+
+    def of_picture(picture: Found, rank: int) -> str:
+        own = [column.get(picture.id) for column in ranks]
+        beyond = max(len(column) for column in ranks)
+        shown = "".join(
+            f"<span><i>{name}</i> {value if value is not None else f'&gt;{beyond}'}</span>"
+            for name, value in zip(names, own, strict=True)
+        )
+        known = [value if value is not None else beyond + 1 for value in own]
+        at_least = "≥" if None in own else ""
+        return (
+            f'<b>{rank}</b><span class="ranks" aria-label="rank in each query">{shown}</span>'
+            f"<span>drift {at_least}{max(known) - min(known)}</span>"
+        )
+
+    sections = ""
+    for query, name, column in columns:
+        cards = "".join(_card(picture, of_picture(picture, rank)) for rank, picture in enumerate(column, start=1))
+        number = f"<i>{name}</i> " if name else ""
+        sections += (
+            f'<section><h2>{number}<span dir="auto">{escape(one_line(query))}</span></h2>'
+            f'<ol class="grid">{cards}</ol></section>'
+        )
+    return _region(f'<div class="columns" tabindex="0" role="group" aria-label="queries">{sections}</div>')
+
+
+def _card(picture: Found, notes: str) -> str:
+    path = escape(one_line(picture.path))
+    return (
+        f'<li><button type="button" data-id="{picture.id}" title="More like {path}" aria-label="More like {path}">'
+        f'<img src="{picture_url(picture.id)}" alt="{path}" loading="lazy"></button>'
+        f'<div class="notes">{notes}</div><div class="path" dir="auto" title="{path}">{path}</div></li>'
+    )
+
+
+def _region(contents: str) -> str:
+    return f'<div class="found" role="region" aria-label="results" aria-live="polite">{contents}</div>'
+
+
+def _message(text: str) -> str:
+    return _region(f'<p dir="auto">{escape(one_line(text))}</p>')
