@@ -33,6 +33,11 @@ study: install  ## Compare 1-to-K with other styles of training, three seeds of 
 	$(BIN)/python research/consistency/study.py --output_dir outputs/study
 	$(BIN)/python research/consistency/report.py outputs/study outputs/study
 
+search-demo: install  ## Index the demo's 500 unseen scenes and open the page; trains the demo first where it is not there
+	test -f outputs/demo/finetune/config.json || $(MAKE) demo
+	$(BIN)/python -m ccrk.search index shapes outputs/demo/search --model outputs/demo/finetune
+	$(BIN)/python -m ccrk.search serve outputs/demo/search --open
+
 lint: install  ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,5 +64,5 @@ format: install  ## Format the code
 clean:  ## Remove the environment, outputs and caches
 	rm -rf $(VENV) .venv-lowest outputs *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo study lint test test-fast test-lowest coverage format clean
+.PHONY: help install demo study search-demo lint test test-fast test-lowest coverage format clean
 .DEFAULT_GOAL := help

@@ -5,6 +5,7 @@
     python -m ccrk.search query photos.index beach.jpg --add "at night" --subtract people
     python -m ccrk.search serve photos.index
     python -m ccrk.search consistency photos.index queries.csv --output_dir consistency
+    python -m ccrk.search export photos.index photos.faiss --to faiss
 
 COMMAND --help tells what each takes, docs/search.md the rest.
 """
@@ -20,9 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import data_scripts
+from ccrk.search.calibrate import ERROR, calibrate, find_threshold
 from ccrk.search.consistency import format_results, measure, read_queries, write_results
+from ccrk.search.export import PACKAGES, export
 from ccrk.search.index import PictureIndex
 from ccrk.search.query import Filter, Query
+from ccrk.search.store import Store
 from data_scripts.cli import one_line, one_line_errors, printable, set_up_logging
 from data_scripts.files import check_output_folder
 from data_scripts.options import DATASETS, add_data_arguments, data_options
@@ -44,6 +48,13 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=positive, default=64, help="pictures encoded at a time (default: 64)")
     parser.add_argument("--workers", type=positive, help="threads that read and decode (default: one for each core)")
     parser.add_argument("--bf16", action="store_true", help="a new index: weights of the model in bf16")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="QUERIES.csv",
+        help="columns: path, of the right picture, and languages; sets the score from which a result is likely",
+    )
+    parser.add_argument("--error", type=float, default=ERROR, help=f"of right pictures below it (default: {ERROR})")
     parser.set_defaults(run=run_index)
 
 
@@ -59,6 +70,9 @@ def run_index(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
     )
     print(printable(changes))
+    if arguments.calibrate:
+        for language, value in calibrate(index, arguments.calibrate, arguments.error).items():
+            print(printable(f"{language}: a result is likely from a score of {value:.4f} on"))
 
 
 def add_query(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +87,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="look only below this folder of the source")
     parser.add_argument("--since", metavar="DATE", help="look only among files changed from 2024-05-31 on, say")
     parser.add_argument("--until", metavar="DATE", help="and not after this date")
+    parser.add_argument("--language", help="of the queries: marks what is likely, in an index that was calibrated")
     parser.add_argument("--model", help="where the index's model is now")
     parser.add_argument("--json", action="store_true", help="a JSON object for each query, as in a pipe")
     parser.set_defaults(run=run_query)
@@ -84,6 +99,11 @@ def run_query(arguments: argparse.Namespace) -> None:
         arguments.queries, arguments.add, arguments.subtract
     ))  # fmt: skip
     index = PictureIndex(arguments.index, arguments.model)
+    least = None
+    if arguments.language:
+        if arguments.rerank:
+            raise ValueError("the thresholds of --language are of cosine scores; leave out --rerank")
+        least = find_threshold(index.store.thresholds(), arguments.language)
     getattr(index, "reranker" if arguments.rerank else "encoder")  # is opened before the clock starts
     as_json = arguments.json or not sys.stdout.isatty()
     for text, query in zip(arguments.queries, queries, strict=True):
@@ -91,12 +111,17 @@ def run_query(arguments: argparse.Namespace) -> None:
         found = index.search(query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract)
         milliseconds = round(1000 * (time.perf_counter() - started), 1)
         results = [{"path": picture.path, "score": picture.score, "rank": picture.rank} for picture in found]
+        if least is not None:
+            results = [result | {"likely": result["score"] >= least} for result in results]
         if as_json:
             print(json.dumps({"query": text, "results": results, "milliseconds": milliseconds}, ensure_ascii=False))
             continue
         print(printable(f"{one_line(text)}   {milliseconds} ms"))
-        for picture in found:
-            print(printable(f"{picture.rank:>5}  {picture.score:7.4f}  {one_line(picture.path)}"))
+        if least is not None and not any(result["likely"] for result in results):
+            print("nothing here is likely to be it")
+        for result in results:
+            mark = "" if result.get("likely", True) else "  (not likely)"
+            print(printable(f"{result['rank']:>5}  {result['score']:7.4f}  {one_line(result['path'])}{mark}"))
 
 
 def add_consistency(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +157,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=positive, default=7860, help="(default: 7860)")
     parser.add_argument("--token", help="that whoever asks must know; needed where other machines can")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--model", help="where the index's model is now")
     parser.set_defaults(run=run_serve)
 
@@ -143,7 +169,19 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
     check_host(arguments.host, arguments.token)
     index = PictureIndex(arguments.index, arguments.model)
-    serve(index, arguments.host, arguments.port, arguments.token)
+    serve(index, arguments.host, arguments.port, arguments.token, arguments.open)
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", help="folder of an index")
+    parser.add_argument("output", type=Path, help="folder or file to write, which is not there yet")
+    parser.add_argument("--to", required=True, choices=list(PACKAGES), help="for which engine")
+    parser.set_defaults(run=run_export)
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    number = export(Store(arguments.index), arguments.to, arguments.output)
+    print(printable(f"{number:,} pictures written to {arguments.output}"))
 
 
 def as_query(text: str) -> Query:
@@ -166,6 +204,7 @@ COMMANDS = {
     "query": (add_query, "find pictures"),
     "serve": (add_serve, "serve the page, and GET /api/search"),
     "consistency": (add_consistency, "compare what languages find, without labels"),
+    "export": (add_export, "write vectors and paths for another search engine"),
 }
 
 

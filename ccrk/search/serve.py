@@ -2,12 +2,13 @@
 
 import hmac
 import ipaddress
-import os
 import threading
 import time
+import webbrowser
 from typing import Annotated
 from urllib.parse import parse_qsl, urlencode
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Response
 from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -149,11 +150,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(index: PictureIndex, host: str = "127.0.0.1", port: int = 7860, token: str | None = None) -> None:
+def serve(
+    index: PictureIndex,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    token: str | None = None,
+    open_page: bool = False,
+) -> None:
     """Serves API and page until it is interrupted; see `make_app` and `check_host`."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import uvicorn
-
     from ccrk.search.page import mount_page
 
     check_host(host, token)
@@ -161,5 +165,8 @@ def serve(index: PictureIndex, host: str = "127.0.0.1", port: int = 7860, token:
     app = make_app(index, token, ["localhost", "127.0.0.1", host] if is_loopback(host) else None)
     mount_page(app, index)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    print(address + (f"?token={token}" if token else ""), flush=True)
+    address += f"?{urlencode({'token': token})}" if token else ""
+    print(address, flush=True)
+    if open_page:
+        threading.Timer(1, webbrowser.open, [address]).start()
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from filelock import FileLock, Timeout
-from lancedb.index import BTree, IvfPq
+from lancedb.index import BTree, IvfRq
 from torch import Tensor
 
 FORMAT = "1"
@@ -40,6 +40,11 @@ class State(NamedTuple):
 FILE = [("id", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())]
 FILE += [("digest", pa.string())]
 DAMAGED = pa.schema([*FILE, ("reason", pa.string())])
+
+
+THRESHOLDS = pa.schema(
+    [("language", pa.string()), ("threshold", pa.float64()), ("error", pa.float64()), ("queries", pa.int64())]
+)
 
 
 def picture_id(path: str) -> str:
@@ -187,6 +192,17 @@ class Store:
         found = self.pictures.search().where(f"id IN ({where})").select(["id", "jpeg"]).to_arrow()
         return dict(zip(found["id"].to_pylist(), found["jpeg"].to_pylist(), strict=True))
 
+    def write_thresholds(self, rows: Sequence[dict]) -> None:
+        """Replaces the thresholds of all languages."""
+        self.database.create_table("thresholds", pa.Table.from_pylist(rows, schema=THRESHOLDS), mode="overwrite")
+
+    def thresholds(self) -> dict[str, float]:
+        """Language → score from which a result is likely; empty without a calibration."""
+        if "thresholds" not in self.database.list_tables().tables:
+            return {}
+        rows = self.database.open_table("thresholds").to_arrow().to_pylist()
+        return {row["language"]: row["threshold"] for row in rows}
+
     def vector(self, name: str) -> Tensor | None:
         """Of the picture of an id, (P,); None where it is not there."""
         if not _is_id(name):
@@ -214,8 +230,9 @@ class Store:
             self.pictures.create_index("id", config=BTree())
         if rows > exact_up_to and not self.is_approximate:
             parts = max(1, round(rows**0.5))
-            codes = self.width // 4 if self.width % 4 == 0 else self.width
-            self.pictures.create_index("vector", config=IvfPq("dot", num_partitions=parts, num_sub_vectors=codes))
+            # One bit for each number (RaBitQ): built in a fortieth of the time of product quantisation, as good after
+            # refinement.
+            self.pictures.create_index("vector", config=IvfRq("dot", num_partitions=parts))
         for table in (self.pictures, self.damaged):
             table.optimize(cleanup_older_than=_KEPT_VERSIONS)
         self.refresh()

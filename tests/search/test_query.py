@@ -88,9 +88,10 @@ def test_what_another_process_writes_is_found(colors, tmp_path):
 
 def test_approximate_search_finds_what_exact_search_finds(tmp_path):
     generator = np.random.default_rng(0)
-    vectors = generator.standard_normal((3000, 16)).astype(np.float32)
+    centres = generator.standard_normal((100, 96))  # pictures come in kinds
+    vectors = (centres[np.arange(3000) % 100] + generator.standard_normal((3000, 96))).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    store = Store.create(str(tmp_path / "index"), {"model": "none", "fingerprint": "none", "dtype": "fp32"}, 16)
+    store = Store.create(str(tmp_path / "index"), {"model": "none", "fingerprint": "none", "dtype": "fp32"}, 96)
     rows = [
         {"path": f"{i}.jpg", "size": 1, "mtime_ns": i, "digest": f"{i}", "vector": v} for i, v in enumerate(vectors)
     ]
