@@ -15,7 +15,7 @@ from PIL import Image
 from data_scripts.images import MISSING, UNREADABLE, BadImage, picture_name, read_image
 from data_scripts.sources import PICTURES
 from data_scripts.text import files_below
-from processing_ccrk import MAX_BYTES
+from pictures_ccrk import MAX_BYTES
 
 NO_UNICODE = "file name is no Unicode"
 TWO_FILES = "two files of one name, but for accents"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from builders import write
-from conftest import tiny_config
 from PIL import Image
 from search_builders import Colors, bring_up_to_date, photographs, picture
+from tiny import tiny_config
 
 from ccrk import CCRKForImageTextRetrieval
 from ccrk.search import PictureIndex
