@@ -38,9 +38,10 @@ search-demo: install  ## Index the demo's 500 unseen scenes and open the page; t
 	$(BIN)/python -m ccrk.search index shapes outputs/demo/search --model outputs/demo/finetune
 	$(BIN)/python -m ccrk.search serve outputs/demo/search --open
 
-lint: install  ## Check style and format
+lint: install  ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --quiet
 
 test: lint  ## Lint and run all tests
 	$(PYTEST)

@@ -48,9 +48,17 @@ class Embeddings(NamedTuple):
 class Encoder(Protocol):
     """A model as training, evaluation and search use it."""
 
-    model: torch.nn.Module
-    inputs: "CCRKProcessor | PairInputs"  # makes the tensors of pictures and captions
-    k_test: int  # candidates to re-score per query; 0 without a fusion encoder
+    @property
+    def model(self) -> torch.nn.Module:
+        """Bare."""
+
+    @property
+    def inputs(self) -> "CCRKProcessor | PairInputs":
+        """Makes the tensors of pictures and captions."""
+
+    @property
+    def k_test(self) -> int:
+        """Candidates to re-score per query; 0 without a fusion encoder."""
 
     @property
     def fingerprint(self) -> str:
@@ -504,4 +512,4 @@ def make_encoder(model: torch.nn.Module, processor=None, k_test: int = 0) -> Enc
         return CCRKEncoder(model, processor, k_test)
     if isinstance(model, PreTrainedModel):
         return DualEncoder(model, processor)
-    return sentence_transformer_encoder()(model)
+    return sentence_transformer_encoder()(model)  # ty: ignore[too-many-positional-arguments]
