@@ -226,7 +226,7 @@ class Store:
     def tidy(self, exact_up_to: int = EXACT_UP_TO) -> None:
         """After writing: many small files become few, and the indices know the new rows."""
         rows = self.pictures.count_rows()
-        if rows and not self.pictures.list_indices():
+        if rows and not list(self.pictures.list_indices()):
             self.pictures.create_index("id", config=BTree())
         if rows > exact_up_to and not self.is_approximate:
             parts = max(1, round(rows**0.5))
