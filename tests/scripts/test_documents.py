@@ -70,7 +70,8 @@ def options_of(name: str) -> set[str]:
     sys.argv = [name, "--help_all" if name.startswith("train_") else "--help"]
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            importlib.import_module(name).main()
+            module = importlib.import_module(name)
+            (module if hasattr(module, "main") else importlib.import_module(f"{name}.__main__")).main()
     finally:
         sys.argv = command
     return set(re.findall(r"--\w+", printed.getvalue()))
