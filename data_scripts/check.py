@@ -221,7 +221,7 @@ def _check_sheet(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     log_to_screen(logging.ERROR)  # what is wrong is in the tables
     arguments = parse_arguments(argv)
-    complete, sheet = True, None
+    complete, sheet, unused = True, None, {}
     try:
         if arguments.thumbnails:
             _check_sheet(arguments.output)
@@ -230,8 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report, found = check(builder)
                 print(printable(report), end="\n\n", flush=True)
                 complete &= report.is_complete
+                unused |= dict.fromkeys(getattr(builder.config, "unused_columns", ()))
                 if sheet is None and found:
                     sheet = (builder, found)
+        if unused:
+            print(printable(f"columns not used: {', '.join(unused)}"))
         if arguments.thumbnails and sheet is None:
             print("no row has an image to draw")
         elif arguments.thumbnails:

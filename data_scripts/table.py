@@ -8,6 +8,7 @@ Splits are told by a `split` column, by the names of files and folders (`train-0
 the first folder of the pictures' paths. Without any, all rows are for training, and all can be evaluated.
 """
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -86,12 +87,17 @@ class TableConfig(AnnotationConfig):
         self.tables = open_tables(self.data_dir, self.streaming)
         self.root = os.path.commonpath([table.folder for table in self.tables])  # the folder of all tables
         self.columns: dict[str | None, Columns] = {}
+        self.column_names: dict[str, None] = {}
         self.in_tables = Problems(self.source, self.max_bad_fraction, quiet=not self.streaming)
         if self.streaming:
             self._open_stream()
         else:
             rows = (row for table in self.tables for row, _ in self._rows_of(table, self.in_tables))
             self.rows = self._of_split(list(self._merged(rows)))
+        used = {name for columns in self.columns.values() for name in columns.used()}
+        self.unused_columns = [name for name in self.column_names if name not in used]
+        if self.unused_columns:
+            _tell_once(f"{self.dataset}: columns not used: {', '.join(self.unused_columns)}")
         super().__post_init__()
 
     def _columns_of(self, table: Table) -> Columns:
@@ -105,10 +111,8 @@ class TableConfig(AnnotationConfig):
             columns = find_columns(
                 table.path, samples, self.caption_columns, self.image_column, self.image_id_column, table.language
             )
-            unused = dict.fromkeys(name for sample in samples for name in sample if name not in columns.used())
-            if unused:
-                logger.info("%s: columns not used: %s", table.path, ", ".join(unused))
             self.columns[key] = columns
+            self.column_names |= dict.fromkeys(name for sample in samples for name in sample)
         return self.columns[key]
 
     def _rows_of(self, table: Table, problems: Problems) -> Iterator[tuple[TableRow, dict]]:
@@ -324,6 +328,12 @@ class TableConfig(AnnotationConfig):
         if argument == "data_dir":
             return path
         return super()._folder(argument, self.root if path is None else path, contents)
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    """For what is the same of every split."""
+    logger.info(message)
 
 
 def _share(name: str) -> float:

@@ -20,7 +20,7 @@ from tiny import make_spread_model
 import data_scripts
 from ccrk.encoders import CCRKEncoder
 from ccrk.retrieval.evaluate import evaluate_retrieval
-from data_scripts import export
+from data_scripts import check, export
 from data_scripts.columns import LANGUAGES, find_columns, read_captions
 from data_scripts.options import parse_caption_columns
 
@@ -204,6 +204,36 @@ def test_an_export_reads_back(make, file_format, tmp_path, monkeypatch):
     part = {"split": "validation", "validation_fraction": 0.5}
     if make is image_folder:
         assert load(tmp_path / "out", **part)["image_id"][:] == load(source, **part)["image_id"][:]
+
+
+@pytest.mark.parametrize("make", FORMATS)
+def test_a_fraction_is_taken_of_the_pictures(make, tmp_path):
+    options = {"languages": ["en", "de"], "validation_fraction": 0.5}
+    if make in (parquet_of_bytes, json_lines_of_base64, tar, retrieval_task):  # of the split test, by their names
+        source = make(tmp_path)
+        for path in sorted(tmp_path.rglob("test*"), reverse=True):
+            path.rename(path.with_name(path.name.replace("test", "train", 1)))
+        source = source if source.exists() else source.with_name(source.name.replace("test", "train", 1))
+    else:
+        source = make(tmp_path)
+    parts = [load(source, split, **options)["image_id"][:] for split in ("train", "validation")]
+    assert [sorted(part) for part in parts] == [["a.jpg", "b/c.jpg"], ["b/d.jpg"]], "by their names, in any format"
+
+
+def test_columns_that_are_not_used_are_named_once(tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    caplog.set_level("INFO")
+    for split in ("train", "test"):
+        entries = [{"file_name": f"{split}.jpg", "en": "a", "licence": "CC0", "width": 48, "only_in": split}]
+        write(tmp_path / f"data/{split}/{split}.jpg", picture(1))
+        write_json_lines(tmp_path / f"data/{split}/metadata.jsonl", entries)
+        data_scripts.load(str(tmp_path / "data"), split=split)
+    named = "columns not used: licence, width, only_in"
+    assert [record.getMessage() for record in caplog.records if "not used" in record.getMessage()] == [
+        f"{tmp_path / 'data'}: {named}"
+    ]
+    assert check.main([str(tmp_path / "data")]) == 0
+    assert capsys.readouterr().out.count(named) == 1
 
 
 @pytest.mark.parametrize("make", [parquet_of_bytes, json_lines_of_base64, tar, retrieval_task])
