@@ -104,6 +104,13 @@ class DataArguments:
             "choices": ["captions", "images"],
         },
     )
+    hard_negatives: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures most like a picture, by the model as it starts, that a batch is to have beside it (dual "
+            "encoders)."
+        },
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
     augmentation: str = field(
         default="none",
@@ -196,7 +203,12 @@ class ModelArguments:
 
 
 # What is neither None nor within these is refused.
-DATA_RANGES = {"max_bad_fraction": UP_TO_1, "max_train_rows": AT_LEAST_1, "crop_min_scale": UP_TO_1}
+DATA_RANGES = {
+    "hard_negatives": AT_LEAST_1,
+    "max_bad_fraction": UP_TO_1,
+    "max_train_rows": AT_LEAST_1,
+    "crop_min_scale": UP_TO_1,
+}
 
 MODEL_RANGES = {
     "image_size": (1, 4096),  # one picture of that is 200 MB

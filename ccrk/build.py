@@ -42,6 +42,7 @@ from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
 from ccrk.training.features import caption_features, image_features
+from ccrk.training.hard_negatives import hard_negative_sampler
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
@@ -504,7 +505,15 @@ def build_trainer(
         processing_class=processor,
     )
     check_settings(trainer)
+    if data.max_bad_fraction is not None:
+        trainer.problems.max_bad_fraction = data.max_bad_fraction
+    if data.hard_negatives is not None:
+        trainer.train_sampler = hard_negative_sampler(trainer, data.hard_negatives)
     cache_features(trainer, model_arguments)
+    if trainer.train_sampler is not None and len(trainer.train_sampler) > len(trainer.train_dataset):
+        raise ValueError(
+            "hard_negatives with cached features needs pictures that can all be read; leave out one of them"
+        )
     trainer.checkpoint = checkpoint
     trainer.recipe = recipe_settings(data, model_arguments, processor)
     trainer.check_metric()
@@ -514,8 +523,6 @@ def build_trainer(
             logger.warning(
                 "no validation captions in %s: evaluation is in %s alone", " ".join(left_out), " ".join(evaluated)
             )
-    if data.max_bad_fraction is not None:
-        trainer.problems.max_bad_fraction = data.max_bad_fraction
     return trainer
 
 

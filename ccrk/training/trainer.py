@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -97,6 +98,7 @@ class CCRKTrainer(Trainer):
         if args.enable_jit_checkpoint:
             self.add_callback(self._sigterm)
         self.checkpoint: str | None = None  # that a recipe's run goes on from
+        self.train_sampler: Sampler[int] | None = None  # the order of rows, where it is not that of transformers
         self.recipe: dict = {}  # what a recipe says of data and model, for `settings`
         self.skipped_steps = self._skipped_in_a_row = 0
         self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
@@ -177,6 +179,9 @@ class CCRKTrainer(Trainer):
     def was_terminated(self) -> bool:
         """Whether SIGTERM has ended the run before its last step."""
         return self._sigterm.has_ended
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler[int] | None:
+        return self.train_sampler or super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self):
         """
