@@ -99,8 +99,8 @@ def ours(encoder: DualEncoder, rows: datasets.Dataset, tasks: list[mteb.AbsTask]
 
 
 def theirs(model, tasks: list[mteb.AbsTask]) -> Recall:
-    options = {"co2_tracker": False, "show_progress_bar": False, "encode_kwargs": {"batch_size": BATCH_SIZE}}
-    results = mteb.evaluate(model, tasks, cache=None, **options)
+    encode = {"batch_size": BATCH_SIZE, "show_progress_bar": False}
+    results = mteb.evaluate(model, tasks, cache=None, co2_tracker=False, show_progress_bar=False, encode_kwargs=encode)
     return {
         (row["hf_subset"], f"{direction}@{k}"): 100 * row[f"hit_rate_at_{k}"]
         for direction, result in zip(TASKS, results.task_results, strict=True)

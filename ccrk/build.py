@@ -29,6 +29,7 @@ import data_scripts
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor, normalize_caption
 from ccrk.arguments import DataArguments, ModelArguments, config_from_scratch, vocab_size_from_scratch
 from ccrk.encoders import (
+    OPEN_CLIP,
     CCRKEncoder,
     DualEncoder,
     Encoder,
@@ -116,6 +117,10 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
         ValueError: no model can come of these arguments; before the data is looked at.
     """
     if model.model_name_or_path is not None:
+        if model.model_name_or_path.startswith(OPEN_CLIP):
+            raise ValueError(
+                f"{model.model_name_or_path} can be evaluated, not trained; give the same model of transformers"
+            )
         kind = kind_of_encoder(model.model_name_or_path)
         if kind is not CCRKEncoder and head is CCRKForPreTraining:
             raise ValueError(f"{model.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")

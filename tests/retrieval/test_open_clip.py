@@ -8,11 +8,12 @@ import torch
 from builders import write_json
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import make_rows
+from tiny import call, make_rows
 
 import ccrk.encoders
 import data_scripts
 import eval_mrv
+import train_retrieval
 from ccrk.encoders import load_encoder
 from ccrk.retrieval.evaluate import check_model
 
@@ -86,3 +87,9 @@ def test_without_the_package_the_cure_is_named(monkeypatch):
     )
     with pytest.raises(ValueError, match="open_clip is not installed; pip install open_clip_torch"):
         check_model("open_clip:ViT-B-32/openai", None, [])
+
+
+def test_training_refuses_it(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="open_clip:a/b can be evaluated, not trained"):
+        given = ["--model_name_or_path", "open_clip:a/b", "--output_dir", tmp_path, "--use_cpu", "true"]
+        call(train_retrieval, *given, monkeypatch=monkeypatch)
