@@ -61,7 +61,7 @@ class Plan:
 
 # For each of `SIZES`.
 FULL = (Plan(64, 16, 1, 100), Plan(1024, 32, 3, 100))
-QUICK = (Plan(8, 4, 1, 20), Plan(64, 16, 1, 100))
+QUICK = (Plan(8, 4, 1, 10), Plan(32, 8, 1, 50))
 
 
 def settings(plan: Plan, epochs: int, folder: str) -> dict:
