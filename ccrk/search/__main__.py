@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -218,7 +219,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         add(commands.add_parser(name, help=summary, description=summary.capitalize()))
     arguments = parser.parse_args(argv)
     with one_line_errors():
-        arguments.run(arguments)
+        try:
+            arguments.run(arguments)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

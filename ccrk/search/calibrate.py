@@ -75,7 +75,7 @@ def calibrate(index: PictureIndex, path: Path, error: float = ERROR) -> dict[str
         embeds = encode_captions(index.encoder, queries).embeds
         scores = (embeds * vectors[rows[language]]).sum(dim=1).tolist()
         try:
-            thresholds[language] = threshold(scores, error)
+            thresholds[language] = threshold(scores, error) - ROUNDING
         except ValueError as problem:
             raise ValueError(f"{path}, {language}: {problem}") from problem
     index.store.write_thresholds(
@@ -92,7 +92,7 @@ def find_threshold(thresholds: Mapping[str, float], language: str) -> float:
     if language not in thresholds:
         known = f"only of {', '.join(thresholds)}" if thresholds else "of none; see index --calibrate"
         raise ValueError(f"the index knows no threshold of {language}, {known}")
-    return thresholds[language] - ROUNDING
+    return thresholds[language]
 
 
 def _id(path: str | None) -> str | None:

@@ -29,7 +29,9 @@ FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "mon
 def mount_page(app: FastAPI, index: PictureIndex) -> None:
     """Adds the page to an application of `ccrk.search.serve.make_app`."""
 
-    def search(text: str, others: str, k: float, rerank: bool) -> Iterator[str]:
+    thresholds = index.store.thresholds()
+
+    def search(text: str, others: str, k: float, rerank: bool, language: str | None) -> Iterator[str]:
         """What is found, as it comes: by cosine, and then re-ranked."""
         queries = [line.strip() for line in [text or "", *(others or "").splitlines()] if line.strip()]
         if not queries:
@@ -45,7 +47,10 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         for depth in (0, max(k, DEPTH)) if rerank and index.can_rerank else (0,):
             with app.state.lock:
                 found = [index.search(query, max(k, DEPTH), depth) for query in queries]
-            yield one_column(queries[0], found[0][:k]) if len(queries) == 1 else side_by_side(queries, found, k)
+            if len(queries) == 1:
+                yield one_column(queries[0], found[0][:k], None if depth else thresholds.get(language))
+            else:
+                yield side_by_side(queries, found, k)
 
     def by_picture(path: str | None, k: float) -> str:
         if path is None:
@@ -97,10 +102,17 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
                 )
             with gr.Row():
                 k = gr.Slider(1, MAX_K, SHOWN, step=1, label="Pictures")
+                language = gr.Dropdown(
+                    list(thresholds),
+                    value=None,
+                    label="Language of the query, to mark what is likely",
+                    visible=bool(thresholds),
+                    elem_id="language",
+                )
                 rerank = gr.Checkbox(label="Re-rank by the fusion encoder", visible=index.can_rerank)
         results = gr.HTML(elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
         options = {"outputs": results, "show_progress": "minimal", "api_visibility": "private"}
-        gr.on([text.submit, button.click], search, [text, others, k, rerank], **options)
+        gr.on([text.submit, button.click], search, [text, others, k, rerank, language], **options)
         picture.change(by_picture, [picture, k], **options)
         results.click(more_like_this, k, **options)
 
@@ -119,10 +131,20 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
     )
 
 
-def one_column(title: str, found: Sequence[Found]) -> str:
-    """The pictures of one query, best first."""
-    cards = "".join(_card(picture, f"<b>{picture.rank}</b><span>{picture.score:.3f}</span>") for picture in found)
-    return _region(f'<h2 dir="auto">{escape(one_line(title))}</h2><ol class="grid">{cards}</ol>')
+def one_column(title: str, found: Sequence[Found], least: float | None = None) -> str:
+    """The pictures of one query, best first.
+
+    Args:
+        least: the score from which one is likely, where that is known.
+    """
+    cards = ""
+    for picture in found:
+        is_likely = least is None or picture.score >= least
+        mark = "" if is_likely else "<span>not likely</span>"
+        cards += _card(picture, f"<b>{picture.rank}</b><span>{picture.score:.3f}</span>{mark}", is_likely)
+    nothing = least is not None and not any(picture.score >= least for picture in found)
+    note = "<p>Nothing here is likely to be it.</p>" * nothing
+    return _region(f'<h2 dir="auto">{escape(one_line(title))}</h2>{note}<ol class="grid">{cards}</ol>')
 
 
 def side_by_side(queries: Sequence[str], found: Sequence[Sequence[Found]], k: int) -> str:
@@ -166,10 +188,12 @@ def side_by_side(queries: Sequence[str], found: Sequence[Sequence[Found]], k: in
     return _region(f'<div class="columns" tabindex="0" role="group" aria-label="queries">{sections}</div>')
 
 
-def _card(picture: Found, notes: str) -> str:
+def _card(picture: Found, notes: str, is_likely: bool = True) -> str:
     path = escape(one_line(picture.path))
+    kind = "likely" if is_likely else "unlikely"
+    label = f'title="More like {path}" aria-label="More like {path}"'
     return (
-        f'<li><button type="button" data-id="{picture.id}" title="More like {path}" aria-label="More like {path}">'
+        f'<li class="{kind}"><button type="button" data-id="{picture.id}" {label}>'
         f'<img src="{picture_url(picture.id)}" alt="{path}" loading="lazy"></button>'
         f'<div class="notes">{notes}</div><div class="path" dir="auto" title="{path}">{path}</div></li>'
     )

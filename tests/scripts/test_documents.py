@@ -60,14 +60,15 @@ def test_every_python_block_is_run(path, block):
     if path.name == "CONTRIBUTING.md":
         assert block.strip() in (ROOT / "data_scripts/cards.py").read_text()
     else:
-        assert path.name in ("README.md", "checkpoints.md")  # by the test above, and by test_encode.py
+        # By the test above, by test_encode.py and by test_query.py.
+        assert path.name in ("README.md", "checkpoints.md", "search.md")
 
 
 @functools.cache
-def options_of(name: str) -> set[str]:
-    """Those in the help of a script or a module."""
+def options_of(name: str, *command_of: str) -> set[str]:
+    """Those in the help of a script or a module, or of a command of it."""
     printed, command = io.StringIO(), sys.argv
-    sys.argv = [name, "--help_all" if name.startswith("train_") else "--help"]
+    sys.argv = [name, *command_of, "--help_all" if name.startswith("train_") else "--help"]
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             module = importlib.import_module(name)
@@ -88,11 +89,14 @@ def check_command(program: str, *arguments: str) -> None:
             assert (ROOT / argument).is_file(), argument
     script = next(place for place, argument in enumerate(arguments) if argument.endswith(".py") or argument == "-m")
     name = arguments[script + 1] if arguments[script] == "-m" else arguments[script].removesuffix(".py")
+    name, command = name.replace("/", "."), ()
+    if name == "ccrk.search":
+        name, command = "ccrk.search.__main__", arguments[script + 2 : script + 3]
     options = {argument for argument in arguments[script + 1 :] if argument.startswith("--")}
     if options:
-        assert options <= options_of(name.replace("/", ".")), name
+        assert options <= options_of(name, *command), name
     else:
-        assert importlib.util.find_spec(name.replace("/", ".")), name
+        assert importlib.util.find_spec(name), name
 
 
 @pytest.mark.parametrize(("path", "block"), blocks("bash"))

@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+from collections import Counter
 
 import pytest
 from builders import full_disk, jpeg, write
+from pictures import DAMAGED
 from processes import exit_code_of
 from search_builders import Colors, bring_up_to_date, contents, photographs, picture
 
@@ -97,6 +99,16 @@ def test_damaged_pictures_are_kept_with_their_reason_until_they_change(folder, i
     assert not {"damaged half.jpg", "a/0-001.png"} & found.keys()
 
 
+def test_every_kind_of_damage_is_told(folder, index):
+    for number, (damage, _) in enumerate(DAMAGED.values()):
+        write(folder / f"{number}.jpg", damage)
+    reasons = Counter(reason for _, reason in DAMAGED.values())
+    assert len(DAMAGED) > 20
+    for _ in range(2):
+        assert bring_up_to_date(folder, index).damaged == reasons
+    assert len(contents(index)) == 10 + len(DAMAGED)
+
+
 def test_a_picture_that_cannot_be_opened_now_is_tried_again(folder, index, monkeypatch):
     bring_up_to_date(folder, index)
     picture(gone := folder / "gone.png", RED)
@@ -111,6 +123,23 @@ def test_a_picture_that_cannot_be_opened_now_is_tried_again(folder, index, monke
     monkeypatch.undo()
     picture(gone, RED)
     assert bring_up_to_date(folder, index).new == 1
+
+
+def test_a_picture_replaced_while_it_is_read_is_read_again(folder, index, monkeypatch):
+    prepare = ccrk.search.update.prepare
+
+    def replacing(item, *others):
+        prepared = prepare(item, *others)
+        if item.path == "a/0-001.png":
+            picture(folder / item.path, BLUE)
+        return prepared
+
+    monkeypatch.setattr(ccrk.search.update, "prepare", replacing)
+    bring_up_to_date(folder, index)
+    monkeypatch.undo()
+    assert bring_up_to_date(folder, index).changed == 1
+    bring_up_to_date(folder, fresh := index.parent / "fresh")
+    assert contents(index) == contents(fresh)
 
 
 def interrupted(folder, index, commits: int, after: bool) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from builders import write
+from conftest import ROOT
 from PIL import Image
 from search_builders import Colors, bring_up_to_date, photographs, picture
 from tiny import tiny_config
@@ -184,6 +186,16 @@ def test_mistakes_are_told_in_one_line(checkpoint, processor, tmp_path, monkeypa
         main(arguments)
     assert message in str(end.value)
     assert "\n" not in str(end.value)
+
+
+def test_the_block_of_the_document_runs(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", 7)
+    shutil.copytree(checkpoint, "outputs/demo/finetune")
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), re.DOTALL)
+    exec(compile(block, "docs/search.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("7 new") and [line.split()[0] for line in lines[1:]] == list("12345")
 
 
 def test_a_file_that_is_no_picture_is_no_query(checkpoint, tmp_path):

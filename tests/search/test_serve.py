@@ -5,8 +5,10 @@ import shutil
 import socket
 import threading
 import time
+from pathlib import Path
 from urllib.parse import quote
 
+import httpx
 import pytest
 import uvicorn
 from builders import write
@@ -35,6 +37,7 @@ def index(tmp_path_factory):
     bring_up_to_date(folder / "photos", folder / "index")
     index = PictureIndex(folder / "index")
     index.encoder, index.can_rerank = Colors(), False
+    index.store.write_thresholds([{"language": "de", "threshold": 0.9, "error": 0.1, "queries": 9}])
     return index
 
 
@@ -194,6 +197,18 @@ def test_several_languages_side_by_side(page):
     assert arabic.evaluate("e => getComputedStyle(e).direction") == "rtl"
 
 
+def test_what_is_not_likely_is_marked_on_the_page(page):
+    page.locator("#more button").first.click()
+    page.click("#language input")
+    page.click("[role=option]:has-text('de')")
+    for query, note in (("rot", 0), ("xyz", 1)):
+        page.fill("#query textarea, #query input", query)
+        page.keyboard.press("Enter")
+        first_path(page, query)
+        assert page.locator("#results p:has-text('Nothing here is likely')").count() == note
+        assert page.locator("#results .unlikely").count() == (24 if note else 16)
+
+
 def test_a_picture_dropped_in(page, tmp_path):
     page.locator("#more button").first.click()
     page.set_input_files("#picture input[type=file]", picture(tmp_path / "blue.png", (0, 0, 250)))
@@ -212,8 +227,11 @@ def test_names_of_files_are_shown_and_not_obeyed(page):
     page.wait_for_selector("#results p:has-text('There are no words in')")
 
 
-def test_an_upload_too_large_is_refused(address):
-    import httpx
-
+def test_gradio_opens_nothing_else(address, index):
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.jpg", b"x" * 21_000_000)})
     assert answer.status_code == 413
+    outside = Path(index.location).parent / "secret.jpg"
+    for path in ("/etc/passwd", outside, f"{index.location}/../secret.jpg", __file__):
+        assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
+    assert httpx.get(f"{address}gradio_api/proxy=https://example.org/a.jpg").status_code >= 400
+    assert httpx.get(f"{address}gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
