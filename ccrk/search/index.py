@@ -10,15 +10,12 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig
 
 import data_scripts
-from ccrk import CCRKConfig
-from ccrk.encoders import CCRKEncoder, Encoder, load_encoder, make_encoder
+from ccrk.encoders import CCRKEncoder, Encoder, kind_of_encoder, load_encoder, make_encoder
 from ccrk.search.query import Filter, Found, Query, combine, nearest, ranked, rerank_found
 from ccrk.search.store import Store
 from ccrk.search.update import Changes, update
-from data_scripts.files import open_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +64,7 @@ class PictureIndex:
     @cached_property
     def can_rerank(self) -> bool:
         """Whether the model has a fusion encoder."""
-        return open_pretrained(AutoConfig, self.model).model_type == CCRKConfig.model_type
+        return kind_of_encoder(self.model) is CCRKEncoder
 
     @cached_property
     def reranker(self) -> CCRKEncoder:

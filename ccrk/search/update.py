@@ -182,7 +182,7 @@ class _Run:
 
     def _prepared(self, items: Sequence[Item]) -> Iterator[Prepared]:
         """Items after they were read, in their order, some batches ahead of the model."""
-        side = max(STORED_SIDE, input_size(self.encoder.processor.image_processor))
+        side = max(STORED_SIDE, input_size(self.encoder.inputs.image_processor))
         known = collections.ChainMap(self.where, self.reasons)
         waiting: deque = deque()
         pool = ThreadPoolExecutor(self.workers)

@@ -29,7 +29,7 @@ class Colors:
 
     fingerprint = "colors"
     k_test = 0
-    processor = SimpleNamespace(image_processor=SimpleNamespace(size={"height": 32, "width": 32}))
+    inputs = SimpleNamespace(image_processor=SimpleNamespace(size={"height": 32, "width": 32}))
 
     def __init__(self):
         self.encoded = 0

@@ -8,11 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from builders import write
 from conftest import ROOT
 from PIL import Image
 from search_builders import Colors, bring_up_to_date, photographs, picture
-from tiny import tiny_config
+from tiny import tiny_config, tokenizer
 
 from ccrk import CCRKForImageTextRetrieval
 from ccrk.search import PictureIndex
@@ -202,3 +203,21 @@ def test_a_file_that_is_no_picture_is_no_query(checkpoint, tmp_path):
     PictureIndex(tmp_path / "index", checkpoint).update(photographs(tmp_path / "photos", 2))
     with pytest.raises(SystemExit, match="not an image"):
         main(["query", str(tmp_path / "index"), str(write(tmp_path / "notes.txt", "a dog"))])
+
+
+def test_another_dual_encoder_searches_as_well(processor, tmp_path):
+    words = tokenizer(processor)
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": words.eos_token_id}
+    vision = {"image_size": 32, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=layers | text, vision_config=layers | vision, projection_dim=8)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "model")
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    transformers.CLIPProcessor(images, words).save_pretrained(tmp_path / "model")
+
+    index = PictureIndex(tmp_path / "index", str(tmp_path / "model"))
+    index.update(photographs(tmp_path / "photos", 5))
+    assert paths(index.search(tmp_path / "photos/a/0-001.png"))[0] == "a/0-001.png"
+    assert len(paths(index.search("un chien", k=4))) == 4
+    with pytest.raises(ValueError, match="has no fusion encoder to re-rank by"):
+        index.search("un chien", rerank=3)
