@@ -163,7 +163,7 @@ def _small_jpeg(picture: Image.Image, side: int) -> bytes:
     if scale < 1:
         picture = picture.resize([max(1, round(scale * length)) for length in picture.size])
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=STORED_QUALITY)
+    picture.save(buffer, "JPEG", quality=STORED_QUALITY, comment=b"")  # which alone Pillow would take over
     return buffer.getvalue()
 
 

@@ -1,5 +1,6 @@
 """The index: it follows its source, tells what it cannot use, and survives whatever ends it."""
 
+import io
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ from collections import Counter
 import pytest
 from builders import full_disk, jpeg, write
 from pictures import DAMAGED
+from PIL import ExifTags, Image
 from processes import exit_code_of
 from search_builders import Colors, bring_up_to_date, contents, photographs, picture
 
@@ -107,6 +109,18 @@ def test_every_kind_of_damage_is_told(folder, index):
     for _ in range(2):
         assert bring_up_to_date(folder, index).damaged == reasons
     assert len(contents(index)) == 10 + len(DAMAGED)
+
+
+def test_the_stored_picture_is_small_and_holds_nothing_of_the_camera(folder, index):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Make] = "SECRET camera"
+    Image.new("RGB", (900, 600), RED).save(folder / "large.jpg", exif=exif, comment="SECRET place")
+    assert b"SECRET" in (folder / "large.jpg").read_bytes()
+    bring_up_to_date(folder, index)
+    jpeg = contents(index)["large.jpg"][-1]
+    assert b"SECRET" not in jpeg
+    assert Image.open(io.BytesIO(jpeg)).size == (256, 384)  # upright
 
 
 def test_a_picture_that_cannot_be_opened_now_is_tried_again(folder, index, monkeypatch):
