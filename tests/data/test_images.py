@@ -9,6 +9,7 @@ import urllib.parse
 import warnings
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from conftest import ROOT
@@ -118,12 +119,19 @@ LEFT, RIGHT = (255, 0, 0), (0, 0, 255)
         (encode(photograph().quantize(256), "GIF"), 12),
         (encode(photograph().convert("CMYK"), "JPEG", quality=95), 12),
         (encode(photograph().convert("CMYK"), "TIFF"), 0),
-        (encode(photograph().convert("YCbCr"), "TIFF"), 4),
+        pytest.param(
+            encode(photograph().convert("YCbCr"), "TIFF"),
+            4,
+            marks=pytest.mark.skipif(
+                int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 12 cannot read what it wrote"
+            ),
+        ),
         (encode(photograph(), "GIF", save_all=True, append_images=[Image.new("RGB", (64, 48))]), 12),
         (encode(photograph(), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (64, 48))]), 0),
         (encode(photograph(), "PNG", save_all=True, append_images=[Image.new("RGB", (64, 48))]), 0),
         (encode(photograph(), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))]), 12),
     ],
+    ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )
 def test_formats_and_modes_become_the_same_rgb(contents, tolerance):
     picture = read_image(contents)
