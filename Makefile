@@ -28,6 +28,10 @@ demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages 
 	$(LAUNCH) train_pretrain.py configs/shapes_pretrain.yaml
 	$(LAUNCH) train_retrieval.py configs/shapes_finetune.yaml
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo
+	@printf '%s\n' '' 'The model is in outputs/demo/finetune, its results in outputs/demo: open report.html. Next, for instance:' \
+		'  make search-demo' \
+		'  $(BIN)/python -m data_scripts.check PHOTOS --splits train     a folder of pictures with a metadata.jsonl' \
+		'  $(BIN)/python -m ccrk.search index PHOTOS photos.index --model outputs/demo/finetune'
 
 study: install  ## Compare 1-to-K with other styles of training, three seeds of each: outputs/study/consistency_study.md (an hour)
 	$(BIN)/python research/consistency/study.py --output_dir outputs/study
