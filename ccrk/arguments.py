@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 import data_scripts
 from ccrk import CCRKConfig
-from ccrk.training.arguments import AT_LEAST_1, UP_TO_1, CCRKTrainingArguments, check_ranges
+from ccrk.training.arguments import AT_LEAST_1, BELOW_1, UP_TO_1, CCRKTrainingArguments, check_ranges
 from data_scripts.cli import mistake, one_line
 from data_scripts.options import DATASETS
 from data_scripts.problems import MAX_BAD_FRACTION
@@ -162,6 +162,10 @@ class ModelArguments:
     caption_prompt: str | None = field(
         default=None, metadata={"help": "Before each caption of two towers, such as 'query: ' for multilingual-e5."}
     )
+    projection_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Share of what two towers give that is dropped before their projections: 0.3 if frozen."},
+    )
     config: dict | None = field(
         default=None,
         metadata={
@@ -213,6 +217,7 @@ DATA_RANGES = {
 MODEL_RANGES = {
     "image_size": (1, 4096),  # one picture of that is 200 MB
     "lora_r": AT_LEAST_1,
+    "projection_dropout": BELOW_1,
     "max_words": AT_LEAST_1,
     "max_length": (2, None),
 }

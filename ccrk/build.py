@@ -33,6 +33,7 @@ from ccrk.encoders import (
     CCRKEncoder,
     DualEncoder,
     Encoder,
+    PairInputs,
     input_size,
     kind_of_encoder,
     make_encoder,
@@ -48,7 +49,7 @@ from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
 from data_scripts.cli import InputError, one_line, one_line_errors
-from data_scripts.files import check_output_folder, open_model, open_pretrained
+from data_scripts.files import check_output_folder, open_model, open_pretrained, without_warnings
 from data_scripts.options import data_options
 from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
@@ -66,6 +67,7 @@ FROZEN = {
     "text": ("text_model", "text_projection", "sub_modules.text.0"),
 }
 STREAMED_ROWS_FOR_TOKENIZER = 20_000
+LOOKED_AT = 2000  # rows whose captions are measured before training
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
 
 
@@ -108,6 +110,37 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
         logger.warning("%d of %d rows left out: no usable caption", len(dataset) - len(kept), len(dataset))
         dataset = dataset.select(kept)
     return dataset
+
+
+def check_captions(data: DataArguments, dataset: datasets.Dataset) -> None:
+    """Raises ValueError where 1-to-K is asked for of captions of which each picture has one."""
+    if data.captions_per_image != "all":
+        return
+    languages = list(dataset.features["captions"])
+    if len(languages) == 1:
+        raise ValueError(
+            f"captions_per_image is all, but of one language, {languages[0]}; name several, or leave it out"
+        )
+    if not any(sum(any(map(is_usable, own)) for own in row.values()) > 1 for row in dataset["captions"]):
+        raise ValueError(
+            "captions_per_image is all, but no row has captions in two languages; put those of a picture into one "
+            "row, name the column that equal pictures share (image_id_column), or leave it out"
+        )
+
+
+def warn_of_long_captions(dataset: datasets.Dataset, inputs: PairInputs) -> None:
+    """Says how many captions the model will see the beginning of; of the first LOOKED_AT rows."""
+    rows = dataset.select(range(min(LOOKED_AT, len(dataset))))["captions"]
+    captions = [caption for row in rows for own in row.values() for caption in own if is_usable(caption)]
+    with without_warnings():  # of the tokenizer, one for each
+        lengths = [len(tokens) for tokens in inputs.tokenizer(captions)["input_ids"]]
+    if too_long := sum(length > inputs.max_length for length in lengths):
+        logger.warning(
+            "%s of %s captions are longer than the %d tokens that the model takes, and are cut; shorten them",
+            f"{too_long:,}",
+            f"{len(captions):,}",
+            inputs.max_length,
+        )
 
 
 def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Encoder]:
@@ -239,7 +272,9 @@ def build_pair(model: ModelArguments, sigmoid: bool | None) -> torch.nn.Module:
     if model.model_name_or_path is not None:
         pair = open_pair(model.model_name_or_path, sigmoid)
     else:
-        joined = join_towers(model.vision_model, model.text_model, model.pooling, model.caption_prompt)
+        joined = join_towers(
+            model.vision_model, model.text_model, model.pooling, model.caption_prompt, model.projection_dropout
+        )
         pair = SentenceTransformerPair(joined, sigmoid)
     return add_adapters(pair, model.lora_r) if model.use_peft else pair
 
@@ -339,9 +374,9 @@ def cache_features(trainer: CCRKTrainer, model: ModelArguments) -> None:
     collator, rows = trainer.data_collator, trainer.train_dataset
     if "image" in asked and collator.augmentation is not None:
         raise ValueError("cache_image_features keeps a picture as it is; leave it out, or augmentation")
-    if asked and isinstance(rows, ShardRows):
-        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; leave out streaming")
     images = rows.images if isinstance(rows, CaptionRows) else rows
+    if asked and not isinstance(images, datasets.Dataset):
+        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; leave out streaming")
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "features"
     trainer.encoder.model.eval()
     if "image" in asked:
@@ -465,6 +500,7 @@ def build_trainer(
         )
     else:
         train_rows = keep_usable_rows(train_rows)
+        check_captions(data, train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     languages = list(train_rows.features["captions"])
     if data.rows == "captions":
@@ -490,6 +526,8 @@ def build_trainer(
     if kind is CCRKEncoder:
         check_positions(model, processor)
     inputs = make_encoder(model.get_base_model() if model_arguments.use_peft else model, processor).inputs
+    if isinstance(inputs, PairInputs) and isinstance(train_rows, datasets.Dataset):
+        warn_of_long_captions(train_rows, inputs)
     image_size = input_size(inputs.image_processor)
     logger.info(
         "%s, languages %s; %.1f M parameters, %d px",

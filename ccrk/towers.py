@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
@@ -23,7 +23,7 @@ from ccrk.encoders import Embeddings, PairInputs, positions_for_tokens, weights_
 from data_scripts.cli import mistake, one_line
 from data_scripts.files import open_model, open_pretrained, without_warnings
 
-PROJECTION_DIM = 256  # of two towers, as CCRK's
+PROJECTION_DIM = 512  # of two towers, as in transformers' VisionTextDualEncoder
 
 # Beside the SentenceTransformer, which has no place for them: what its training goes on from.
 SCALE = "logit_scale.safetensors"
@@ -71,8 +71,8 @@ class SentenceTransformerPair(nn.Module):
         return features["sentence_embedding"]
 
     def tower(self, modality: str) -> list[nn.Module]:
-        """The modules that come with an encoder: before the first projection or normalisation."""
-        return list(takewhile(lambda module: not isinstance(module, Dense | Normalize), self.path(modality)))
+        """The modules that come with an encoder: before what is put behind it, a projection or normalisation."""
+        return list(takewhile(lambda module: not isinstance(module, Dropout | Dense | Normalize), self.path(modality)))
 
     def path(self, modality: str) -> list[nn.Module]:
         """The modules that a modality goes through, in their order."""
@@ -256,7 +256,7 @@ def open_pair(
 
 
 def join_towers(
-    vision_model: str, text_model: str, pooling: str = "mean", prompt: str | None = None
+    vision_model: str, text_model: str, pooling: str = "mean", prompt: str | None = None, dropout: float = 0.0
 ) -> SentenceTransformer:
     """
     One model of an image and a text encoder of transformers, with new projections into one space.
@@ -267,16 +267,17 @@ def join_towers(
         text_model: of an encoder of text.
         pooling: of the text encoder's last states: `mean` over the tokens, or the `first` one.
         prompt: before each caption, such as "query: " for E5.
+        dropout: before the projections, the share of what the encoders give.
 
     Raises:
         ValueError: one of the two cannot be opened, or is no such encoder.
     """
     with without_warnings():  # of a pooling that is not used; what else a file lacks is looked at before
         towers = {"image": image_tower(vision_model), "text": text_tower(text_model, pooling)}
-    routes = {
-        modality: [*modules, Dense(width, PROJECTION_DIM, bias=False, activation_function=None)]
-        for modality, (modules, width) in towers.items()
-    }
+    routes = {}
+    for modality, (modules, width) in towers.items():
+        projection = Dense(width, PROJECTION_DIM, bias=False, activation_function=None)
+        routes[modality] = [*modules, *([Dropout(dropout)] if dropout else []), projection]
     prompts = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}
     return SentenceTransformer(modules=[Router(routes), Normalize()], device="cpu", **prompts)
 

@@ -13,11 +13,13 @@ import transformers
 from builders import isolated
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from tiny import call, tokenizer
+from tiny import call, make_rows, tokenizer
 from torch.nn import functional as F
 
 import eval_mrv
 import train_retrieval
+from ccrk.arguments import DataArguments
+from ccrk.build import check_captions, warn_of_long_captions
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
 from ccrk.training import features
@@ -105,6 +107,36 @@ def arguments(tmp_path, **others) -> list:
 @pytest.fixture
 def pictures(shapes):
     return [row["image"] for row in shapes.select(range(3))]
+
+
+def test_dropout_before_the_projections_is_of_training_alone(image, text, pictures, tmp_path):
+    torch.manual_seed(0)
+    pair = SentenceTransformerPair(join_towers(str(image), str(text), dropout=0.5)).eval()
+    encoder = SentenceTransformerEncoder(pair)
+    features = encoder.features("image", pictures)
+    whole = encoder.encode_images(pictures)["embeds"]
+    torch.testing.assert_close(pair.encode("image", {"image_embeds": features}), whole)
+    pair.train()
+    assert not torch.allclose(pair.encode("image", {"image_embeds": features}), whole)
+    pair.save(tmp_path / "saved")
+    assert str(open_pair(tmp_path / "saved")) == str(pair)
+
+
+def test_rows_with_one_caption_each_are_no_1_to_k():
+    rows = make_rows([[3], [2]], languages=("en", "de"))
+    one_each = rows.map(
+        lambda row, place: {"captions": row["captions"] | {"de" if place else "en": []}}, with_indices=True
+    )
+    data = DataArguments(captions_per_image="all")
+    check_captions(data, rows)
+    with pytest.raises(ValueError, match="no row has captions in two languages; put those of a picture into one row"):
+        check_captions(data, one_each)
+
+
+def test_captions_that_will_be_cut_are_counted(image, text, caplog):
+    encoder = SentenceTransformerEncoder(SentenceTransformerPair(join_towers(str(image), str(text))))
+    warn_of_long_captions(make_rows([[30], [2]]), encoder.inputs)
+    assert "1 of 2 captions are longer than the 16 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("vision", [resnet, vit, vit_without_pooling, clip_vision])
@@ -292,6 +324,11 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
             {"cache_image_features": "true", "freeze": "image", "augmentation": "published"},
             "cache_image_features keeps a picture as it is; leave it out, or augmentation",
         ),
+        (
+            {"captions_per_image": "all", "languages": ["en"]},
+            "captions_per_image is all, but of one language, en",
+        ),
+        ({"projection_dropout": 1}, "projection_dropout is 1.0; it must be at least 0 and below 1"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, clip, image, text, tmp_path, monkeypatch):
