@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ccrk import CCRKConfig, CCRKForPreTraining
@@ -111,8 +112,11 @@ def assert_same_gradients(found, expected, relative: float, absolute: float) -> 
 
 def tokenizer(processor):
     """That of the tests' captions, of transformers itself."""
+    words = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
+    words.no_truncation()  # of whatever another test has asked the shared one for last
+    words.no_padding()
     return PreTrainedTokenizerFast(
-        tokenizer_object=processor.tokenizer.backend_tokenizer,
+        tokenizer_object=words,
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
