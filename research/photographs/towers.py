@@ -1,0 +1,250 @@
+"""Two frozen towers on real photographs, trained by 1-to-K and in the styles that it replaces.
+
+    python research/photographs/towers.py --vision_model V --text_model T --captions TABLE --photographs FOLDER \\
+        --output_dir outputs/towers
+    python research/photographs/report.py outputs/towers docs
+
+TABLE holds captions and a `split` column, FOLDER its photographs (docs/data.md). What is behind the towers is trained
+on the split `train`. Half of the validation photographs, drawn by their names, chooses for each style among SETTINGS;
+the other half and the test photographs are ranked once, at the end. The towers see each picture and caption once.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dropout
+from torch import Tensor
+
+import data_scripts
+from ccrk.processes import progress
+from ccrk.retrieval.instances import Ranks, usable_captions
+from ccrk.retrieval.intervals import compare, mrv_intervals
+from ccrk.retrieval.ranking import by_cosine, rank_language
+from ccrk.retrieval.results import RetrievalResult, mrv_table
+from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers
+from ccrk.training.features import caption_features, image_features
+from ccrk.training.losses import OneToKLoss
+from data_scripts.captions import is_usable
+from data_scripts.cli import one_line_errors, set_up_logging
+from data_scripts.files import check_output_folder
+from data_scripts.problems import Problems
+from research.consistency.study import PivotLoss
+
+logger = logging.getLogger("towers")
+
+SEEN = ["en", "de", "fr", "cs"]
+UNSEEN = ["pt", "zh", "ar"]  # by the projections; the text tower knows them
+BATCH = 256
+SEEDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What may be chosen."""
+
+    steps: int
+    learning_rate: float
+    dropout: float  # before the projections
+
+
+SETTINGS = [Setting(*values) for values in itertools.product((400, 800), (5e-4, 1e-3), (0.0, 0.3))]
+
+# Style → its loss, and which captions (of the K of each image) a step of it sees.
+STYLES = {
+    "1-to-K": (OneToKLoss, lambda text: text),
+    "1-to-1: one random language": (
+        OneToKLoss,
+        lambda text: text[torch.arange(len(text)), torch.randint(text.shape[1], (len(text),))][:, None],
+    ),
+    "English alone": (OneToKLoss, lambda text: text[:, :1]),
+    "pivot: others meet English": (PivotLoss, lambda text: text),
+}
+
+
+@dataclasses.dataclass
+class Photographs:
+    """N rows, with what the towers make of them."""
+
+    rows: datasets.Dataset
+    image: Tensor  # (N, D)
+    caption: dict[str, Tensor]  # caption → (E,)
+
+    @classmethod
+    def of(cls, rows: datasets.Dataset, encoder: SentenceTransformerEncoder, folder: Path) -> "Photographs":
+        problems = Problems("photographs")
+        image = image_features(encoder, rows, folder, problems).of(rows["image_id"])
+        problems.check()
+        texts = sorted({text for row in rows["captions"] for own in row.values() for text in own if is_usable(text)})
+        return cls(rows, image, dict(zip(texts, caption_features(encoder, rows, folder).of(texts), strict=True)))
+
+    def select(self, chosen: list[int]) -> "Photographs":
+        return Photographs(self.rows.select(chosen), self.image[chosen], self.caption)
+
+    def join(self, others: "Photographs") -> "Photographs":
+        rows = datasets.concatenate_datasets([self.rows, others.rows])
+        return Photographs(rows, torch.cat([self.image, others.image]), self.caption | others.caption)
+
+    @torch.no_grad()
+    def evaluate(self, pair: SentenceTransformerPair) -> RetrievalResult:
+        """Ranks in all languages, by cosine."""
+        pair.eval()
+        images, result = pair.encode("image", {"image_embeds": self.image}), RetrievalResult()
+        for language in self.rows.features["captions"]:
+            found = usable_captions(self.rows, language)
+            features = torch.stack([self.caption[text] for text in found.texts])
+            captions = pair.encode("text", {"text_embeds": features})
+            result.ranks[language], _ = rank_language(found, by_cosine(images, captions))
+        return result
+
+    def batches(self, seed: int) -> Iterator[dict[str, Tensor]]:
+        """Of BATCH images with a caption in each language, epoch by epoch, for ever."""
+        text = torch.stack(
+            [torch.stack([self.caption[row[language][0]] for language in SEEN]) for row in self.rows["captions"]]
+        )
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            for chosen in torch.randperm(len(text), generator=generator).split(BATCH):
+                if len(chosen) == BATCH:
+                    yield {"image_embeds": self.image[chosen], "text_embeds": text[chosen], "image_ids": chosen}
+
+
+def train(pair: SentenceTransformerPair, style: str, setting: Setting, photographs: Photographs, seed: int) -> None:
+    """Trains what is behind the towers, and the temperature, from new ones."""
+    torch.manual_seed(seed)
+    projections = [module for module in pair.modules() if isinstance(module, Dense)]
+    for projection in projections:
+        projection.linear.reset_parameters()
+    for module in pair.modules():
+        if isinstance(module, Dropout):
+            module.dropout_layer.p = setting.dropout
+    pair.logit_scale.data.fill_(math.log(1 / 0.07))
+    trained = [pair.logit_scale, *(parameter for module in projections for parameter in module.parameters())]
+    make_loss, chosen = STYLES[style]
+    encoder, loss = SentenceTransformerEncoder(pair), make_loss(Accelerator(cpu=True))
+    optimizer = torch.optim.AdamW(trained, lr=setting.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, setting.learning_rate, setting.steps, pct_start=0.1, anneal_strategy="linear", cycle_momentum=False
+    )
+    pair.train()  # the towers take no part: batches hold what they gave
+    for batch in itertools.islice(photographs.batches(seed), setting.steps):
+        batch["text_embeds"] = chosen(batch["text_embeds"])
+        batch["caption_mask"] = torch.ones(batch["text_embeds"].shape[:2], dtype=torch.bool)
+        total = sum(loss(encoder.embed(pair, batch), batch).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def pooled(results: list[RetrievalResult]) -> Ranks:
+    """The ranks of several seeds as one: an image is drawn, in an interval, with its ranks of all seeds."""
+    ranks: Ranks = {}
+    for seed, result in enumerate(results):
+        for language, directions in result.ranks.items():
+            for direction, own in directions.items():
+                levels = own.index.to_frame(index=False)
+                levels["repeat"] += 1000 * seed
+                own = pd.Series(own.to_numpy(), pd.MultiIndex.from_frame(levels))
+                before = ranks.setdefault(language, {}).get(direction)
+                ranks[language][direction] = own if before is None else pd.concat([before, own])
+    return ranks
+
+
+def recall_at(result: RetrievalResult, k: int, languages: Sequence[str]) -> float:
+    """Mean of IR@k and TR@k, and of languages, in percent."""
+    table = result.recall()
+    return float(
+        np.mean([table[language][f"{direction}@{k}"] for language in languages for direction in ("IR", "TR")])
+    )
+
+
+def figures(results: list[RetrievalResult]) -> dict:
+    """What a style's seeds come to; MRV over the languages of training, with its interval."""
+    ranks = {language: own for language, own in pooled(results).items() if language in SEEN}
+    groups = {"seen": SEEN, "never trained": UNSEEN} | {language: [language] for language in SEEN + UNSEEN}
+    return {
+        f"R@{k}": {name: [recall_at(result, k, own) for result in results] for name, own in groups.items()}
+        for k in (1, 5)
+    } | {"mrv": mrv_table(ranks)["mean"]["std"], "mrv_interval": mrv_intervals(ranks, SEEN)["mean"]["std"]}
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
+    pair = SentenceTransformerPair(joined).eval()
+    encoder, folder = SentenceTransformerEncoder(pair), Path(datasets.config.HF_DATASETS_CACHE) / "features"
+
+    def load(split: str, languages: list[str]) -> Photographs:
+        columns = {language: (f"caption_{language}",) for language in languages}
+        options = {"image_dir": arguments.photographs, "languages": languages, "caption_columns": columns}
+        return Photographs.of(data_scripts.load(arguments.captions, split=split, **options), encoder, folder)
+
+    training = load("train", SEEN)
+    validation, test = load("validation", SEEN + UNSEEN), load(arguments.test_split, SEEN + UNSEEN)
+    ids = validation.rows["image_id"]
+    drawn = sorted(range(len(ids)), key=lambda row: hashlib.blake2b(ids[row].encode()).digest())
+    chooses, ranked = validation.select(drawn[: len(ids) // 2]), validation.select(drawn[len(ids) // 2 :]).join(test)
+
+    results, settings, seconds = {}, {}, {}
+    for style in STYLES:
+        tried = {}
+        for setting in progress(SETTINGS, f"{style}: choosing"):
+            train(pair, style, setting, training, 0)
+            tried[setting] = recall_at(chooses.evaluate(pair), 5, SEEN)
+        settings[style] = setting = max(tried, key=tried.get)
+        logger.info("%s: R@5 %.1f on the photographs that choose, by %s", style, tried[setting], setting)
+        results[style], seconds[style] = [], []
+        for seed in progress(range(SEEDS), f"{style}: seeds"):
+            started = time.perf_counter()
+            train(pair, style, setting, training, seed)
+            seconds[style].append(time.perf_counter() - started)
+            results[style].append(ranked.evaluate(pair))
+    ours = pooled(results["1-to-K"])
+    return {
+        "towers": [Path(name).name for name in (arguments.vision_model, arguments.text_model)],
+        "photographs": {"training": len(training.rows), "choosing": len(chooses.rows), "ranked": len(ranked.rows)},
+        "styles": {
+            style: figures(own)
+            | {"setting": dataclasses.asdict(settings[style]), "seconds": float(np.mean(seconds[style]))}
+            | {"1-to-K minus this": None if style == "1-to-K" else compare(ours, pooled(own), SEEN)}
+            for style, own in results.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vision_model", required=True, help="folder or Hub id of the image tower")
+    parser.add_argument("--text_model", required=True, help="folder or Hub id of the text tower")
+    parser.add_argument("--caption_prompt", default="query: ", help="before each caption")
+    parser.add_argument("--captions", required=True, help="table with a column caption_LANGUAGE for each language")
+    parser.add_argument("--photographs", required=True, help="folder of its photographs")
+    parser.add_argument("--test_split", default="test_2016_flickr", help="the split to rank beside half of validation")
+    parser.add_argument("--output_dir", required=True, type=Path)
+    arguments = parser.parse_args()
+    set_up_logging()
+    with one_line_errors():
+        check_output_folder(arguments.output_dir)
+        found = run(arguments)
+        (arguments.output_dir / "results.json").write_text(json.dumps(found, indent=1))
+    print(f"written to {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
