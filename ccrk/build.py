@@ -41,6 +41,7 @@ from ccrk.encoders import (
 )
 from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.captions import check_captions, warn_of_long_captions
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
 from ccrk.training.features import caption_features, image_features
@@ -49,7 +50,7 @@ from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
 from data_scripts.cli import InputError, one_line, one_line_errors
-from data_scripts.files import check_output_folder, open_model, open_pretrained, without_warnings
+from data_scripts.files import check_output_folder, open_model, open_pretrained
 from data_scripts.options import data_options
 from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
@@ -67,7 +68,6 @@ FROZEN = {
     "text": ("text_model", "text_projection", "sub_modules.text.0"),
 }
 STREAMED_ROWS_FOR_TOKENIZER = 20_000
-LOOKED_AT = 2000  # rows whose captions are measured before training
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
 
 
@@ -110,37 +110,6 @@ def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
         logger.warning("%d of %d rows left out: no usable caption", len(dataset) - len(kept), len(dataset))
         dataset = dataset.select(kept)
     return dataset
-
-
-def check_captions(data: DataArguments, dataset: datasets.Dataset) -> None:
-    """Raises ValueError where 1-to-K is asked for of captions of which each picture has one."""
-    if data.captions_per_image != "all":
-        return
-    languages = list(dataset.features["captions"])
-    if len(languages) == 1:
-        raise ValueError(
-            f"captions_per_image is all, but of one language, {languages[0]}; name several, or leave it out"
-        )
-    if not any(sum(any(map(is_usable, own)) for own in row.values()) > 1 for row in dataset["captions"]):
-        raise ValueError(
-            "captions_per_image is all, but no row has captions in two languages; put those of a picture into one "
-            "row, name the column that equal pictures share (image_id_column), or leave it out"
-        )
-
-
-def warn_of_long_captions(dataset: datasets.Dataset, inputs: PairInputs) -> None:
-    """Says how many captions the model will see the beginning of; of the first LOOKED_AT rows."""
-    rows = dataset.select(range(min(LOOKED_AT, len(dataset))))["captions"]
-    captions = [caption for row in rows for own in row.values() for caption in own if is_usable(caption)]
-    with without_warnings():  # of the tokenizer, one for each
-        lengths = [len(tokens) for tokens in inputs.tokenizer(captions)["input_ids"]]
-    if too_long := sum(length > inputs.max_length for length in lengths):
-        logger.warning(
-            "%s of %s captions are longer than the %d tokens that the model takes, and are cut; shorten them",
-            f"{too_long:,}",
-            f"{len(captions):,}",
-            inputs.max_length,
-        )
 
 
 def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Encoder]:

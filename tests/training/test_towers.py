@@ -19,10 +19,10 @@ from torch.nn import functional as F
 import eval_mrv
 import train_retrieval
 from ccrk.arguments import DataArguments
-from ccrk.build import check_captions, warn_of_long_captions
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
 from ccrk.training import features
+from ccrk.training.captions import check_captions, warn_of_long_captions
 from ccrk.training.collator import CCRKCollator
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
