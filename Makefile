@@ -24,7 +24,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 install: $(VENV)/installed  ## Make the environment in .venv
 
-demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages on the embedded data (about ten minutes)
+demo: install  ## Pre-train, fine-tune on English and evaluate in ten languages on the embedded data (a quarter of an hour)
 	$(LAUNCH) train_pretrain.py configs/shapes_pretrain.yaml
 	$(LAUNCH) train_retrieval.py configs/shapes_finetune.yaml
 	$(BIN)/python eval_mrv.py --model outputs/demo/finetune --task shapes --output_dir outputs/demo

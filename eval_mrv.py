@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
-os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")  # notes on classes of torchao are not for users
 
 import datasets
 

@@ -10,7 +10,6 @@ A recipe is a YAML file with the arguments below; those on the command line come
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve other processes
-os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")  # notes on classes of torchao are not for users
 
 from ccrk import CCRKForPreTraining
 from ccrk.arguments import parse_recipe, recipe_file

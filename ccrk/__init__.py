@@ -4,6 +4,11 @@ Importing this module also makes the Auto classes open CCRK checkpoints with the
 whether to trust the copy that travels with each checkpoint.
 """
 
+import os
+
+# Before torch is imported: its notes on classes of torchao are not for users.
+os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")
+
 from transformers import (
     AutoConfig,
     AutoModel,

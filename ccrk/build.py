@@ -158,12 +158,10 @@ def build_processor(
     model: ModelArguments, dataset: datasets.Dataset | ShardRows, checkpoint: str | None = None
 ) -> ProcessorMixin:
     """
-    The processor of the model or the XLM-R; from scratch, one whose tokenizer learns from the captions.
+    The processor of a CCRK or its XLM-R; from scratch, one whose tokenizer learns from the captions.
 
     A run that goes on from a checkpoint of its own keeps that one's: tokens would mean something else in another.
     """
-    if _is_dual_encoder(model):
-        return open_pretrained(AutoProcessor, checkpoint or model.model_name_or_path)
     if checkpoint is not None:
         return open_pretrained(CCRKProcessor, checkpoint)
     if model.model_name_or_path is not None:
@@ -185,10 +183,6 @@ def build_processor(
     )
 
 
-def _is_dual_encoder(model: ModelArguments) -> bool:
-    return model.model_name_or_path is not None and kind_of_encoder(model.model_name_or_path) is DualEncoder
-
-
 def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
     captions = []
     if isinstance(dataset, ShardRows):
@@ -207,11 +201,8 @@ def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | 
 
 
 def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCRKPairModel]) -> PreTrainedModel:
-    """The model, a CCRK with its head, from one of the three sources of `ModelArguments`."""
+    """A CCRK with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
-    if _is_dual_encoder(model):
-        loaded, _ = open_model(AutoModel, model.model_name_or_path, dtype=torch.float32)
-        return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
     if model.model_name_or_path is not None:
         # Whatever the file's precision, AdamW needs fp32 parameters: most of its steps are too small for 16 bits.
         heads = ("matching_head", "lm_head")
@@ -233,19 +224,23 @@ def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCR
         return head(made)
 
 
-def build_pair(model: ModelArguments, sigmoid: bool | None) -> torch.nn.Module:
-    """A SentenceTransformer with its temperature, opened or made of two towers."""
-    # Here, since it takes a package that others need not install.
-    from ccrk.towers import SentenceTransformerPair, join_towers, open_pair
-
-    if model.model_name_or_path is not None:
-        pair = open_pair(model.model_name_or_path, sigmoid)
+def build_dual(model: ModelArguments, kind: type[Encoder], contrastive_loss: str | None) -> torch.nn.Module:
+    """A dual encoder of transformers; or a SentenceTransformer with its temperature, opened or made of two towers."""
+    if kind is DualEncoder:
+        made, _ = open_model(AutoModel, model.model_name_or_path, dtype=torch.float32)
     else:
-        joined = join_towers(
-            model.vision_model, model.text_model, model.pooling, model.caption_prompt, model.projection_dropout
-        )
-        pair = SentenceTransformerPair(joined, sigmoid)
-    return add_adapters(pair, model.lora_r) if model.use_peft else pair
+        # Here, since it takes a package that others need not install.
+        from ccrk.towers import SentenceTransformerPair, join_towers, open_pair
+
+        sigmoid = None if contrastive_loss is None else contrastive_loss == "sigmoid"
+        if model.model_name_or_path is not None:
+            made = open_pair(model.model_name_or_path, sigmoid)
+        else:
+            joined = join_towers(
+                model.vision_model, model.text_model, model.pooling, model.caption_prompt, model.projection_dropout
+            )
+            made = SentenceTransformerPair(joined, sigmoid)
+    return add_adapters(made, model.lora_r) if model.use_peft else made
 
 
 @contextlib.contextmanager
@@ -454,8 +449,11 @@ def build_trainer(
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     if data.max_train_rows is not None:
         train_rows = train_rows.select(range(min(data.max_train_rows, len(train_rows))))
-    has_processor = kind in (CCRKEncoder, DualEncoder)  # of its own; a SentenceTransformer's are in its modules
-    processor = build_processor(model_arguments, train_rows, checkpoint) if has_processor else None
+    processor = None  # a SentenceTransformer's are in its modules
+    if kind is CCRKEncoder:
+        processor = build_processor(model_arguments, train_rows, checkpoint)
+    elif kind is DualEncoder:
+        processor = open_pretrained(AutoProcessor, checkpoint or model_arguments.model_name_or_path)
     # The collator decodes images: at reduced scale, and where it can leave bad ones out.
     if isinstance(train_rows, ShardRows):  # their index holds usable rows only
         train_rows = replace(train_rows, decode=False)
@@ -484,11 +482,10 @@ def build_trainer(
             "dataloader_drop_last to false"
         )
     with whole_parameters(arguments):
-        if has_processor:
+        if kind is CCRKEncoder:
             model = build_model(model_arguments, processor, head)
         else:
-            sigmoid = arguments.contrastive_loss and arguments.contrastive_loss == "sigmoid"
-            model = build_pair(model_arguments, sigmoid)
+            model = build_dual(model_arguments, kind, arguments.contrastive_loss)
     if model_arguments.freeze:
         freeze(model, model_arguments.freeze)
     keep_still(model)

@@ -6,6 +6,7 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 import hashlib
 import importlib.util
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Encoder(Protocol):
         """By which captions of a like length are encoded together."""
 
 
-class PairInputs:
+class PairInputs(ABC):
     """
     The processors of two encoders, called as CCRK's is: captions may come as K for each picture, None where one is
     missing.
@@ -111,13 +112,13 @@ class PairInputs:
         tokens = self.captions([caption or "" for captions in text for caption in captions])
         return {name: tensor.unflatten(0, (len(text), len(text[0]))) for name, tensor in tokens.items()}
 
+    @abstractmethod
     def pictures(self, images: list) -> Mapping[str, Tensor]:
         """What the image encoder takes of B pictures; each tensor begins with B."""
-        raise NotImplementedError
 
+    @abstractmethod
     def captions(self, captions: list[str]) -> Mapping[str, Tensor]:
         """What the text encoder takes of N captions; each tensor begins with N."""
-        raise NotImplementedError
 
     # What a batch holds beside what the encoders take.
     BESIDE = ("caption_mask", "image_ids", "sampling_keys")

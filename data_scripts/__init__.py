@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+# Before torch is imported: its notes on classes of torchao are not for users.
+os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")
+
 import datasets
 
 from data_scripts.cards import CARDS, card_of

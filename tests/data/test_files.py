@@ -36,7 +36,7 @@ from transformers import (
 import ccrk.convert
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining, CCRKProcessor
 from ccrk.arguments import ModelArguments
-from ccrk.build import build_model, build_processor
+from ccrk.build import build_model, build_processor, kind_of_model
 from ccrk.encoders import DualEncoder, load_encoder
 from ccrk.training.checkpoints import MANIFEST, what_is_wrong
 from ccrk.training.model_card import model_card
@@ -195,6 +195,7 @@ def test_a_damaged_folder_is_neither_evaluated_nor_trained_on(name, folder):
     arguments = ModelArguments(model_name_or_path=str(folder))
 
     def train():
+        kind_of_model(arguments, CCRKForImageTextRetrieval)
         build_model(arguments, build_processor(arguments, None), CCRKForImageTextRetrieval)
 
     refused(lambda: load_encoder(str(folder), 4, False), str(folder), message)

@@ -109,3 +109,13 @@ def test_commands_are_ones_that_exist(path, block):
     assert commands or "DATA=" in block
     for command in commands:
         check_command(*command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["eval_mrv", "ccrk.search", "data_scripts.check"])
+def test_commands_begin_without_a_word_of_other_libraries(module):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("TORCH_LOGS", None)
+    command = [sys.executable, "-m", module, "--help"]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.stdout.startswith("usage: ") and not finished.stderr
