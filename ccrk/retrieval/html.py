@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from data_scripts.check import LITERAL_TEXT
 from data_scripts.files import written_whole
 
+WIDE = 6  # inches
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1c2128; --soft: #59636e; --line: #d5dae0; --page: #fff; --card: #f5f7f9 }
 @media (prefers-color-scheme: dark) {
@@ -26,6 +28,7 @@ p { max-width: 44rem; margin: .4rem 0 1rem } .soft, figcaption { color: var(--so
 .card b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem }
 figure { margin: 0; break-inside: avoid } figure img { width: 100%; max-width: 34rem; height: auto; display: block }
+figure.wide { grid-column: 1 / -1 } figure.wide img { max-width: none }
 .scroll { overflow-x: auto; margin-top: 1rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
@@ -54,7 +57,7 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
 
 
 def draw_figure(plot: Callable[[], Figure], name: str, caption: str, output_dir: Path) -> str:
-    """Draws a plot for light and for dark pages, and writes it as PNG."""
+    """Draws a plot for light and for dark pages, and writes it as PNG; one that is wide takes the page's width."""
     sources = {}
     for theme, ink in (("light", "#1c2128"), ("dark", "#e8ebee")):
         settings = dict.fromkeys(
@@ -69,8 +72,9 @@ def draw_figure(plot: Callable[[], Figure], name: str, caption: str, output_dir:
                 with written_whole(output_dir / f"{name}.png") as path:
                     drawn.savefig(path, format="png", dpi=160, facecolor="white")
         sources[theme] = data_uri("image/svg+xml", buffer.getvalue())
+    wide = ' class="wide"' if drawn.get_figwidth() > WIDE else ""
     return (
-        f'<figure><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{sources["dark"]}">'
+        f'<figure{wide}><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{sources["dark"]}">'
         f'<img src="{sources["light"]}" alt="{escape(caption)}"></picture>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

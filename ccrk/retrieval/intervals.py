@@ -213,6 +213,7 @@ def _sums_and_counts(tables: list[pd.DataFrame]) -> tuple[list[np.ndarray], list
 
 def _resampled_means(tables: list[pd.DataFrame], seed: int) -> list[np.ndarray]:
     """The means of each table's columns, (RESAMPLES, columns), with the same images drawn for all tables."""
+    # Not scipy's bootstrap: it gathers every drawn row, where a product with how often each image was drawn does.
     sums, counts = _sums_and_counts(tables)
     images = len(sums[0])
     generator = np.random.default_rng(seed)
@@ -236,7 +237,8 @@ def _resampled_means(tables: list[pd.DataFrame], seed: int) -> list[np.ndarray]:
 def _paired(differences: list[pd.DataFrame], seed: int) -> dict[str, float]:
     resampled = _resampled_means(differences, seed)
     low, high = _interval(np.concatenate(resampled, axis=1).mean(axis=1))
-    # Each image's share of the difference; under the null hypothesis its sign is chance.
+    # Each image's share of the difference; under the null hypothesis its sign is chance. Not scipy's permutation_test:
+    # it sorts where a product does, and takes 9 to 18 times as long for 240 to 25,000 images.
     sums, counts = _sums_and_counts(differences)
     shares = np.concatenate([total / count.sum() for total, count in zip(sums, counts, strict=True)], axis=1).mean(
         axis=1

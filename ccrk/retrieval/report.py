@@ -133,7 +133,7 @@ def plot_differences(ranks: Ranks, languages: Sequence[str]) -> Figure:
     colors = axes.imshow(table, cmap="YlGnBu")
     ticks = range(len(languages))
     axes.set(xticks=ticks, xticklabels=languages, yticks=ticks, yticklabels=languages)
-    axes.tick_params(length=0, labelsize=6 if are_many else None)
+    axes.tick_params(length=0, labelsize=7 if are_many else None)
     axes.tick_params(axis="x", rotation=90 if are_many else 0)
     axes.spines[:].set_visible(False)
     for (i, j), value in np.ndenumerate(table):

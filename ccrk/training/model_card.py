@@ -13,111 +13,7 @@ from data_scripts.cli import one_line
 
 PAPER = "https://arxiv.org/abs/2406.18254"
 
-
-CARD = """---
-{metadata}
----
-
-# {name}
-
-{use}
-
-## Results
-
-{results}
-
-## Training
-
-{training}
-
-## Limits
-
-- The figures above are of one data set; captions of other languages, lengths or subjects may retrieve worse.
-{captions}
-- The model repeats the biases of its pictures and captions, machine-translated ones included. It is not made to
-  identify people, nor to decide about them.
-
-## Licence
-
-The weights carry the conditions of the training data and of the checkpoint they started from.
-
-## Citation
-
-```bibtex
-@inproceedings{{nie2024ccrk,
-  title     = {{Improving the Consistency in Cross-Lingual Cross-Modal Retrieval with 1-to-K Contrastive Learning}},
-  author    = {{Nie, Zhijie and Zhang, Richong and Feng, Zhangchi and Huang, Hailang and Liu, Xudong}},
-  booktitle = {{Proceedings of the 30th ACM SIGKDD Conference on Knowledge Discovery and Data Mining}},
-  pages     = {{2272--2283}},
-  year      = {{2024}},
-  url       = {{{paper}}}
-}}
-```
-"""
-
-
-USE_CCRK = """
-CCRK ranks pictures for a caption, and captions for a picture, alike in every language: an image encoder, an XLM-R text
-encoder and a fusion encoder that compares a pair, trained by 1-to-K contrastive learning ([KDD 2024]({paper})).
-{parameters:,} parameters, pictures of {image_size} x {image_size} pixels, captions in {languages}.
-
-## Use
-
-```python
-import torch
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained({hub_id!r}, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained({hub_id!r}, trust_remote_code=True)
-inputs = processor(images=[Image.new("RGB", (64, 64), "red")], text=["a red square", "ein blauer Kreis"])
-with torch.no_grad():
-    outputs = model(**inputs)
-print(outputs.logits_per_image)  # (pictures, captions): cosine similarity / temperature
-print(outputs.image_embeds.shape, outputs.text_embeds.shape)  # L2-normalised, for an index
-```
-
-`trust_remote_code` runs the four Python files beside the weights, which hold the model and its processor; they are
-MIT-licensed."""
-
-USE_DUAL_ENCODER = """
-A {architecture} that ranks pictures for a caption, and captions for a picture, alike in every language: trained by
-1-to-K contrastive learning ([KDD 2024]({paper})). {parameters:,} parameters, captions in {languages}.
-
-## Use
-
-```python
-import torch
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained({hub_id!r}).eval()
-processor = AutoProcessor.from_pretrained({hub_id!r})
-images = processor(images=[Image.new("RGB", (64, 64), "red")], return_tensors="pt")
-texts = processor(text=["a red square", "ein blauer Kreis"], {options}, return_tensors="pt")
-with torch.no_grad():
-    image_embeds = model.get_image_features(**images).pooler_output
-    text_embeds = model.get_text_features(**texts).pooler_output
-print(torch.cosine_similarity(image_embeds[:, None], text_embeds[None], dim=-1))  # (pictures, captions)
-```"""
-
-
-USE_SENTENCE_TRANSFORMER = """
-A SentenceTransformer ({architecture}) that ranks pictures for a caption, and captions for a picture, alike in every
-language: trained by 1-to-K contrastive learning ([KDD 2024]({paper})). {parameters:,} parameters, captions in
-{languages}.
-
-## Use
-
-```python
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer({hub_id!r})
-image_embeds = model.encode([Image.new("RGB", (64, 64), "red")])
-text_embeds = model.encode(["a red square", "ein blauer Kreis"])
-print(model.similarity(image_embeds, text_embeds))  # (pictures, captions)
-```"""
+TEMPLATE = Path(__file__).with_suffix(".md")
 
 
 def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
@@ -145,10 +41,10 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
     model, is_ccrk = trainer.model, isinstance(trainer.encoder, CCRKEncoder)
     is_transformers = isinstance(model, PreTrainedModel)
     if not is_transformers:
-        use, encoders = USE_SENTENCE_TRANSFORMER, model.towers()
+        kind, encoders = "sentence transformer", model.towers()
         sources = [tower.name_or_path for tower in encoders]
     else:
-        use, encoders = USE_CCRK if is_ccrk else USE_DUAL_ENCODER, [model]
+        kind, encoders = "ccrk" if is_ccrk else "dual encoder", [model]
         # Without a name it is from encoders, or from scratch.
         parts = [] if model.name_or_path else [model.config.vision_config, model.config.text_config]
         sources = [part.name_or_path for part in parts or [model]]
@@ -171,27 +67,22 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",
         f"- transformers {transformers.__version__}, torch {transformers.utils.get_torch_version()}",
     ]
-    shown = {
-        "hub_id": hub_id,
-        "paper": PAPER,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "languages": _markdown(", ".join(languages)),
-        "image_size": input_size(inputs.image_processor),
-        "architecture": " and ".join(type(encoder).__name__ for encoder in encoders),
-        "options": ", ".join(f"{name}={value!r}" for name, value in getattr(inputs, "options", {}).items()),
-    }
-    words = f" {inputs.max_words} words and" if is_ccrk else ""
-    cut = f"cut after{words} {inputs.max_length} tokens."
-    return ModelCard(
-        CARD.format(
-            metadata=ModelCardData(**(data | metadata)).to_yaml(),
-            name=_markdown(name),
-            paper=PAPER,
-            use=use.format(**shown).strip(),
-            results=_results_table(trainer, evaluation),
-            training="\n".join(training),
-            captions=f"- Captions are {'lower-cased, stripped of punctuation and ' if is_ccrk else ''}{cut}",
-        )
+    return ModelCard.from_template(
+        ModelCardData(**(data | metadata)),
+        str(TEMPLATE),
+        kind=kind,
+        name=_markdown(name),
+        hub_id=repr(hub_id),
+        paper=PAPER,
+        parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        languages=_markdown(", ".join(languages)),
+        image_size=input_size(inputs.image_processor),
+        architecture=" and ".join(type(encoder).__name__ for encoder in encoders),
+        options=", ".join(f"{name}={value!r}" for name, value in getattr(inputs, "options", {}).items()),
+        results=_results_table(trainer, evaluation),
+        training="\n".join(training),
+        max_words=getattr(inputs, "max_words", None),
+        max_length=inputs.max_length,
     )
 
 
