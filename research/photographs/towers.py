@@ -6,7 +6,8 @@
 
 TABLE holds captions and a `split` column, FOLDER its photographs (docs/data.md). What is behind the towers is trained
 on the split `train`. Half of the validation photographs, drawn by their names, chooses for each style among SETTINGS;
-the other half and the test photographs are ranked once, at the end. The towers see each picture and caption once.
+the other half and the test photographs are ranked. The towers see each picture and caption once. Results are written
+style by style, and a run that was interrupted goes on with the next one.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from torch import Tensor
 import data_scripts
 from ccrk.processes import progress
 from ccrk.retrieval.instances import Ranks, usable_captions
-from ccrk.retrieval.intervals import compare, mrv_intervals
+from ccrk.retrieval.intervals import compare, mrv_intervals, read_ranks
 from ccrk.retrieval.ranking import by_cosine, rank_language
 from ccrk.retrieval.results import RetrievalResult, mrv_table
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers
@@ -43,7 +44,7 @@ from ccrk.training.features import caption_features, image_features
 from ccrk.training.losses import OneToKLoss
 from data_scripts.captions import is_usable
 from data_scripts.cli import one_line_errors, set_up_logging
-from data_scripts.files import check_output_folder
+from data_scripts.files import check_output_folder, written_whole
 from data_scripts.problems import Problems
 from research.consistency.study import PivotLoss
 
@@ -64,11 +65,12 @@ class Setting:
     dropout: float  # before the projections
 
 
-SETTINGS = [Setting(*values) for values in itertools.product((400, 800), (5e-4, 1e-3), (0.0, 0.3))]
+SETTINGS = [Setting(*values) for values in itertools.product((400, 800), (1e-3,), (0.0, 0.3))]
 
 # Style → its loss, and which captions (of the K of each image) a step of it sees.
+OURS = "1-to-K"  # the first: others are compared with it
 STYLES = {
-    "1-to-K": (OneToKLoss, lambda text: text),
+    OURS: (OneToKLoss, lambda text: text),
     "1-to-1: one random language": (
         OneToKLoss,
         lambda text: text[torch.arange(len(text)), torch.randint(text.shape[1], (len(text),))][:, None],
@@ -185,10 +187,18 @@ def figures(results: list[RetrievalResult]) -> dict:
     } | {"mrv": mrv_table(ranks)["mean"]["std"], "mrv_interval": mrv_intervals(ranks, SEEN)["mean"]["std"]}
 
 
-def run(arguments: argparse.Namespace) -> dict:
-    joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
-    pair = SentenceTransformerPair(joined).eval()
-    encoder, folder = SentenceTransformerEncoder(pair), Path(datasets.config.HF_DATASETS_CACHE) / "features"
+@dataclasses.dataclass
+class Split:
+    """What each part of the photographs is for."""
+
+    training: Photographs
+    chooses: Photographs  # among SETTINGS
+    ranked: Photographs
+
+
+def load_split(arguments: argparse.Namespace, encoder: SentenceTransformerEncoder) -> Split:
+    """The photographs, encoded by the towers once; see the top."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "features"
 
     def load(split: str, languages: list[str]) -> Photographs:
         columns = {language: (f"caption_{language}",) for language in languages}
@@ -199,33 +209,80 @@ def run(arguments: argparse.Namespace) -> dict:
     validation, test = load("validation", SEEN + UNSEEN), load(arguments.test_split, SEEN + UNSEEN)
     ids = validation.rows["image_id"]
     drawn = sorted(range(len(ids)), key=lambda row: hashlib.blake2b(ids[row].encode()).digest())
-    chooses, ranked = validation.select(drawn[: len(ids) // 2]), validation.select(drawn[len(ids) // 2 :]).join(test)
+    half = len(ids) // 2
+    return Split(training, validation.select(drawn[:half]), validation.select(drawn[half:]).join(test))
 
-    results, settings, seconds = {}, {}, {}
-    for style in STYLES:
-        tried = {}
-        for setting in progress(SETTINGS, f"{style}: choosing"):
-            train(pair, style, setting, training, 0)
-            tried[setting] = recall_at(chooses.evaluate(pair), 5, SEEN)
-        settings[style] = setting = max(tried, key=tried.get)
-        logger.info("%s: R@5 %.1f on the photographs that choose, by %s", style, tried[setting], setting)
-        results[style], seconds[style] = [], []
-        for seed in progress(range(SEEDS), f"{style}: seeds"):
-            started = time.perf_counter()
-            train(pair, style, setting, training, seed)
-            seconds[style].append(time.perf_counter() - started)
-            results[style].append(ranked.evaluate(pair))
-    ours = pooled(results["1-to-K"])
-    return {
+
+def write_table(split: Split, path: Path) -> None:
+    """The photographs as a table whose `split` is what they are for here: for `train_retrieval.py`, `eval_mrv.py`."""
+    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for name, part in (("train", split.training), ("validation", split.chooses), ("test", split.ranked)):
+            for row in part.rows.select_columns(["image_id", "captions"]):
+                captions = {f"caption_{language}": row["captions"].get(language, []) for language in SEEN + UNSEEN}
+                line = {"file_name": row["image_id"], "split": name} | captions
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def run_style(pair: SentenceTransformerPair, style: str, split: Split) -> tuple[Setting, list[RetrievalResult], float]:
+    """The setting that was chosen, the ranks of each seed by it, and the seconds of a training run."""
+    seconds = []
+
+    def trained(setting: Setting, seed: int) -> tuple[float, RetrievalResult]:
+        started = time.perf_counter()
+        train(pair, style, setting, split.training, seed)
+        seconds.append(time.perf_counter() - started)
+        return recall_at(split.chooses.evaluate(pair), 5, SEEN), split.ranked.evaluate(pair)
+
+    tried = {setting: trained(setting, 0) for setting in progress(SETTINGS, f"{style}: choosing")}
+    chosen = max(tried, key=lambda setting: tried[setting][0])
+    logger.info("%s: R@5 %.1f on the photographs that choose, by %s", style, tried[chosen][0], chosen)
+    seconds[:] = [seconds[list(tried).index(chosen)]]
+    results = [tried[chosen][1]]
+    results += [trained(chosen, seed)[1] for seed in progress(range(1, SEEDS), f"{style}: seeds")]
+    return chosen, results, float(np.mean(seconds))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """
+    Writes results.json, and the ranks of 1-to-K, after each style; one whose results are there is not run again.
+
+    Raises:
+        ValueError: what is there is of other towers, photographs or settings.
+    """
+    joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
+    pair = SentenceTransformerPair(joined).eval()
+    encoder = SentenceTransformerEncoder(pair)
+    split = load_split(arguments, encoder)
+    write_table(split, arguments.output_dir / "photographs.jsonl")
+    about = {
         "towers": [Path(name).name for name in (arguments.vision_model, arguments.text_model)],
-        "photographs": {"training": len(training.rows), "choosing": len(chooses.rows), "ranked": len(ranked.rows)},
-        "styles": {
-            style: figures(own)
-            | {"setting": dataclasses.asdict(settings[style]), "seconds": float(np.mean(seconds[style]))}
-            | {"1-to-K minus this": None if style == "1-to-K" else compare(ours, pooled(own), SEEN)}
-            for style, own in results.items()
+        "features": [encoder.features_fingerprint(modality) for modality in ("image", "text")],
+        "photographs": {
+            "training": len(split.training.rows),
+            "choosing": len(split.chooses.rows),
+            "ranked": len(split.ranked.rows),
         },
+        "settings": [dataclasses.asdict(setting) for setting in SETTINGS],
     }
+    path, ranks_of_ours = arguments.output_dir / "results.json", arguments.output_dir / "ranks.parquet"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about | {"styles": {}}
+    if any(found.get(name) != value for name, value in about.items()):
+        raise ValueError(f"{path} is of other towers, photographs or settings; name another --output_dir")
+    for style in STYLES:
+        if style in found["styles"]:
+            continue
+        chosen, results, seconds = run_style(pair, style, split)
+        ranks = pooled(results)
+        if style == OURS:
+            with written_whole(ranks_of_ours) as unfinished:
+                RetrievalResult(ranks).rank_table().to_parquet(unfinished)
+        found["styles"][style] = (
+            figures(results)
+            | {"setting": dataclasses.asdict(chosen), "seconds": seconds}
+            | {"1-to-K minus this": None if style == OURS else compare(read_ranks(ranks_of_ours), ranks, SEEN)}
+        )
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def main() -> None:
@@ -241,8 +298,7 @@ def main() -> None:
     set_up_logging()
     with one_line_errors():
         check_output_folder(arguments.output_dir)
-        found = run(arguments)
-        (arguments.output_dir / "results.json").write_text(json.dumps(found, indent=1))
+        run(arguments)
     print(f"written to {arguments.output_dir}")
 
 
