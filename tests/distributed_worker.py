@@ -42,17 +42,17 @@ def make_batch(ragged: bool, doubled: bool, seed: int = 5) -> dict[str, torch.Te
 
 
 def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> dict:
-    """The contrastive loss of the whole batch, and every parameter's gradient as the optimizer would see it."""
+    """The losses of the whole batch's embeddings, and each parameter's gradient as the optimizer would see it."""
     torch.manual_seed(0)
     model = CCRKForPreTraining(tiny_config())
-    arguments = CCRKTrainingArguments(output_dir=output_dir, use_cpu=True, report_to="none")
+    arguments = CCRKTrainingArguments(output_dir=output_dir, use_cpu=True, report_to="none", agreement_weight=3.0)
     trainer = CCRKTrainer(model=model, args=arguments)
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     share = 8 // world
     inputs = {name: value[rank * share : (rank + 1) * share] for name, value in make_batch(ragged, doubled).items()}
     # The other losses are left out here: what they leave without a gradient is not an error.
     wrapped = DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
-    loss = trainer.loss.contrastive(trainer.encoder.embed(wrapped, inputs), inputs)
+    loss = sum(trainer.loss.of_embeddings(trainer.encoder.embed(wrapped, inputs), inputs).values())
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), "world": world, "gradients": gradients}

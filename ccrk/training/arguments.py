@@ -59,6 +59,7 @@ RANGES = {
     "adam_beta1": BELOW_1,
     "adam_beta2": BELOW_1,
     "adam_epsilon": NOT_NEGATIVE,
+    "agreement_weight": NOT_NEGATIVE,
     "contrastive_chunk_size": AT_LEAST_1,
     "data_seed": SEED,
     "dataloader_num_workers": NOT_NEGATIVE,
@@ -139,6 +140,13 @@ class CCRKTrainingArguments(TrainingArguments):
         metadata={
             "help": "softmax or sigmoid: by default that which the model was trained by.",
             "choices": ["softmax", "sigmoid"],
+        },
+    )
+    agreement_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss beside the contrastive one, by which the captions of an image learn to rank the "
+            "batch's images alike in all languages; 0, as published: none."
         },
     )
     contrastive_chunk_size: int | None = field(

@@ -24,10 +24,10 @@ def chunked_backward(
     """
     Forward and backward of a batch, `chunk_size` images at a time.
 
-    The embeddings of the whole batch are made chunk by chunk without a graph, and give the contrastive loss and its
-    gradient with respect to each. Then every chunk is encoded again, this time with its graph, and takes its part of
-    that gradient through the encoders, with the losses of its own of the chunk. Gradients are summed over processes
-    once, in the last chunk.
+    The embeddings of the whole batch are made chunk by chunk without a graph, and give the losses of the embeddings
+    and the gradient with respect to each. Then every chunk is encoded again, this time with its graph, and takes its
+    part of that gradient through the encoders, with the losses of its own of the chunk. Gradients are summed over
+    processes once, in the last chunk.
 
     Args:
         model: as it is wrapped for training; `encoder.model` is the bare one.
@@ -52,8 +52,8 @@ def chunked_backward(
     scalars = [scalar for scalar in (embeddings[0].temperature, embeddings[0].bias) if scalar is not None]
     cached = [torch.cat([found.image for found in embeddings]), torch.cat([found.text for found in embeddings])]
     cached += [scalar.detach().clone() for scalar in scalars]
-    contrastive = loss.contrastive(Embeddings(*(tensor.requires_grad_() for tensor in cached)), inputs)
-    gradients = torch.autograd.grad(contrastive, cached)
+    whole = loss.of_embeddings(Embeddings(*(tensor.requires_grad_() for tensor in cached)), inputs)
+    gradients = torch.autograd.grad(torch.stack(list(whole.values())).sum(), cached)
     per_chunk = zip(chunks, seeds, gradients[0].split(chunk_size), gradients[1].split(chunk_size), strict=True)
 
     parts: dict[str, Tensor] = {}
@@ -71,4 +71,4 @@ def chunked_backward(
             accelerator.backward(total * scale)
         for name, share in shares.items():
             parts[name] = parts.get(name, 0) + share.detach() / len(chunks)
-    return {"contrastive_loss": contrastive.detach(), **parts}, cached[2]
+    return {**{name: value.detach() for name, value in whole.items()}, **parts}, cached[2]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ccrk.encoders import Embeddings
 from ccrk.processes import gather_with_gradient
-from objectives_ccrk import contrastive_loss, sigmoid_loss
+from objectives_ccrk import agreement_loss, contrastive_loss, sigmoid_loss
 
 
 class OneToKLoss:
@@ -16,10 +16,18 @@ class OneToKLoss:
         accelerator: of the trainer, whose processes share the batch.
         kind: `softmax` (`objectives_ccrk.contrastive_loss`) or `sigmoid` (`objectives_ccrk.sigmoid_loss`).
         reduction: of the former.
+        agreement_weight: of `objectives_ccrk.agreement_loss` beside it; 0: there is none.
     """
 
-    def __init__(self, accelerator: Accelerator, kind: str = "softmax", reduction: str = "symmetric"):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        kind: str = "softmax",
+        reduction: str = "symmetric",
+        agreement_weight: float = 0.0,
+    ):
         self.accelerator, self.kind, self.reduction = accelerator, kind, reduction
+        self.agreement_weight = agreement_weight
 
     def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss.
@@ -28,15 +36,23 @@ class OneToKLoss:
             found: this process's embeddings.
             inputs: `caption_mask` (B, K), and `image_ids` (B,), equal for equal images.
         """
-        return {"contrastive_loss": self.contrastive(found, inputs), **self.shares(found)}
+        return {**self.of_embeddings(found, inputs), **self.shares(found)}
+
+    def of_embeddings(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of the whole batch's embeddings, the same on every process; each as it enters the sum."""
+        found = found._replace(image=self.of_all(found.image), text=self.of_all(found.text))
+        inputs = {name: self.accelerator.gather(inputs[name]) for name in ("caption_mask", "image_ids")}
+        losses = {"contrastive_loss": self.contrastive(found, inputs)}
+        if self.agreement_weight:
+            agreement = agreement_loss(found.image, found.text, found.temperature, **inputs)
+            losses["agreement_loss"] = self.agreement_weight * agreement
+        return losses
 
     def contrastive(self, found: Embeddings, inputs: dict[str, Tensor]) -> Tensor:
-        """The contrastive loss over the whole batch, the same on every process."""
-        images, texts = self.of_all(found.image), self.of_all(found.text)
-        who = {name: self.accelerator.gather(inputs[name]) for name in ("caption_mask", "image_ids")}
+        """The contrastive loss of the whole batch, whose embeddings and inputs are given."""
         if self.kind == "sigmoid":
-            return sigmoid_loss(images, texts, found.temperature, found.bias, **who)
-        loss = contrastive_loss(images, texts, found.temperature, **who, reduction=self.reduction)
+            return sigmoid_loss(found.image, found.text, found.temperature, found.bias, **inputs)
+        loss = contrastive_loss(found.image, found.text, found.temperature, **inputs, reduction=self.reduction)
         # Softmax does not see a bias; data parallelism waits for a gradient of it all the same.
         return loss if found.bias is None else loss + 0.0 * found.bias.sum()
 

@@ -88,7 +88,7 @@ class CCRKTrainer(Trainer):
         if kind == "sigmoid" and not has_bias:
             raise ValueError(f"contrastive_loss is sigmoid, but a {type(bare).__name__} has no bias; leave it out")
         reduction = bare.config.contrastive_reduction if isinstance(bare, CCRKPairModel) else "symmetric"
-        self.loss = OneToKLoss(self.accelerator, kind, reduction)
+        self.loss = OneToKLoss(self.accelerator, kind, reduction, self.args.agreement_weight)
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(LogLines)
@@ -160,8 +160,8 @@ class CCRKTrainer(Trainer):
         names = (
             "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
             "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
-            "per_device_train_batch_size gradient_accumulation_steps contrastive_loss contrastive_chunk_size "
-            "dataloader_drop_last train_sampling_strategy seed data_seed metric_for_best_model"
+            "per_device_train_batch_size gradient_accumulation_steps contrastive_loss agreement_weight "
+            "contrastive_chunk_size dataloader_drop_last train_sampling_strategy seed data_seed metric_for_best_model"
         ).split()
         arguments = self.args.to_dict()
         rows, collator = self.train_dataset, self.data_collator

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from objectives_ccrk import (
     IGNORE,
+    agreement_loss,
     contrastive_loss,
     cross_entropy,
     mask_captions,
@@ -100,6 +101,80 @@ def test_reductions_differ_by_the_weight_of_text_to_image_only():
     logits = images @ texts.flatten(0, 1).t() / TEMPERATURE
     text_to_image = F.cross_entropy(logits.t(), torch.arange(4).repeat_interleave(3))
     assert_close(symmetric - published, text_to_image / 2 * (1 - 1 / 3))
+
+
+def naive_agreement_loss(images, texts, present, ids) -> float:
+    """Loops over images and captions, with the definitions of the docstring and nothing else."""
+    first = [b for b in range(len(ids)) if ids[b] not in ids[:b]]
+
+    def distribution(b, k):
+        scores = [math.exp(float(images[j] @ texts[b, k]) / float(TEMPERATURE)) for j in first]
+        return [score / sum(scores) for score in scores]
+
+    terms = []
+    for b, own in enumerate(present):
+        given = [distribution(b, k) for k in range(len(own)) if own[k]]
+        if len(given) < 2:
+            continue
+        weights = [p[first.index(ids.index(ids[b]))] for p in given]
+        mean = [sum(w * p[j] for w, p in zip(weights, given, strict=True)) / sum(weights) for j in range(len(first))]
+        divergences = [sum(pj * math.log(pj / mj) for pj, mj in zip(p, mean, strict=True)) for p in given]
+        terms.append(sum(w * d for w, d in zip(weights, divergences, strict=True)) / len(given))
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_agreement_loss_equals_the_naive_one(ragged, doubled):
+    images, texts = embeddings(5, 3)
+    mask = torch.ones(5, 3, dtype=torch.bool)
+    if ragged:
+        mask[0, 1] = mask[2, :2] = mask[3] = False
+    ids = [0, 1, 2, 1, 4] if doubled else [0, 1, 2, 3, 4]
+    if doubled:
+        images[3] = images[1]
+    loss = agreement_loss(images, texts, TEMPERATURE, mask, torch.tensor(ids))
+    assert loss.item() == pytest.approx(naive_agreement_loss(images, texts, mask.tolist(), ids), rel=1e-4)
+    assert loss > 0
+
+
+def test_gradients_of_agreement_leave_out_temperature_and_missing_captions():
+    images, texts = (tensor.requires_grad_() for tensor in embeddings(4, 3))
+    temperature = TEMPERATURE.clone().requires_grad_()
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[1, 2] = False
+    agreement_loss(images, texts, temperature, mask).backward()
+    assert temperature.grad is None and texts.grad[1, 2].abs().sum() == 0 < texts.grad[1, 1].abs().sum()
+    assert images.grad.abs().sum() > 0 and texts.grad.isfinite().all()
+
+
+def test_agreement_asks_nothing_where_captions_agree_or_are_alone():
+    images, texts = embeddings(4, 3)
+    same = texts[:, :1].expand(-1, 3, -1)
+    assert agreement_loss(images, same, TEMPERATURE).item() == pytest.approx(0, abs=1e-6)
+    assert agreement_loss(images, texts[:, :1], TEMPERATURE).item() == 0
+    alone = torch.zeros(4, 3, dtype=torch.bool)
+    alone[:3, 0] = True
+    texts.requires_grad_()
+    loss = agreement_loss(images, texts, TEMPERATURE, alone)
+    loss.backward()
+    assert loss.item() == 0 == texts.grad.abs().sum()
+
+
+def test_a_caption_that_says_something_else_hardly_moves_the_others():
+    """Three captions find the first of two images; a fourth finds the second with as much certainty."""
+    images = torch.eye(4)[:2]
+    texts = F.normalize(torch.tensor([[1.0, 0.1, 0, 0], [1, 0.2, 0, 0], [1, 0, 0.2, 0], [0, 1, 0, 0]]), dim=-1)
+    texts = torch.stack([texts, texts]).requires_grad_()
+    with_it, without = torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool)
+    with_it[1] = without[1] = False
+    without[0, 3] = False
+
+    def gradient(mask):
+        (found,) = torch.autograd.grad(agreement_loss(images, texts, TEMPERATURE, mask), texts)
+        return found[0, :3] * mask[0].sum()  # it is a mean over the captions
+
+    assert_close(gradient(with_it), gradient(without), rtol=0, atol=1e-3)
 
 
 def test_unknown_names_are_refused():

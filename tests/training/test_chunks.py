@@ -23,7 +23,7 @@ def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
         if checkpointing:
             model.activation_checkpointing_enable()
         trainer = make_trainer(model, processor, shapes, tmp_path, contrastive_chunk_size=chunk_size)
-        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction)
+        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction, agreement_weight=10.0)
         return loss_and_gradients(trainer, shapes)
 
     assert_same_gradients(gradients(chunk_size), gradients(None), 1e-5, 1e-9)
@@ -53,8 +53,9 @@ def test_both_passes_over_a_chunk_meet_the_same_dropout_and_precision(bf16, proc
 
 
 def test_chunked_training_logs_every_part(tiny_model, processor, shapes, tmp_path):
-    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, contrastive_chunk_size=4)
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, contrastive_chunk_size=4, agreement_weight=1000.0)
     trainer.train()
     for log in trainer.state.log_history[:-1]:
-        parts = log["contrastive_loss"] + log["matching_loss"] + log["mlm_loss"]
+        assert log["agreement_loss"] > 0
+        parts = log["contrastive_loss"] + log["agreement_loss"] + log["matching_loss"] + log["mlm_loss"]
         assert parts == pytest.approx(log["loss"], abs=1e-3)

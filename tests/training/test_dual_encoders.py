@@ -162,7 +162,7 @@ def test_chunks_give_the_gradient_of_the_batch(kind, chunk_size, processor, shap
     def gradients(chunk_size):
         torch.manual_seed(0)
         model, own = make_siglip(tokenizer(processor))
-        options = {"contrastive_loss": kind, "contrastive_chunk_size": chunk_size}
+        options = {"contrastive_loss": kind, "contrastive_chunk_size": chunk_size, "agreement_weight": 3.0}
         trainer = trainer_of(model, own, shapes, tmp_path, **options)
         return loss_and_gradients(trainer, shapes)
 
