@@ -41,7 +41,8 @@ class CCRKConfig(PreTrainedConfig):
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*):
             A vision transformer that `AutoConfig` knows, whose tokens are `hidden_size` wide (Swin, ViT, DINOv2,
-            CLIP's or SigLIP's vision model); Swin-B without it. `{"model_type": "timm_wrapper", …}` for timm's.
+            CLIP's or SigLIP's vision model); Swin-B without it. `{"model_type": "timm_wrapper", …}` for timm's, whose
+            feature maps are tokens: those of convolutional networks as well.
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             An XLM-R config; its `num_hidden_layers` are the text encoder's layers, its sizes the fusion layers' too.
         num_fusion_layers (`int`, defaults to 6):

@@ -287,12 +287,11 @@ class CCRKModel(CCRKPreTrainedModel):
             raise ValueError(f"pixel_values are of type {pixel_values.dtype}; give what the processor makes of images")
         encoded = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
         tokens = encoded.last_hidden_state
-        if tokens.dim() == 4:  # timm's Swin answers (B, height, width, channels)
-            if tokens.shape[-1] != self.vision_projection.in_features:
-                raise ValueError(
-                    f"the image encoder answers maps of shape {tuple(tokens.shape)}, channels first, as convolutional "
-                    "networks do; take a vision transformer"
-                )
+        if (
+            tokens.dim() == 4
+        ):  # a map of timm's: (B, height, width, channels) of its Swin, channels first of most others
+            if getattr(self.vision_model.timm_model, "output_fmt", "NCHW") == "NCHW":
+                tokens = tokens.movedim(1, -1)
             tokens = tokens.flatten(1, 2)
         states = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
         return BaseModelOutputWithPooling(
@@ -534,18 +533,19 @@ class CCRKPairModel(CCRKPreTrainedModel):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, **kwargs
+        cls, vision: str | PreTrainedModel, text: str | PreTrainedModel, layers: str = "every_second", **kwargs
     ) -> "CCRKPairModel":
         """
         Starts from a pre-trained image encoder and XLM-R (section 4.1 of the paper).
 
-        Every second layer of XLM-R (1, 3, 5, …, counted from 0) is taken: the first half become text layers, the
-        others fusion layers. Embeddings and LM head are copied; cross-attention, projections and the matching
-        head are new.
+        Of the layers of XLM-R that are taken, the first half become text layers, the others fusion layers. Embeddings
+        and LM head are copied; cross-attention, projections and the matching head are new.
 
         Args:
             vision (`str` or `PreTrainedModel`): folder or Hub id of an image encoder (Swin), or the model.
             text (`str` or `PreTrainedModel`): folder or Hub id of an XLM-R, or its masked-LM model.
+            layers (`str`, defaults to `"every_second"`): which are taken: 1, 3, 5, … counted from 0, as the paper does
+                with the 24 of XLM-R-large; or `"all"`, of which a text model of 12 layers gives 6 and 6.
             kwargs: other fields of [`CCRKConfig`]. Positions start at 0 as published, though XLM-R has learnt its own
                 from `pad_token_id` + 1 on: `position_ids_start=2` keeps them in place.
         """
@@ -559,11 +559,14 @@ class CCRKPairModel(CCRKPreTrainedModel):
                 "FacebookAI/xlm-roberta-large"
             )
         source = masked_lm.roberta
-        taken = source.encoder.layer[1::2]
+        if layers not in ("every_second", "all"):
+            raise ValueError(f"layers is {layers!r}; choose 'every_second' or 'all'")
+        taken = source.encoder.layer[1::2] if layers == "every_second" else source.encoder.layer
         num_text_layers = len(taken) // 2
         if num_text_layers == 0:
             raise ValueError(
-                f"the text model has {len(source.encoder.layer)} layers; at least 4 are needed to take every second"
+                f"the text model has {len(source.encoder.layer)} layers, too few for text and fusion layers: 4 are "
+                'needed to take every second, 2 with layers="all"'
             )
         # Without dtype: encoders saved in 16 bits would stay so, amid new parameters in 32.
         text_config = source.config.to_dict() | {"num_hidden_layers": num_text_layers, "dtype": None}

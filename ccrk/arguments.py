@@ -129,8 +129,8 @@ class ModelArguments:
     """
     Where the model comes from: a checkpoint; an image and a text encoder; or nothing but a configuration.
 
-    Of two encoders `train_pretrain.py` makes a CCRK, and so does `train_retrieval.py` where there is a `config`;
-    without one it trains two towers.
+    Of two encoders `train_pretrain.py` makes a CCRK, and so does `train_retrieval.py` where there is a `config` or
+    `layers`; without them it trains two towers.
     """
 
     _argument_group_name = "model"
@@ -145,12 +145,20 @@ class ModelArguments:
     vision_model: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of an image encoder to start from: a Swin of CCRK; in train_retrieval.py "
-            "without config any of transformers or timm, which becomes one of two towers."
+            "help": "Folder or Hub id of an image encoder to start from: a Swin of CCRK, or another of timm; in "
+            "train_retrieval.py without config and layers any of transformers or timm, as one of two towers."
         },
     )
     text_model: str | None = field(
         default=None, metadata={"help": "The same of the text encoder: an XLM-R of CCRK, or any as the other tower."}
+    )
+    layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the text encoder, for a CCRK: 'every_second', as published and by default, or 'all'. The "
+            "first half of them are text layers, the others fusion layers: of 12, all give 6 and 6.",
+            "choices": ["every_second", "all"],
+        },
     )
     pooling: str = field(
         default="mean",

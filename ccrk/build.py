@@ -14,6 +14,8 @@ import torch
 import transformers
 from PIL import Image
 from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForMaskedLM,
     AutoProcessor,
@@ -128,10 +130,13 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
             raise ValueError(f"{model.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")
         if kind is not CCRKEncoder:
             _check_no_others(model, model.model_name_or_path, ("vision_model", "text_model", "caption_prompt"))
+        elif model.layers is not None:
+            raise ValueError("layers is of an encoder to start from, and a checkpoint has its own; leave it out")
         return kind
     if (model.vision_model is None) != (model.text_model is None):
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
-    if model.vision_model is not None and model.config is None and head is CCRKForImageTextRetrieval:
+    is_ccrk = model.config is not None or model.layers is not None or head is CCRKForPreTraining
+    if model.vision_model is not None and not is_ccrk:
         kind = sentence_transformer_encoder()
         _check_no_others(model, "a model of two towers")
         return kind
@@ -149,7 +154,10 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
 
 def _check_no_others(model: ModelArguments, source: str, others: Sequence[str] = ()) -> None:
     """ValueError where there are arguments of CCRK, or `others`, which a model from this source does not take."""
-    for names, whose in ((("config", "image_size", "max_words", "max_length"), "CCRK models"), (others, "two towers")):
+    for names, whose in (
+        (("config", "layers", "image_size", "max_words", "max_length"), "CCRK models"),
+        (others, "two towers"),
+    ):
         if given := [name for name in names if getattr(model, name) is not None]:
             raise ValueError(f"{given[0]} is of {whose}, and {source} is another; leave it out")
 
@@ -175,8 +183,15 @@ def build_processor(
         tokenizer = open_pretrained(AutoTokenizer, model.text_model)
     else:
         tokenizer = _tokenizer_from_captions(model, dataset)
+    image_processor = published_image_processor(model.image_size)
+    if model.vision_model is not None:
+        # Published is CLIP's normalisation, whatever a Swin had; timm's know the one that they were trained with.
+        vision = open_pretrained(AutoConfig, model.vision_model)
+        if vision.model_type == "timm_wrapper":
+            own = open_pretrained(AutoImageProcessor, model.vision_model).data_config
+            image_processor.image_mean, image_processor.image_std = list(own["mean"]), list(own["std"])
     return CCRKProcessor(
-        published_image_processor(model.image_size),
+        image_processor,
         tokenizer,
         max_words=model.max_words or 40,
         max_length=model.max_length or 40,
@@ -216,7 +231,7 @@ def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCR
     if model.vision_model is not None:
         vision_model, _ = open_model(AutoModel, model.vision_model)
         text_model, _ = open_model(AutoModelForMaskedLM, model.text_model, may_lack=("lm_head",))
-        started = head.from_vision_text_pretrained(vision_model, text_model, **config)
+        started = head.from_vision_text_pretrained(vision_model, text_model, model.layers or "every_second", **config)
         resize_image_encoder(started, model.image_size)
         return started
     made = config_from_scratch(model, len(processor.tokenizer), processor.tokenizer.mask_token_id)

@@ -198,11 +198,19 @@ class TestImageEncoders:
         states = model.ccrk.get_image_features(torch.randn(2, 3, 64, 64)).last_hidden_state
         assert states.shape == (2, 1 + 1 + 4 * 4, 24)  # the mean, timm's class token, patches
 
-    def test_timm_without_tokens(self):
-        vision = {"model_type": "timm_wrapper", "architecture": "resnet10t"}
-        model = CCRKModel(tiny_config(vision_config=vision)).eval()
-        with pytest.raises(ValueError, match=r"maps of shape \(2, 512, 2, 2\), channels first, .* take a vision"):
-            model.get_image_features(torch.randn(2, 3, 64, 64))
+    def test_a_convolutional_network_of_timm(self):
+        """Its map has channels first: each place is a token."""
+        vision = {"model_type": "timm_wrapper", "architecture": "test_resnet"}
+        model = CCRKForPreTraining(tiny_config(vision_config=vision)).eval()
+        images = torch.randn(2, 3, 96, 64)
+        states = model.ccrk.get_image_features(images).last_hidden_state
+        maps = model.ccrk.vision_model.timm_model.forward_features(images)
+        channels, height, width = maps.shape[1:]
+        assert states.shape == (2, 1 + height * width, channels) and height > width
+        assert_close(states[:, 2], maps[:, :, 0, 1])
+        assert_close(states[:, 0], maps.mean(dim=(2, 3)))
+        model.train()(**batch()).loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 class TestFromVisionTextPretrained:
@@ -226,6 +234,22 @@ class TestFromVisionTextPretrained:
             assert type(cls.from_vision_text_pretrained(str(tmp_path / "swin"), text)) is cls
         with pytest.raises(ValueError, match="text_config cannot be given: the two models decide it"):
             CCRKModel.from_vision_text_pretrained(str(tmp_path / "swin"), text, text_config={})
+
+    def test_all_layers(self):
+        """Half of them, in their order, are text layers, the others fusion layers."""
+        swin = SwinModel(SwinConfig(image_size=64, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4))
+        text = AutoModelForMaskedLM.from_pretrained(TINY_A / "xlm-roberta-large-tiny")
+        model = CCRKModel.from_vision_text_pretrained(swin, text, layers="all")
+        assert (model.config.text_config.num_hidden_layers, model.config.num_fusion_layers) == (12, 12)
+        ours = [*model.text_model.encoder.layer, *model.fusion_encoder.layers]
+        for own, theirs in zip(ours, text.roberta.encoder.layer, strict=True):
+            assert torch.equal(own.output.dense.weight, theirs.output.dense.weight)
+        text.roberta.encoder.layer = text.roberta.encoder.layer[:2]
+        assert CCRKModel.from_vision_text_pretrained(swin, text, layers="all").config.num_fusion_layers == 1
+        with pytest.raises(ValueError, match="has 2 layers, too few for text and fusion layers: 4 are needed"):
+            CCRKModel.from_vision_text_pretrained(swin, text)
+        with pytest.raises(ValueError, match="layers is 'each'; choose 'every_second' or 'all'"):
+            CCRKModel.from_vision_text_pretrained(swin, text, layers="each")
 
     def test_encoders_in_16_bits_start_in_fp32(self):
         """As the parameters that are new do."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 import eval_mrv
 import train_retrieval
+from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.arguments import DataArguments
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
@@ -249,6 +250,28 @@ def test_a_run_goes_on_as_if_it_had_not_ended(options, image, text, tmp_path, mo
         torch.testing.assert_close(goes_on[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_layers_make_a_ccrk_of_two_towers(image, processor, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    words = tokenizer(processor)
+    words.mask_token = words.unk_token
+    config = transformers.XLMRobertaConfig(
+        **TEXT | {"num_hidden_layers": 2}, vocab_size=len(words), max_position_embeddings=42
+    )
+    text = save(tmp_path / "text", transformers.XLMRobertaModel(config, add_pooling_layer=False), words)
+    start = ["--vision_model", image, "--text_model", text, "--layers", "all", "--image_size", 64]
+    call(train_retrieval, *start, *arguments(tmp_path), monkeypatch=monkeypatch)
+    made = CCRKForImageTextRetrieval.from_pretrained(tmp_path / "out")
+    assert (made.config.text_config.num_hidden_layers, made.config.num_fusion_layers) == (1, 1)
+    before = transformers.AutoModel.from_pretrained(text).encoder.layer[1].attention.self.query.weight
+    moved = (made.ccrk.fusion_encoder.layers[0].attention.self.query.weight - before).norm()
+    assert 0 < moved < 0.2 * before.norm()
+    own = transformers.AutoImageProcessor.from_pretrained(image).data_config["mean"]
+    assert tuple(CCRKProcessor.from_pretrained(tmp_path / "out").image_processor.image_mean) == own
+    evaluation = ["--task", "shapes", "--languages", "en", "de", "--output_dir", tmp_path / "evaluated"]
+    call(eval_mrv, "--model", tmp_path / "out", *evaluation, "--dataset_config", SIZES, monkeypatch=monkeypatch)
+    assert json.loads((tmp_path / "evaluated" / "results.json").read_text())["k_test"]
+
+
 def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypatch):
     start = ["--vision_model", image, "--text_model", text, "--use_peft", "true", "--lora_r", "2"]
     call(train_retrieval, *start, *arguments(tmp_path, learning_rate=1e-2), monkeypatch=monkeypatch)
@@ -313,6 +336,10 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
     [
         ({"image_size": 64}, "image_size is of CCRK models, and a model of two towers is another; leave it out"),
         (
+            {"vision_model": None, "text_model": None, "model_name_or_path": "clip", "layers": "all"},
+            "layers is of CCRK models, and .*clip is another; leave it out",
+        ),
+        (
             {"vision_model": "text"},
             "is a XLMRobertaModel, and no encoder of pictures alone; give vision_model",
         ),
@@ -332,8 +359,9 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
     ],
 )
 def test_mistakes_end_in_one_line(options, message, clip, image, text, tmp_path, monkeypatch):
-    folders = {name: tmp_path / options[name] for name in options if name.endswith(("_model", "_path"))}
+    folders = {n: tmp_path / value for n, value in options.items() if value and n.endswith(("_model", "_path"))}
     values = {"vision_model": image, "text_model": text} | options | folders
+    values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(SystemExit, match=message):
         call(train_retrieval, *arguments(tmp_path, **values), monkeypatch=monkeypatch)
 
