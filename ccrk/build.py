@@ -482,7 +482,8 @@ def build_trainer(
         )
     else:
         train_rows = keep_usable_rows(train_rows)
-        check_captions(data, train_rows)
+        if not one_language:
+            check_captions(data, train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
     languages = list(train_rows.features["captions"])
     if data.rows == "captions":

@@ -15,19 +15,23 @@ LOOKED_AT = 2000  # rows whose captions are measured
 
 
 def check_captions(data: DataArguments, dataset: datasets.Dataset) -> None:
-    """Raises ValueError where 1-to-K is asked for of captions of which each picture has one."""
-    if data.captions_per_image != "all":
-        return
+    """
+    Before 1-to-K: a warning where each picture has captions in one language alone.
+
+    Raises:
+        ValueError: the same, where captions_per_image asks for all of them.
+    """
     languages = list(dataset.features["captions"])
     if len(languages) == 1:
-        raise ValueError(
-            f"captions_per_image is all, but of one language, {languages[0]}; name several, or leave it out"
-        )
-    if not any(sum(any(map(is_usable, own)) for own in row.values()) > 1 for row in dataset["captions"]):
-        raise ValueError(
-            "captions_per_image is all, but no row has captions in two languages; put those of a picture into one "
-            "row, name the column that equal pictures share (image_id_column), or leave it out"
-        )
+        found, cure = f"there is one language, {languages[0]}", "name several"
+    elif not any(sum(any(map(is_usable, own)) for own in row.values()) > 1 for row in dataset["captions"]):
+        found = "no row has captions in two languages"
+        cure = "put those of a picture into one row, or name the column that equal pictures share (image_id_column)"
+    else:
+        return
+    if data.captions_per_image == "all":
+        raise ValueError(f"captions_per_image is all, but {found}; {cure}, or leave captions_per_image out")
+    logger.warning("%s: a picture is trained with one caption, which is no 1-to-K; %s", found, cure)
 
 
 def warn_of_long_captions(dataset: datasets.Dataset, inputs: PairInputs) -> None:

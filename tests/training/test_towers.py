@@ -123,7 +123,7 @@ def test_dropout_before_the_projections_is_of_training_alone(image, text, pictur
     assert str(open_pair(tmp_path / "saved")) == str(pair)
 
 
-def test_rows_with_one_caption_each_are_no_1_to_k():
+def test_rows_with_one_caption_each_are_no_1_to_k(caplog):
     rows = make_rows([[3], [2]], languages=("en", "de"))
     one_each = rows.map(
         lambda row, place: {"captions": row["captions"] | {"de" if place else "en": []}}, with_indices=True
@@ -132,6 +132,13 @@ def test_rows_with_one_caption_each_are_no_1_to_k():
     check_captions(data, rows)
     with pytest.raises(ValueError, match="no row has captions in two languages; put those of a picture into one row"):
         check_captions(data, one_each)
+    assert not caplog.text
+    for rows in (one_each, make_rows([[3], [2]])):  # by default 1-to-K
+        check_captions(DataArguments(), rows)
+    assert "no row has captions in two languages: a picture is trained with one caption, which is no 1-to-K" in (
+        caplog.text
+    )
+    assert "there is one language, en: a picture is trained with one caption" in caplog.text
 
 
 def test_captions_that_will_be_cut_are_counted(image, text, caplog):
@@ -353,7 +360,7 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
         ),
         (
             {"captions_per_image": "all", "languages": ["en"]},
-            "captions_per_image is all, but of one language, en",
+            "captions_per_image is all, but there is one language, en; name several",
         ),
         ({"projection_dropout": 1}, "projection_dropout is 1.0; it must be at least 0 and below 1"),
     ],
