@@ -100,18 +100,18 @@ def table_row(results: dict) -> list[str]:
     intervals = results["intervals"]
     mrv = "–"
     if results["mrv"]:
-        mrv = _with_interval(results["mrv"]["mean"]["std"], intervals["mrv"]["mean"]["std"], 2)
+        mrv = with_interval(results["mrv"]["mean"]["std"], intervals["mrv"]["mean"]["std"], 2)
     return [
         "–" if parameters is None else f"{parameters / 1e6:,.1f} M",
         "–" if milliseconds is None else f"{milliseconds:,.1f}",
-        _with_interval(float(np.mean(list(means.values()))), intervals["mean_recall"], 1),
-        f"{worst}: {_with_interval(means[worst], intervals['recall'][worst]['mean'], 1)}",
+        with_interval(float(np.mean(list(means.values()))), intervals["mean_recall"], 1),
+        f"{worst}: {with_interval(means[worst], intervals['recall'][worst]['mean'], 1)}",
         f"{np.std(list(means.values())):.1f}",
         mrv,
     ]
 
 
-def _with_interval(value: float, interval: Sequence[float], digits: int) -> str:
+def with_interval(value: float, interval: Sequence[float], digits: int) -> str:
     low, high = interval
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 

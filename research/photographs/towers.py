@@ -32,6 +32,7 @@ from accelerate import Accelerator
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Dropout
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import data_scripts
 from ccrk.processes import progress
@@ -224,13 +225,13 @@ def write_table(split: Split, path: Path) -> None:
 
 
 def run_style(pair: SentenceTransformerPair, style: str, split: Split) -> tuple[Setting, list[RetrievalResult], float]:
-    """The setting that was chosen, the ranks of each seed by it, and the seconds of a training run."""
+    """The setting that was chosen, the ranks of each seed by it, and a core's seconds of a training run."""
     seconds = []
 
     def trained(setting: Setting, seed: int) -> tuple[float, RetrievalResult]:
-        started = time.perf_counter()
+        started = time.process_time()
         train(pair, style, setting, split.training, seed)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
         return recall_at(split.chooses.evaluate(pair), 5, SEEN), split.ranked.evaluate(pair)
 
     tried = {setting: trained(setting, 0) for setting in progress(SETTINGS, f"{style}: choosing")}
@@ -240,6 +241,11 @@ def run_style(pair: SentenceTransformerPair, style: str, split: Split) -> tuple[
     results = [tried[chosen][1]]
     results += [trained(chosen, seed)[1] for seed in progress(range(1, SEEDS), f"{style}: seeds")]
     return chosen, results, float(np.mean(seconds))
+
+
+def described(tower: PreTrainedModel) -> str:
+    name = getattr(tower.config, "architecture", tower.config.model_type)  # timm's own
+    return f"{name}, {tower.num_parameters() / 1e6:.1f} M parameters"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -255,7 +261,7 @@ def run(arguments: argparse.Namespace) -> None:
     split = load_split(arguments, encoder)
     write_table(split, arguments.output_dir / "photographs.jsonl")
     about = {
-        "towers": [Path(name).name for name in (arguments.vision_model, arguments.text_model)],
+        "towers": [described(pair.path(modality)[0].model) for modality in ("image", "text")],
         "features": [encoder.features_fingerprint(modality) for modality in ("image", "text")],
         "photographs": {
             "training": len(split.training.rows),

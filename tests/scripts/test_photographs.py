@@ -70,7 +70,8 @@ def test_results_are_written_as_they_come_and_not_found_twice(arguments, tmp_pat
         assert found["styles"][style] == own
     english = found["styles"]["English alone"]
     assert len(english["R@5"]["seen"]) == 2 and english["1-to-K minus this"]["mrv"]["p"] <= 1
-    assert "7 others, of" in report.page(found)
+    document = report.page(found, {})
+    assert "The 7 others, of" in document and "| English alone | " in document
 
     table = [json.loads(line) for line in (tmp_path / "out" / "photographs.jsonl").read_text().splitlines()]
     assert [sum(row["split"] == name for row in table) for name in ("train", "validation", "test")] == [8, 3, 7]
