@@ -50,6 +50,9 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=positive, help="threads that read and decode (default: one for each core)")
     parser.add_argument("--bf16", action="store_true", help="a new index: weights of the model in bf16")
     parser.add_argument(
+        "--keep_states", action="store_true", help="a new index: keep image states, so that --rerank encodes no picture"
+    )
+    parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="QUERIES.csv",
@@ -60,7 +63,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def run_index(arguments: argparse.Namespace) -> None:
-    index = PictureIndex(arguments.index, arguments.model, arguments.bf16)
+    index = PictureIndex(arguments.index, arguments.model, arguments.bf16, arguments.keep_states)
     options = data_scripts.merge_options(
         arguments.dataset_config, split=arguments.split, **data_options(arguments), streaming=False
     )

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import datasets
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import data_scripts
 from ccrk.encoders import CCRKEncoder, Encoder, kind_of_encoder, load_encoder, make_encoder
-from ccrk.search.query import Filter, Found, Query, combine, nearest, ranked, rerank_found
+from ccrk.search.query import Filter, Found, Query, combine, encode_again, nearest, ranked, rerank_found
 from ccrk.search.store import Store
 from ccrk.search.update import Changes, update
 
@@ -34,12 +34,17 @@ class PictureIndex:
         location: a folder, or the URL of an object store that Lance knows.
         model: folder or Hub id of a CCRK or a dual encoder. By default the one that the index was made with.
         bf16: weights of a new index's model in bf16.
+        keep_states: a new index keeps what the model's fusion encoder sees of each picture, in half precision, so
+            that re-ranking encodes no picture.
 
     Raises:
-        ValueError: there is no index and no model to make one with, or the index is of another model.
+        ValueError: there is no index and no model to make one with, or the index is of another model, or of one
+            without a fusion encoder, or was made without the states that it is to keep.
     """
 
-    def __init__(self, location: str | os.PathLike, model: str | None = None, bf16: bool = False):
+    def __init__(
+        self, location: str | os.PathLike, model: str | None = None, bf16: bool = False, keep_states: bool = False
+    ):
         self.location = os.fspath(location)
         self.store: Store | None = None
         if Store.exists(self.location):
@@ -48,10 +53,13 @@ class PictureIndex:
             self.model, self.bf16 = model or settings["model"], settings["dtype"] == "bf16"
             if model is not None:
                 self._check_fingerprint(self.encoder)
+            if keep_states and not self.store.states_shape:
+                raise ValueError(f"{self.location} was made without states; leave out --keep_states, or make another")
         elif model is None:
             self.store = Store(self.location)  # which says why not
         else:
             self.model, self.bf16 = model, bf16
+        self.keep_states = keep_states or (self.store is not None and self.store.states_shape is not None)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -70,10 +78,11 @@ class PictureIndex:
     def reranker(self) -> CCRKEncoder:
         """The model with its fusion encoder; ValueError where it has none."""
         if not self.can_rerank:
-            raise ValueError(f"{self.model} has no fusion encoder to re-rank by; leave out --rerank")
+            raise ValueError(f"{self.model} has no fusion encoder to re-rank by; leave out --rerank, --keep_states")
         encoder = load_encoder(self.model, 1, self.bf16)
         self.encoder = make_encoder(encoder.model, encoder.processor)  # the same weights, for vectors alone
-        self._check_fingerprint(self.encoder)
+        if self.store is not None:
+            self._check_fingerprint(self.encoder)
         return encoder
 
     def _check_fingerprint(self, encoder: Encoder) -> None:
@@ -102,15 +111,18 @@ class PictureIndex:
             ValueError: see `ccrk.search.update.update`; or another process is writing to the index.
         """
         source = os.fspath(source)
-        encoder = self.encoder
+        encoder = self.reranker if self.keep_states else self.encoder
         with Store.locked(self.location):
             if self.store is None:
                 settings = {"model": os.path.abspath(self.model) if os.path.isdir(self.model) else self.model}
-                settings |= {"fingerprint": encoder.fingerprint, "dtype": "bf16" if self.bf16 else "fp32"}
-                width = encoder.encode_images([Image.new("RGB", (64, 64))])["embeds"].shape[1]
-                self.store = Store.create(self.location, settings, width)
+                settings |= {"fingerprint": self.encoder.fingerprint, "dtype": "bf16" if self.bf16 else "fp32"}
+                (embed,), *states = encoder.encode_images([Image.new("RGB", (64, 64))]).values()
+                self.store = Store.create(
+                    self.location, settings, len(embed), tuple(states[0].shape[1:]) if states else None
+                )
             load = load or (lambda: data_scripts.load(source, split="test"))
             changes = update(self.store, encoder, source, load, batch_size, workers)
+            vars(self).pop("contents", None)
             if self.store.is_approximate:
                 logger.info("the approximate search finds %.3f of the exact ten best", self.store.recall())
             return changes
@@ -135,8 +147,13 @@ class PictureIndex:
         reranker = self.reranker if rerank else None
         found = self.nearest(combine(self.encoder, query, **others), max(k, rerank), chosen)
         if rerank:
-            found = rerank_found(reranker, query, found, self.store.jpegs([picture.id for picture in found]))
+            found = rerank_found(reranker, query, found, self._image_states)
         return found[:k]
+
+    def _image_states(self, ids: Sequence[str]) -> dict[str, Tensor]:
+        if self.store.states_shape:
+            return self.store.states_of(ids)
+        return encode_again(self.reranker, self.store.jpegs(ids))
 
     def nearest(self, vector: Tensor, k: int, chosen: Filter = Filter()) -> list[Found]:
         """The `k` pictures whose vectors are closest to one, (P,) and L2-normalised."""

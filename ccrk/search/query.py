@@ -2,7 +2,7 @@
 
 import datetime
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,23 +132,38 @@ def ranked(found: Iterable[Found]) -> list[Found]:
 
 
 @torch.no_grad()
-def rerank_found(encoder: CCRKEncoder, text: str, found: Sequence[Found], jpegs: Mapping[str, bytes]) -> list[Found]:
+def rerank_found(
+    encoder: CCRKEncoder,
+    text: str,
+    found: Sequence[Found],
+    states_of: Callable[[Sequence[str]], Mapping[str, Tensor]],
+) -> list[Found]:
     """Pictures in the order of the fusion encoder's match logits, which become their scores.
 
     Args:
         found: candidates.
-        jpegs: id → the stored picture, which is encoded again.
+        states_of: ids → the image states (T, D) of those that are there; the others were deleted just now.
     """
     caption = encoder.encode_captions([text])
     captions = EncodedCaptions(
         caption["embeds"].cpu(), caption["tokens"], torch.zeros(1, dtype=torch.long), caption["lengths"].cpu()
     )
-    found = [picture for picture in found if picture.id in jpegs]  # the others were deleted just now
     scored = []
     for start in range(0, len(found), IMAGES_PER_BLOCK):
         block = found[start : start + IMAGES_PER_BLOCK]
-        images = [read_image(io.BytesIO(jpegs[picture.id])) for picture in block]
+        states = states_of([picture.id for picture in block])
+        block = [picture for picture in block if picture.id in states]
+        if not block:
+            continue
         pairs = np.stack([np.arange(len(block)), np.zeros(len(block), dtype=np.int64)], axis=1)
-        logits = encoder.score_pairs(encoder.encode_images(images)["states"], captions, pairs)
+        logits = encoder.score_pairs(torch.stack([states[picture.id] for picture in block]), captions, pairs)
         scored += [replace(picture, score=float(logit)) for picture, logit in zip(block, logits, strict=True)]
     return ranked(scored)
+
+
+def encode_again(encoder: CCRKEncoder, jpegs: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """Id → image states (T, D), of pictures as they are stored."""
+    if not jpegs:
+        return {}
+    images = [read_image(io.BytesIO(jpeg)) for jpeg in jpegs.values()]
+    return dict(zip(jpegs, encoder.encode_images(images)["states"], strict=True))

@@ -29,7 +29,7 @@ _ROWS_AT_A_TIME = 10_000
 _KEPT_VERSIONS = datetime.timedelta(days=1)  # whoever searches may still read the last ones
 
 
-class State(NamedTuple):
+class FileState(NamedTuple):
     """What a row of either table says of its file."""
 
     size: int | None
@@ -40,7 +40,7 @@ class State(NamedTuple):
 FILE = [("id", pa.string()), ("path", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64())]
 FILE += [("digest", pa.string())]
 DAMAGED = pa.schema([*FILE, ("reason", pa.string())])
-
+STATES = "states"
 
 THRESHOLDS = pa.schema(
     [("language", pa.string()), ("threshold", pa.float64()), ("error", pa.float64()), ("queries", pa.int64())]
@@ -92,15 +92,22 @@ class Store:
         return "pictures" in lancedb.connect(location).list_tables().tables
 
     @classmethod
-    def create(cls, location: str, settings: dict[str, str], width: int) -> "Store":
+    def create(
+        cls, location: str, settings: dict[str, str], width: int, states: tuple[int, int] | None = None
+    ) -> "Store":
         """An index without pictures.
 
         Args:
             settings: kept with it; what decides which vectors are compared.
             width: numbers in a vector.
+            states: (T, D) of the image states that are kept in half precision, 2 T D bytes for a picture; None for
+                none.
         """
         database = lancedb.connect(location)
         fields = [*FILE, ("vector", pa.list_(pa.float32(), width)), ("jpeg", pa.binary())]
+        if states:
+            fields.append((STATES, pa.binary(2 * states[0] * states[1])))
+            settings = settings | {STATES: "{} {}".format(*states)}
         # The table of pictures last: it is what `exists` looks for.
         database.create_table("damaged", schema=DAMAGED, exist_ok=True)
         database.create_table("pictures", schema=pa.schema(fields, metadata=settings | {"format": FORMAT}))
@@ -132,6 +139,19 @@ class Store:
     def width(self) -> int:
         return self.pictures.schema.field("vector").type.list_size
 
+    @property
+    def states_shape(self) -> tuple[int, int] | None:
+        """(T, D) of the image states that the index keeps; None where it keeps none."""
+        if STATES not in self.settings:
+            return None
+        tokens, width = self.settings[STATES].split()
+        return int(tokens), int(width)
+
+    @property
+    def encoded(self) -> list[str]:
+        """The columns that follow from a picture's contents."""
+        return ["vector", "jpeg", *([STATES] if self.states_shape else [])]
+
     def refresh(self) -> bool:
         """Takes notice of what others have written; whether there was anything."""
         before = self.pictures.version
@@ -140,14 +160,14 @@ class Store:
         self.is_approximate = any(index.name == "vector_idx" for index in self.pictures.list_indices())
         return self.pictures.version != before
 
-    def states(self, table: lancedb.table.Table) -> dict[str, State]:
-        """Path → state, of one of the two tables."""
+    def files(self, table: lancedb.table.Table) -> dict[str, FileState]:
+        """Path → state of its file, of one of the two tables."""
         columns = ["path", "size", "mtime_ns", "digest"]
-        states = {}
+        files = {}
         for batch in table.search().select(columns).to_batches(batch_size=_ROWS_AT_A_TIME):
             values = (batch[name].to_pylist() for name in columns)
-            states |= {path: State(*state) for path, *state in zip(*values, strict=True)}
-        return states
+            files |= {path: FileState(*state) for path, *state in zip(*values, strict=True)}
+        return files
 
     def reasons(self) -> dict[str, str]:
         """Digest → why pictures of that content cannot be used."""
@@ -178,19 +198,29 @@ class Store:
             table.delete(f"id IN ({ids})")
 
     def copies(self, paths: Sequence[str]) -> dict[str, dict]:
-        """Digest → vector and JPEG, of the pictures at some paths."""
+        """Digest → what is `encoded`, of the pictures at some paths."""
         ids = ", ".join(f"'{picture_id(path)}'" for path in paths)
-        columns = ["digest", "vector", "jpeg"]
-        found = self.pictures.search().where(f"id IN ({ids})").select(columns).to_arrow()
-        return {row["digest"]: row for row in found.to_pylist()}
+        found = self.pictures.search().where(f"id IN ({ids})").select(["digest", *self.encoded]).to_arrow()
+        return {row.pop("digest"): row for row in found.to_pylist()}
 
     def jpegs(self, ids: Sequence[str]) -> dict[str, bytes]:
         """Id → the stored JPEG, of those ids that are there."""
+        return self._column("jpeg", ids)
+
+    def states_of(self, ids: Sequence[str]) -> dict[str, Tensor]:
+        """Id → the image states that are kept, (T, D) in half precision, of those ids that are there."""
+        found = self._column(STATES, ids)
+        return {
+            name: torch.frombuffer(bytearray(kept), dtype=torch.float16).view(self.states_shape)
+            for name, kept in found.items()
+        }
+
+    def _column(self, name: str, ids: Sequence[str]) -> dict[str, bytes]:
         where = ", ".join(f"'{name}'" for name in ids if _is_id(name))
         if not where:
             return {}
-        found = self.pictures.search().where(f"id IN ({where})").select(["id", "jpeg"]).to_arrow()
-        return dict(zip(found["id"].to_pylist(), found["jpeg"].to_pylist(), strict=True))
+        found = self.pictures.search().where(f"id IN ({where})").select(["id", name]).to_arrow()
+        return dict(zip(found["id"].to_pylist(), found[name].to_pylist(), strict=True))
 
     def write_thresholds(self, rows: Sequence[dict]) -> None:
         """Replaces the thresholds of all languages."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ccrk.encoders import Encoder, input_size
 from ccrk.search.pictures import PASSING, STORED_SIDE, Item, Prepared, Source, names, open_source, prepare
-from ccrk.search.store import State, Store
+from ccrk.search.store import STATES, FileState, Store
 from data_scripts.cli import one_line
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def update(
     """Makes the index one of the source's pictures as they are now; whoever calls holds the store's lock.
 
     Args:
+        encoder: with a `k_test` where the index keeps image states.
         source: see `open_source`, as `load`.
         batch_size: pictures encoded at a time. Three times as many, decoded, are held at most.
         workers: threads that read and decode; one for each core by default.
@@ -80,7 +81,7 @@ def update(
     started = time.perf_counter()
     found = open_source(source, load)
     store.refresh()
-    states, damaged, reasons = store.states(store.pictures), store.states(store.damaged), store.reasons()
+    states, damaged, reasons = store.files(store.pictures), store.files(store.damaged), store.reasons()
     name = os.path.abspath(source) if os.path.exists(source) else source
     _check_source(store, name, found, states)
     changes = Changes(others=found.others)
@@ -137,8 +138,8 @@ class _Run:
     batch_size: int
     workers: int
     changes: Changes
-    states: dict[str, State]  # path → what the index has of it
-    damaged_states: dict[str, State]
+    states: dict[str, FileState]  # path → what the index has of it
+    damaged_states: dict[str, FileState]
     where: dict[str, str]  # digest → path of a picture of that content
     reasons: dict[str, str]  # digest → why pictures of that content are damaged
 
@@ -197,15 +198,22 @@ class _Run:
             pool.shutdown(cancel_futures=True)
 
     def _encoded(self, batch: Sequence[Prepared]) -> list[dict]:
-        vectors = self.encoder.encode_images([prepared.picture for prepared in batch])["embeds"].float().cpu()
-        finite = torch.isfinite(vectors).all(dim=1)
-        if not finite.all():
-            path = batch[int(finite.int().argmin())].item.path
-            raise ValueError(f"the embedding of {path} is not finite; look for the overflow in the model, or use fp32")
-        return [
-            _row(prepared) | {"vector": vector, "jpeg": prepared.jpeg}
-            for prepared, vector in zip(batch, vectors.numpy(), strict=True)
-        ]
+        encoded = self.encoder.encode_images([prepared.picture for prepared in batch])
+        columns = {"vector": encoded["embeds"].float().cpu()}
+        if self.store.states_shape:
+            columns[STATES] = encoded["states"].half().flatten(1).cpu()
+        for values in columns.values():
+            finite = torch.isfinite(values).all(dim=1)
+            if not finite.all():
+                path = batch[int(finite.int().argmin())].item.path
+                raise ValueError(
+                    f"the embedding of {path} is not finite; look for the overflow in the model, or use fp32"
+                )
+        rows = [_row(prepared) | {"jpeg": prepared.jpeg} for prepared in batch]
+        for name, values in columns.items():
+            for row, value in zip(rows, values.numpy(), strict=True):
+                row[name] = value.tobytes() if name == STATES else value
+        return rows
 
     def _copy(self, batch: Sequence[Prepared], rows: list[dict]) -> list[Item]:
         """Adds the rows of pictures whose contents are in the index; returns the items for which they are not."""
@@ -215,7 +223,7 @@ class _Run:
         for prepared in batch:
             if copy := found.get(prepared.digest):
                 self.changes.copied += 1
-                rows.append(_row(prepared) | {"vector": copy["vector"], "jpeg": copy["jpeg"]})
+                rows.append(_row(prepared) | copy)
         return [prepared.item for prepared in batch if prepared.digest not in found]
 
     def _write(self, rows: Sequence[dict], damaged: Sequence[dict]) -> None:

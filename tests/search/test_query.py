@@ -18,7 +18,7 @@ from tiny import tiny_config, tokenizer
 from ccrk import CCRKForImageTextRetrieval
 from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
-from ccrk.search.query import Filter
+from ccrk.search.query import Filter, encode_again, rerank_found
 from ccrk.search.store import Store
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -133,6 +133,30 @@ def test_reranking_is_by_the_match_logits_of_the_stored_pictures(checkpoint, pro
         index.search(Image.new("RGB", (64, 64)), rerank=3)
 
 
+def test_states_that_are_kept_rerank_as_the_pictures_do(checkpoint, tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "photos", 8)
+    main(["index", str(folder), str(tmp_path / "index"), "--model", checkpoint, "--keep_states"])
+    index = PictureIndex(tmp_path / "index")
+    files = {picture.id: (folder / picture.path).read_bytes() for picture in index.search("ein roter Kreis")}
+    states = encode_again(index.reranker, files)
+    expected = rerank_found(index.reranker, "ein roter Kreis", index.search("ein roter Kreis"), lambda _: states)
+
+    shutil.copy(folder / "a/0-001.png", folder / "copy.png")
+    assert index.update(folder).copied == 1  # its states as well
+    monkeypatch.setattr(index.reranker, "encode_images", lambda _: pytest.fail("a picture is encoded"))
+    found = index.search("ein roter Kreis", rerank=9)
+    assert "copy.png" in paths(found)
+    scores = {picture.path: picture.score for picture in found if picture.path != "copy.png"}
+    half = 1e-5  # what half precision changes, of scores that lie a hundred times as far apart
+    assert expected[0].score - expected[-1].score > 100 * half
+    assert scores == pytest.approx({picture.path: picture.score for picture in expected}, abs=half)
+    assert list(scores) == [picture.path for picture in expected]
+
+    PictureIndex(tmp_path / "plain", checkpoint).update(folder)
+    with pytest.raises(ValueError, match="was made without states; leave out --keep_states"):
+        PictureIndex(tmp_path / "plain", keep_states=True)
+
+
 def test_vectors_are_those_of_the_whole_pictures(checkpoint, tmp_path):
     """Decoding at a reduced scale changes next to nothing."""
     gradient = np.linspace(0, 255, 900, dtype=np.uint8)
@@ -221,3 +245,5 @@ def test_another_dual_encoder_searches_as_well(processor, tmp_path):
     assert len(paths(index.search("un chien", k=4))) == 4
     with pytest.raises(ValueError, match="has no fusion encoder to re-rank by"):
         index.search("un chien", rerank=3)
+    with pytest.raises(ValueError, match="leave out --rerank, --keep_states"):
+        PictureIndex(tmp_path / "another", index.model, keep_states=True).update(tmp_path / "photos")
