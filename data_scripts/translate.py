@@ -29,17 +29,18 @@ from data_scripts.problems import Problems
 from data_scripts.shards import BadRow, caption_objects, find_shards, parse_row
 from data_scripts.text import is_blank_line, numbered_lines
 
+TRANSLATOR = "facebook/m2m100_1.2B"
 _decode = json.JSONDecoder().raw_decode
 _skip_separators = re.compile(r"[ \t\n\r,:]*").match
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A translation that a row lacks: the text to translate, and where in the line its translation goes."""
+    """A translation that is missing: the text to translate, and the place that it goes to."""
 
     text: str
     language: str
-    position: int
+    position: int  # in the line of a shard; or which row of a table
 
 
 def find_gaps(line: bytes, source: str, languages: Sequence[str]) -> list[Gap]:
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("input", type=Path, metavar="IN", help="folder with part_*.data at any depth")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder for the translated shards")
     parser.add_argument("--languages", nargs="+", required=True, help="to add, by the model's codes")
-    parser.add_argument("--model", default="facebook/m2m100_1.2B", help="folder or Hub id of an M2M100")
+    parser.add_argument("--model", default=TRANSLATOR, help="folder or Hub id of an M2M100")
     parser.add_argument("--source", default="en", help="language to translate from (default: en)")
     parser.add_argument("--batch_size", type=int, default=64, help="captions at a time (default: 64)")
     parser.add_argument("--max_bad_fraction", type=float, default=0.05, help="of the rows (default: 0.05)")

@@ -18,20 +18,23 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import data_scripts
 from ccrk.search.calibrate import ERROR, calibrate, find_threshold
-from ccrk.search.consistency import format_results, measure, read_queries, write_results
+from ccrk.search.consistency import format_results, measure, write_results
 from ccrk.search.export import PACKAGES, export
 from ccrk.search.index import PictureIndex
+from ccrk.search.queries import read_queries, translate, write_queries
 from ccrk.search.query import Filter, Query
 from ccrk.search.store import Store
 from data_scripts.cli import one_line, one_line_errors, printable, set_up_logging
 from data_scripts.files import check_output_folder
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.sources import PICTURES
+from data_scripts.translate import TRANSLATOR
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +51,10 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser)
     parser.add_argument("--batch_size", type=positive, default=64, help="pictures encoded at a time (default: 64)")
     parser.add_argument("--workers", type=positive, help="threads that read and decode (default: one for each core)")
+    parser.add_argument("--ray", metavar="auto|ADDRESS", help="read, decode and encode on this cluster of Ray")
     parser.add_argument("--bf16", action="store_true", help="a new index: weights of the model in bf16")
     parser.add_argument(
-        "--keep_states", action="store_true", help="a new index: keep image states, so that --rerank encodes no picture"
+        "--keep_states", action="store_true", help="a new index: keep image states; --rerank then encodes no picture"
     )
     parser.add_argument(
         "--calibrate",
@@ -72,6 +76,7 @@ def run_index(arguments: argparse.Namespace) -> None:
         lambda: data_scripts.load(arguments.source, **options),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        ray=arguments.ray,
     )
     print(printable(changes))
     if arguments.calibrate:
@@ -134,6 +139,12 @@ def add_consistency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write results.json, report.html to")
     parser.add_argument("--languages", nargs="+", help="which columns; all by default")
     parser.add_argument("--pivot", help="language to compare the others with (default: en, or the first column)")
+    parser.add_argument(
+        "--translate", nargs="+", default=[], metavar="LANGUAGE", help="to fill from the pivot, where it is not there"
+    )
+    parser.add_argument(
+        "--translator", default=TRANSLATOR, help=f"folder or Hub id of an M2M100 (default: {TRANSLATOR})"
+    )
     parser.add_argument("--model", help="where the index's model is now")
     parser.set_defaults(run=run_consistency)
 
@@ -146,8 +157,18 @@ def run_consistency(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--pivot {pivot} is none of {', '.join(languages)}")
     problems.report()
     index = PictureIndex(arguments.index, arguments.model)
+    translated = Counter()
+    if arguments.translate:
+        translated = translate(queries, pivot, arguments.translate, arguments.translator)
+        languages += [language for language in dict.fromkeys(arguments.translate) if language not in languages]
+    if not any(len(row) > 1 for row in queries):
+        raise ValueError(
+            f"{arguments.queries} has no query in two languages; give a column for each, or --translate LANGUAGE …"
+        )
     results = measure(index, languages, queries, pivot)
+    results["translated"] = {"model": arguments.translator, "queries": translated} if arguments.translate else None
     write_results(results, arguments.output_dir)
+    write_queries(queries, languages, arguments.output_dir / "queries.csv")
     if importlib.util.find_spec("matplotlib"):
         from ccrk.search.consistency_report import write_report
 

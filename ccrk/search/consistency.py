@@ -12,10 +12,8 @@ from scipy import stats
 from ccrk.processes import progress
 from ccrk.retrieval.evaluate import encode_captions
 from ccrk.search.index import PictureIndex
-from data_scripts.captions import is_usable
+from ccrk.search.queries import Queries
 from data_scripts.files import written_whole
-from data_scripts.problems import Problems
-from data_scripts.sources import SeparatedValues
 
 TOP = 10
 DEPTH = 100  # of rank-biased overlap: what lies deeper weighs 3e-5 of it
@@ -24,39 +22,6 @@ FUSION = 60  # of reciprocal rank fusion, by its authors (Cormack et al., SIGIR 
 RESAMPLES = 1_000
 MEASURES = ("overlap@10", "rbo", "rank_drift")
 MOST_DIFFERENT = 12
-
-Queries = list[dict[str, str]]  # language → text, a row each
-
-
-def read_queries(path: Path, languages: Sequence[str] | None = None) -> tuple[list[str], Queries, Problems]:
-    """A table whose columns are languages and whose rows are one query each.
-
-    Args:
-        path: CSV, or TSV.
-        languages: which columns; all by default.
-
-    Returns: the languages, the rows without what is no usable text, and what was wrong in the file.
-
-    Raises:
-        ValueError: there is no such file or column, no two languages, or no row with two of them.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; give a CSV whose columns are languages and whose rows are queries")
-    problems = Problems(str(path), max_bad_fraction=1.0)
-    rows, columns = [], []
-    for record, _, where in SeparatedValues(path).records(problems):
-        columns = list(record)
-        usable = {language: text for language, text in record.items() if is_usable(text)}
-        for language in record.keys() - usable.keys():
-            problems.absent(f"no usable query in {language}", where)
-        rows.append(usable)
-    languages = list(languages or columns)
-    if unknown := [language for language in languages if language not in columns]:
-        raise ValueError(f"{path} has no column {unknown[0]}, only {', '.join(columns) or 'a header'}")
-    rows = [{language: row[language] for language in languages if language in row} for row in rows]
-    if len(languages) < 2 or not any(len(row) > 1 for row in rows):
-        raise ValueError(f"{path} has no query in two languages; give a column for each language")
-    return languages, rows, problems
 
 
 def fused(rankings: Sequence[np.ndarray]) -> np.ndarray:

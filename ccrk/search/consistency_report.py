@@ -38,6 +38,7 @@ def write_report(results: dict, store: Store, output_dir: Path) -> None:
         f"<h1>Do {len(results['languages'])} languages find the same pictures?</h1>",
         f'<p class="soft">{escape(results["model"])} · {results["pictures"]:,} pictures, {results["queries"]:,} '
         "queries · no labels · intervals are 95 % (bootstrap over queries)</p>",
+        _translated(results),
         STYLE,
         '<div class="cards">',
         f"<div class=card><b>{everything['overlap@10']['mean']:.2f}</b>of the first ten in common, mean of all pairs "
@@ -60,6 +61,16 @@ def write_report(results: dict, store: Store, output_dir: Path) -> None:
         _gallery(results, store),
     ]
     write_page(output_dir / "report.html", "Consistency of languages", parts)
+
+
+def _translated(results: dict) -> str:
+    if not (translated := results["translated"]):
+        return ""
+    counts = ", ".join(f"{language} {count:,}" for language, count in translated["queries"].items()) or "none"
+    return (
+        f'<p class="soft">Translated from {escape(results["pivot"])} by {escape(translated["model"])}, as queries.csv '
+        f"has them: {escape(counts)}. What its mistakes cost is in the figures.</p>"
+    )
 
 
 def plot_overlap(results: dict) -> Figure:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import datasets
 import pyarrow as pa
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import data_scripts
 from ccrk.encoders import CCRKEncoder, Encoder, kind_of_encoder, load_encoder, make_encoder
+from ccrk.search.machines import BATCH_SIZE, ManyMachines, OneMachine, stored_side
 from ccrk.search.query import Filter, Found, Query, combine, encode_again, nearest, ranked, rerank_found
 from ccrk.search.store import Store
 from ccrk.search.update import Changes, update
@@ -96,8 +97,9 @@ class PictureIndex:
         self,
         source: str | os.PathLike,
         load: Callable[[], datasets.Dataset] | None = None,
-        batch_size: int = 64,
+        batch_size: int = BATCH_SIZE,
         workers: int | None = None,
+        ray: str | None = None,
     ) -> Changes:
         """Makes the index one of the source's pictures as they are now. After a run that was killed it goes on.
 
@@ -106,6 +108,7 @@ class PictureIndex:
             load: its rows where it is a data set; by default those of its split "test".
             batch_size: pictures encoded at a time.
             workers: threads that read and decode; one for each core by default.
+            ray: address of a cluster that does all this instead; see `ccrk.search.machines.ManyMachines`.
 
         Raises:
             ValueError: see `ccrk.search.update.update`; or another process is writing to the index.
@@ -121,7 +124,12 @@ class PictureIndex:
                     self.location, settings, len(embed), tuple(states[0].shape[1:]) if states else None
                 )
             load = load or (lambda: data_scripts.load(source, split="test"))
-            changes = update(self.store, encoder, source, load, batch_size, workers)
+            if ray is None:
+                machines = OneMachine(encoder, batch_size, workers)
+            else:
+                open_encoder = partial(_open, self.model, self.bf16, self.keep_states, self.encoder.fingerprint)
+                machines = ManyMachines(ray, open_encoder, stored_side(encoder), batch_size)
+            changes = update(self.store, source, load, machines)
             vars(self).pop("contents", None)
             if self.store.is_approximate:
                 logger.info("the approximate search finds %.3f of the exact ten best", self.store.recall())
@@ -176,3 +184,12 @@ class PictureIndex:
         """Takes notice of what another process has written to the index."""
         if self.store.refresh():
             vars(self).pop("contents", None)
+
+
+def _open(model: str, bf16: bool, keep_states: bool, fingerprint: str) -> Encoder:
+    """The model on another machine; ValueError where it is another one there."""
+    encoder = load_encoder(model, int(keep_states), bf16)
+    alone = make_encoder(encoder.model, encoder.processor) if keep_states else encoder
+    if alone.fingerprint != fingerprint:
+        raise ValueError(f"{model} is another model there than here; give all machines the same one")
+    return encoder

@@ -4,18 +4,16 @@ import collections
 import logging
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import datasets
-import torch
 from tqdm import tqdm
 
-from ccrk.encoders import Encoder, input_size
-from ccrk.search.pictures import PASSING, STORED_SIDE, Item, Prepared, Source, names, open_source, prepare
-from ccrk.search.store import STATES, FileState, Store
+from ccrk.search.machines import Encoded, Machines
+from ccrk.search.pictures import PASSING, Item, Source, names, open_source
+from ccrk.search.store import FileState, Store
 from data_scripts.cli import one_line
 
 logger = logging.getLogger(__name__)
@@ -59,21 +57,12 @@ class Changes:
         return "\n".join(lines)
 
 
-def update(
-    store: Store,
-    encoder: Encoder,
-    source: str,
-    load: Callable[[], datasets.Dataset],
-    batch_size: int = 64,
-    workers: int | None = None,
-) -> Changes:
+def update(store: Store, source: str, load: Callable[[], datasets.Dataset], machines: Machines) -> Changes:
     """Makes the index one of the source's pictures as they are now; whoever calls holds the store's lock.
 
     Args:
-        encoder: with a `k_test` where the index keeps image states.
         source: see `open_source`, as `load`.
-        batch_size: pictures encoded at a time. Three times as many, decoded, are held at most.
-        workers: threads that read and decode; one for each core by default.
+        machines: which read, decode and encode.
 
     Raises:
         ValueError: the source holds no picture, or is another than the index is of, or an embedding is not finite.
@@ -99,7 +88,7 @@ def update(
         else:
             todo.append(item)
     where = {state.digest: path for path, state in states.items()}
-    run = _Run(store, encoder, batch_size, workers or os.cpu_count() or 1, changes, states, damaged, where, reasons)
+    run = _Run(store, machines, changes, states, damaged, where, reasons)
     with tqdm(total=len(todo), desc="indexing", unit=" pictures", disable=None if todo else True) as progress:
         lost = run.take(todo, progress)
         if lost:  # their contents were in a row that has got others in this very run
@@ -131,12 +120,10 @@ def _check_source(store: Store, name: str, found: Source, states: dict) -> None:
 
 @dataclass
 class _Run:
-    """What passes between the workers, the model and the store."""
+    """What passes between the machines and the store."""
 
     store: Store
-    encoder: Encoder
-    batch_size: int
-    workers: int
+    machines: Machines
     changes: Changes
     states: dict[str, FileState]  # path → what the index has of it
     damaged_states: dict[str, FileState]
@@ -146,85 +133,47 @@ class _Run:
     def take(self, items: Sequence[Item], progress: tqdm) -> list[Item]:
         """Indexes items. Returns those whose contents were known when they were read, and no longer when written."""
         lost: list[Item] = []
-        to_encode: list[Prepared] = []
-        to_copy: list[Prepared] = []
+        to_copy: list[Encoded] = []
         rows: list[dict] = []
         damaged: list[dict] = []
 
-        def commit(all_of_it: bool = False) -> None:
-            if to_encode and (all_of_it or len(to_encode) >= self.batch_size):
-                rows.extend(self._encoded(to_encode))
-                to_encode.clear()
-            if all_of_it or len(rows) + len(to_copy) + len(damaged) >= ROWS_PER_COMMIT:
-                lost.extend(self._copy(to_copy, rows))
-                self._write(rows, damaged)
-                for waiting in (rows, to_copy, damaged):
-                    waiting.clear()
+        def commit() -> None:
+            lost.extend(self._copy(to_copy, rows))
+            self._write(rows, damaged)
+            for waiting in (rows, to_copy, damaged):
+                waiting.clear()
 
-        for prepared in self._prepared(items):
+        for encoded in self.machines(items, collections.ChainMap(self.where, self.reasons)):
             progress.update()
-            item, known = prepared.item, prepared.item.path in self.states
-            reason = prepared.reason or self.reasons.get(prepared.digest)
+            item, known = encoded.item, encoded.item.path in self.states
+            reason = encoded.reason or self.reasons.get(encoded.digest)
             if reason is not None:
                 self.changes.bad(reason, item.path)
                 if reason not in PASSING:
-                    damaged.append(_row(prepared) | {"reason": reason})
-            elif prepared.picture is not None:
+                    damaged.append(_row(encoded) | {"reason": reason})
+            elif encoded.columns is not None:
                 self.changes.changed += known
                 self.changes.new += not known
-                to_encode.append(prepared)
-            elif item.mtime_ns is None and known and self.states[item.path].digest == prepared.digest:
+                rows.append(_row(encoded) | encoded.columns)
+            elif item.mtime_ns is None and known and self.states[item.path].digest == encoded.digest:
                 self.changes.unchanged += 1  # of a data set, where only the contents tell
             else:
-                to_copy.append(prepared)
-            commit()
-        commit(all_of_it=True)
+                to_copy.append(encoded)
+            if len(rows) + len(to_copy) + len(damaged) >= ROWS_PER_COMMIT:
+                commit()
+        commit()
         return lost
 
-    def _prepared(self, items: Sequence[Item]) -> Iterator[Prepared]:
-        """Items after they were read, in their order, some batches ahead of the model."""
-        side = max(STORED_SIDE, input_size(self.encoder.inputs.image_processor))
-        known = collections.ChainMap(self.where, self.reasons)
-        waiting: deque = deque()
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            for item in items:
-                waiting.append(pool.submit(prepare, item, known, side))
-                if len(waiting) > 2 * self.batch_size:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _encoded(self, batch: Sequence[Prepared]) -> list[dict]:
-        encoded = self.encoder.encode_images([prepared.picture for prepared in batch])
-        columns = {"vector": encoded["embeds"].float().cpu()}
-        if self.store.states_shape:
-            columns[STATES] = encoded["states"].half().flatten(1).cpu()
-        for values in columns.values():
-            finite = torch.isfinite(values).all(dim=1)
-            if not finite.all():
-                path = batch[int(finite.int().argmin())].item.path
-                raise ValueError(
-                    f"the embedding of {path} is not finite; look for the overflow in the model, or use fp32"
-                )
-        rows = [_row(prepared) | {"jpeg": prepared.jpeg} for prepared in batch]
-        for name, values in columns.items():
-            for row, value in zip(rows, values.numpy(), strict=True):
-                row[name] = value.tobytes() if name == STATES else value
-        return rows
-
-    def _copy(self, batch: Sequence[Prepared], rows: list[dict]) -> list[Item]:
+    def _copy(self, batch: Sequence[Encoded], rows: list[dict]) -> list[Item]:
         """Adds the rows of pictures whose contents are in the index; returns the items for which they are not."""
         if not batch:
             return []
-        found = self.store.copies(sorted({self.where[prepared.digest] for prepared in batch}))
-        for prepared in batch:
-            if copy := found.get(prepared.digest):
+        found = self.store.copies(sorted({self.where[encoded.digest] for encoded in batch}))
+        for encoded in batch:
+            if copy := found.get(encoded.digest):
                 self.changes.copied += 1
-                rows.append(_row(prepared) | copy)
-        return [prepared.item for prepared in batch if prepared.digest not in found]
+                rows.append(_row(encoded) | copy)
+        return [encoded.item for encoded in batch if encoded.digest not in found]
 
     def _write(self, rows: Sequence[dict], damaged: Sequence[dict]) -> None:
         self.store.write(rows)
@@ -237,6 +186,6 @@ class _Run:
         self.where |= {row["digest"]: row["path"] for row in rows}
 
 
-def _row(prepared: Prepared) -> dict:
-    item = prepared.item
-    return {"path": item.path, "size": item.size, "mtime_ns": item.mtime_ns, "digest": prepared.digest}
+def _row(encoded: Encoded) -> dict:
+    item = encoded.item
+    return {"path": item.path, "size": item.size, "mtime_ns": item.mtime_ns, "digest": encoded.digest}

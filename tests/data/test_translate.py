@@ -1,6 +1,5 @@
 """Translating shards: what is added and what stays, bad rows, and what is left when the command is killed."""
 
-import io
 import json
 import os
 import signal
@@ -9,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 from conftest import ROOT
-from transformers import M2M100Config, M2M100ForConditionalGeneration, M2M100Tokenizer
+from tiny import tiny_translator
 
 from data_scripts import translate
 
@@ -35,29 +33,7 @@ BAD_LINES = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A random M2M100 of some 20,000 parameters, with a tokenizer for the captions above."""
-    folder = tmp_path_factory.mktemp("m2m100")
-    file = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_writer=file, vocab_size=60, hard_vocab_limit=False, minloglevel=2
-    )
-    (folder / "sentencepiece.bpe.model").write_bytes(file.getvalue())
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=file.getvalue())
-    names = ["<s>", "<pad>", "</s>", "<unk>", *(pieces.id_to_piece(i) for i in range(3, pieces.get_piece_size()))]
-    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
-    tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "init_std": 1.0, "max_position_embeddings": 128}
-    sizes |= {
-        f"{part}_{size}": n for part in ("encoder", "decoder") for size, n in (("attention_heads", 2), ("ffn_dim", 8))
-    }
-    network = M2M100ForConditionalGeneration(
-        M2M100Config(vocab_size=len(names) + len(tokenizer.lang_code_to_id), **sizes)
-    )
-    network.generation_config.update(max_length=12, num_beams=2, forced_eos_token_id=2)
-    network.save_pretrained(folder)
-    return folder
+    return tiny_translator(tmp_path_factory.mktemp("m2m100"), LINES)
 
 
 @pytest.fixture

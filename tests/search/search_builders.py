@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import data_scripts
+from ccrk.search.machines import OneMachine
 from ccrk.search.store import Store
 from ccrk.search.update import Changes, update
 
@@ -70,7 +71,8 @@ def bring_up_to_date(source: Path | str, index: Path, encoder: Colors | None = N
         if not Store.exists(os.fspath(index)):
             Store.create(os.fspath(index), {"model": "colors", "fingerprint": "colors", "dtype": "fp32"}, 12)
         load = options.pop("load", lambda: data_scripts.load(os.fspath(source), split="test"))
-        return update(Store(os.fspath(index)), encoder or Colors(), os.fspath(source), load, **options)
+        machines = options.pop("machines", None) or OneMachine(encoder or Colors(), **options)
+        return update(Store(os.fspath(index)), os.fspath(source), load, machines)
 
 
 def contents(index: Path) -> dict[str, tuple]:

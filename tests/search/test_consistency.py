@@ -5,8 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from builders import write
 from search_builders import NAMES, Colors, bring_up_to_date, photographs
+from tiny import tiny_translator
+from tqdm import tqdm
 
 from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
@@ -17,8 +20,9 @@ from ccrk.search.consistency import (
     measure,
     overlap,
     rank_biased_overlap,
-    read_queries,
 )
+from ccrk.search.queries import read_queries
+from data_scripts.translate import Gap, Translator
 
 WORDS = list(NAMES)
 
@@ -89,8 +93,6 @@ def test_queries_are_read_as_people_write_them(tmp_path):
     assert problems.absences == {"no usable query in de": 1, "no usable query in en": 1}
     with pytest.raises(ValueError, match="has no column fr, only en, de"):
         read_queries(path, ["en", "fr"])
-    with pytest.raises(ValueError, match="no query in two languages"):
-        read_queries(path, ["en"])
     with pytest.raises(ValueError, match="there is no file"):
         read_queries(tmp_path / "none.csv")
 
@@ -111,3 +113,31 @@ def test_the_command_writes_results_and_report(index, tmp_path, monkeypatch, cap
     shutil.rmtree(out)
     with pytest.raises(SystemExit, match="--pivot fr is none of en, de, ar"):
         main(["consistency", str(tmp_path / "index"), str(queries), "--output_dir", str(out), "--pivot", "fr"])
+
+
+def test_missing_languages_are_translated(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(PictureIndex, "encoder", index.encoder)
+    sentences = ["red star", "green star and blue star", "two small dogs", "done it"]
+    model = tiny_translator(tmp_path, sentences * 3)
+    queries = write(tmp_path / "q.csv", "en,de\nred star,rot\ngreen star,\n,blau\n")
+    out = tmp_path / "out"
+    command = ["consistency", str(tmp_path / "index"), str(queries), "--output_dir", str(out)]
+    command += ["--translator", str(model), "--translate"]
+    main([*command, "de", "sw"])
+    assert "sw" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert results["translated"] == {"model": str(model), "queries": {"de": 1, "sw": 2}}
+    assert results["against_pivot"]["sw"]["queries"] == 2
+    assert "Translated from en by" in (out / "report.html").read_text()
+
+    languages, rows, _ = read_queries(out / "queries.csv")
+    assert languages == ["en", "de", "sw"]
+    assert (rows[0]["de"], rows[2]) == ("rot", {"de": "blau"})  # what was there, and what had nothing to translate
+    translator = Translator(str(model), "en", ["sw"], 1, torch.device("cpu"))
+    assert rows[0]["sw"] == translator([Gap("red star", "sw", 0)], tqdm(disable=True))[0]
+
+    with pytest.raises(SystemExit, match="does not know xyz"):
+        main([*command, "xyz"])
+    alone = write(tmp_path / "alone.csv", "en\nred\n")
+    with pytest.raises(SystemExit, match="has no query in two languages"):
+        main(["consistency", str(tmp_path / "index"), str(alone), "--output_dir", str(out)])

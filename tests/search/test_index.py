@@ -126,13 +126,13 @@ def test_the_stored_picture_is_small_and_holds_nothing_of_the_camera(folder, ind
 def test_a_picture_that_cannot_be_opened_now_is_tried_again(folder, index, monkeypatch):
     bring_up_to_date(folder, index)
     picture(gone := folder / "gone.png", RED)
-    prepare = ccrk.search.update.prepare
+    prepare = ccrk.search.machines.prepare
 
     def vanishing(item, *others):
         gone.unlink(missing_ok=True)
         return prepare(item, *others)
 
-    monkeypatch.setattr(ccrk.search.update, "prepare", vanishing)
+    monkeypatch.setattr(ccrk.search.machines, "prepare", vanishing)
     assert bring_up_to_date(folder, index).damaged == {"image file missing": 1}
     monkeypatch.undo()
     picture(gone, RED)
@@ -140,7 +140,7 @@ def test_a_picture_that_cannot_be_opened_now_is_tried_again(folder, index, monke
 
 
 def test_a_picture_replaced_while_it_is_read_is_read_again(folder, index, monkeypatch):
-    prepare = ccrk.search.update.prepare
+    prepare = ccrk.search.machines.prepare
 
     def replacing(item, *others):
         prepared = prepare(item, *others)
@@ -148,7 +148,7 @@ def test_a_picture_replaced_while_it_is_read_is_read_again(folder, index, monkey
             picture(folder / item.path, BLUE)
         return prepared
 
-    monkeypatch.setattr(ccrk.search.update, "prepare", replacing)
+    monkeypatch.setattr(ccrk.search.machines, "prepare", replacing)
     bring_up_to_date(folder, index)
     monkeypatch.undo()
     assert bring_up_to_date(folder, index).changed == 1
