@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import data_scripts
@@ -37,6 +38,8 @@ from data_scripts.sources import PICTURES
 from data_scripts.translate import TRANSLATOR
 
 logger = logging.getLogger(__name__)
+
+OWN_CAPTIONS = ""  # in place of a table
 
 
 def add_index(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +61,11 @@ def add_index(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibrate",
-        type=Path,
+        nargs="?",
+        const=OWN_CAPTIONS,
         metavar="QUERIES.csv",
-        help="columns: path, of the right picture, and languages; sets the score from which a result is likely",
+        help="columns: path, of the right picture, and languages; sets the score from which a result is likely. "
+        "Without a table by the captions of SOURCE, one of each picture",
     )
     parser.add_argument("--error", type=float, default=ERROR, help=f"of right pictures below it (default: {ERROR})")
     parser.set_defaults(run=run_index)
@@ -71,16 +76,25 @@ def run_index(arguments: argparse.Namespace) -> None:
     options = data_scripts.merge_options(
         arguments.dataset_config, split=arguments.split, **data_options(arguments), streaming=False
     )
+    load = cache(lambda: data_scripts.load(arguments.source, **options))
+    # Before hours are spent.
+    if arguments.calibrate == OWN_CAPTIONS:
+        load()
+    elif arguments.calibrate is not None and not os.path.isfile(arguments.calibrate):
+        raise ValueError(
+            f"there is no file {arguments.calibrate}; give a CSV with the columns path, and one for each language"
+        )
     changes = index.update(
         arguments.source,
-        lambda: data_scripts.load(arguments.source, **options),
+        load,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         ray=arguments.ray,
     )
     print(printable(changes))
-    if arguments.calibrate:
-        for language, value in calibrate(index, arguments.calibrate, arguments.error).items():
+    if arguments.calibrate is not None:
+        known = load() if arguments.calibrate == OWN_CAPTIONS else Path(arguments.calibrate)
+        for language, value in calibrate(index, known, arguments.error).items():
             print(printable(f"{language}: a result is likely from a score of {value:.4f} on"))
 
 

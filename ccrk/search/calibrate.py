@@ -6,9 +6,10 @@ prediction: Vovk et al., "Algorithmic Learning in a Random World", 2005), whatev
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import datasets
 import numpy as np
 
 from ccrk.retrieval.evaluate import encode_captions
@@ -37,39 +38,63 @@ def threshold(scores: Sequence[float], error: float) -> float:
     return float(np.sort(np.asarray(scores))[place - 1])
 
 
-def calibrate(index: PictureIndex, path: Path, error: float = ERROR) -> dict[str, float]:
-    """Thresholds of all languages in a table, which the index keeps.
+# The path of the right picture, language → a query that is meant to find it, and in words where this stands.
+Known = tuple[str | None, Mapping[str, str | None], str]
 
-    Args:
-        path: CSV with a column `path`, of the right picture as the index names it, and others that are languages.
+
+def known_queries(path: Path, problems: Problems) -> Iterator[Known]:
+    """Those of a CSV with a column `path`, of the right picture as the index names it, and others that are languages.
 
     Raises:
-        ValueError: there is no such file or column, no picture of it is in the index, or there are too few queries.
+        ValueError: it has no such column.
     """
-    if not 0 < error < 1:
-        raise ValueError(f"an error is a share between 0 and 1, not {error:g}")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; give a CSV with the columns path, and one for each language")
-    index.refresh()
-    pictures, vectors = index.contents
-    row_of = {name: row for row, name in enumerate(pictures["id"].to_pylist())}
-    problems = Problems(str(path), max_bad_fraction=1.0)
-    texts: dict[str, list[str]] = {}
-    rows: dict[str, list[int]] = {}
     for record, _, where in SeparatedValues(path).records(problems):
         if PATH not in record:
             raise ValueError(f"{path} has no column path, only {', '.join(record)}")
-        row = row_of.get(_id(record.pop(PATH)))
+        yield record.pop(PATH), record, where
+
+
+def own_captions(dataset: datasets.Dataset) -> Iterator[Known]:
+    """The first usable caption of each picture in each language: several of one picture are no independent queries."""
+    seen = set()
+    for number, (image_id, captions) in enumerate(zip(dataset["image_id"], dataset["captions"], strict=True), start=1):
+        if image_id not in seen:
+            seen.add(image_id)
+            first = {language: next(filter(is_usable, own or ()), None) for language, own in captions.items()}
+            yield image_id, first, f"row {number}"
+
+
+def calibrate(index: PictureIndex, known: Path | datasets.Dataset, error: float = ERROR) -> dict[str, float]:
+    """Thresholds of all languages, which the index keeps.
+
+    Args:
+        known: a table, see `known_queries`; or rows with captions, see `own_captions`. The model must not have been
+            trained with either.
+
+    Raises:
+        ValueError: no picture is in the index, or there are too few queries.
+    """
+    if not 0 < error < 1:
+        raise ValueError(f"an error is a share between 0 and 1, not {error:g}")
+    index.refresh()
+    pictures, vectors = index.contents
+    row_of = {name: row for row, name in enumerate(pictures["id"].to_pylist())}
+    name = str(known) if isinstance(known, Path) else "its captions"
+    problems = Problems(name, max_bad_fraction=1.0)
+    texts: dict[str, list[str]] = {}
+    rows: dict[str, list[int]] = {}
+    for path, queries, where in known_queries(known, problems) if isinstance(known, Path) else own_captions(known):
+        row = row_of.get(_id(path))
         if row is None:
             problems.absent("picture is not in the index", where)
             continue
-        for language, text in record.items():
+        for language, text in queries.items():
             if is_usable(text):
                 texts.setdefault(language, []).append(text)
                 rows.setdefault(language, []).append(row)
     problems.report()
     if not texts:
-        raise ValueError(f"no picture of {path} is in {index.location}; its column path holds what a query prints")
+        raise ValueError(f"no picture of {name} is in {index.location}; a path is what a query prints")
     thresholds = {}
     for language, queries in texts.items():
         embeds = encode_captions(index.encoder, queries).embeds
@@ -77,7 +102,7 @@ def calibrate(index: PictureIndex, path: Path, error: float = ERROR) -> dict[str
         try:
             thresholds[language] = threshold(scores, error) - ROUNDING
         except ValueError as problem:
-            raise ValueError(f"{path}, {language}: {problem}") from problem
+            raise ValueError(f"{name}, {language}: {problem}") from problem
     index.store.write_thresholds(
         [
             {"language": language, "threshold": value, "error": error, "queries": len(texts[language])}

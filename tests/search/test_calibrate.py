@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from builders import write
+from builders import write, write_json_lines
 from qdrant_client import QdrantClient
 from search_builders import NAMES, Colors, bring_up_to_date, picture
 
@@ -61,6 +61,34 @@ def test_an_index_keeps_its_thresholds_and_marks_what_is_likely(index, tmp_path,
     assert not any(found["likely"] for found in results if found["path"].startswith("blue/"))
     with pytest.raises(SystemExit, match="no threshold of fr, only of"):
         main([*query, "fr"])
+
+
+def test_an_index_is_calibrated_by_the_captions_of_its_source(index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(PictureIndex, "encoder", index.encoder)
+    captions = [
+        {"file_name": f"{color}/{number}.png", "caption_en": [color, "green"], "caption_de": None if number else [de]}
+        for color, de in (("red", "rot"), ("blue", "blau"))
+        for number in range(12)
+    ]
+    write_json_lines(tmp_path / "photos/metadata.jsonl", captions)
+    index.store.source = str(tmp_path / "photos")
+    command = ["index", str(tmp_path / "photos"), index.location, "--languages"]
+    main([*command, "en", "--split", "train", "--error", "0.2", "--calibrate"])
+    assert "en: a result is likely from a score of" in capsys.readouterr().out
+    scores = sorted(
+        found.score
+        for color in ("red", "blue")
+        for found in index.search(color, k=24)
+        if found.path.startswith(color)  # one caption of each picture, the first
+    )
+    assert index.store.thresholds() == {"en": pytest.approx(scores[4], abs=1e-5)}  # 0.2 of 24 + 1: the fifth
+    with pytest.raises(SystemExit, match="de: 2 queries are too few"):
+        main([*command, "de", "--split", "train", "--calibrate"])
+    (tmp_path / "photos/metadata.jsonl").unlink()
+    with pytest.raises(SystemExit, match="holds no captions"):
+        main([*command, "en", "--calibrate"])
+    with pytest.raises(SystemExit, match=r"there is no file none\.csv"):
+        main([*command, "en", "--calibrate", "none.csv"])
 
 
 @pytest.mark.parametrize(
