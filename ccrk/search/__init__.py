@@ -8,5 +8,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from ccrk.search.index import PictureIndex
+from ccrk.search.lance import CCRKEmbeddings
 
-__all__ = ["PictureIndex"]
+__all__ = ["CCRKEmbeddings", "PictureIndex"]

@@ -29,12 +29,11 @@ from ccrk.search.consistency import format_results, measure, write_results
 from ccrk.search.export import PACKAGES, export
 from ccrk.search.index import PictureIndex
 from ccrk.search.queries import read_queries, translate, write_queries
-from ccrk.search.query import Filter, Query
+from ccrk.search.query import Filter, as_query
 from ccrk.search.store import Store
 from data_scripts.cli import one_line, one_line_errors, printable, set_up_logging
 from data_scripts.files import check_output_folder
 from data_scripts.options import DATASETS, add_data_arguments, data_options
-from data_scripts.sources import PICTURES
 from data_scripts.translate import TRANSLATOR
 
 logger = logging.getLogger(__name__)
@@ -221,15 +220,6 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def run_export(arguments: argparse.Namespace) -> None:
     number = export(Store(arguments.index), arguments.to, arguments.output)
     print(printable(f"{number:,} pictures written to {arguments.output}"))
-
-
-def as_query(text: str) -> Query:
-    """A file is a picture, all else a text; ValueError for what looks like a picture that is not there."""
-    if os.path.isfile(text):
-        return Path(text)
-    if text.lower().endswith(PICTURES) and " " not in text:
-        raise ValueError(f"there is no picture {text}")
-    return text
 
 
 def positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from ccrk.encoders import CCRKEncoder, EncodedCaptions, Encoder
 from data_scripts.captions import is_usable
 from data_scripts.images import read_image
+from data_scripts.sources import PICTURES
 
 Query = str | Path | bytes | Image.Image
 
@@ -89,12 +91,26 @@ def _nanoseconds(text: str | None, end: bool = False) -> int | None:
         raise ValueError(f"{text!r} is no date such as 2024-05-31") from error
 
 
+def as_query(text: str) -> Query:
+    """A file is a picture, all else a text; ValueError for what looks like a picture that is not there."""
+    if os.path.isfile(text):
+        return Path(text)
+    if text.lower().endswith(PICTURES) and " " not in text:
+        raise ValueError(f"there is no picture {text}")
+    return text
+
+
+def check_text(text: str) -> str:
+    """The text; ValueError where it holds no word."""
+    if not is_usable(text):
+        raise ValueError("the query is empty; type some words")
+    return text
+
+
 def embed(encoder: Encoder, query: Query) -> Tensor:
     """The vector of a text or a picture, (P,), L2-normalised. ValueError where it holds nothing, or is none."""
     if isinstance(query, str):
-        if not is_usable(query):
-            raise ValueError("the query is empty; type some words")
-        return encoder.encode_captions([query])["embeds"][0].float().cpu()
+        return encoder.encode_captions([check_text(query)])["embeds"][0].float().cpu()
     return encoder.encode_images([read_image(query)])["embeds"][0].float().cpu()
 
 

@@ -5,12 +5,15 @@ import os
 import re
 import shutil
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import transformers
 from builders import write
 from conftest import ROOT
+from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from PIL import Image
 from search_builders import Colors, bring_up_to_date, photographs, picture
 from tiny import tiny_config, tokenizer
@@ -213,14 +216,41 @@ def test_mistakes_are_told_in_one_line(checkpoint, processor, tmp_path, monkeypa
     assert "\n" not in str(end.value)
 
 
-def test_the_block_of_the_document_runs(checkpoint, tmp_path, monkeypatch, capsys):
+def test_the_blocks_of_the_document_run(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos", 7)
     shutil.copytree(checkpoint, "outputs/demo/finetune")
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), re.DOTALL)
-    exec(compile(block, "docs/search.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/search.md").read_text(), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "docs/search.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("7 new") and [line.split()[0] for line in lines[1:]] == list("12345")
+    assert lines[0].startswith("7 new") and [line.split()[0] for line in lines[1:6]] == list("12345")
+    assert lines[6:] == ["photos/a/0-001.png"]
+
+
+def test_a_table_of_lancedb_gets_the_vectors_of_the_index(checkpoint, tmp_path):
+    folder = photographs(tmp_path / "photos", 3)
+    index = PictureIndex(tmp_path / "index", checkpoint)
+    index.update(folder)
+    function = get_registry().get("ccrk").create(name=checkpoint, batch_size=2)
+    files = [folder / path for path in index.contents[0]["path"].to_pylist()]
+    sources = [str(files[0]), files[1].read_bytes(), "ein Hund", Image.open(files[2]), "un chien"]
+    vectors = torch.from_numpy(np.stack(function.compute_source_embeddings(sources)))
+    assert torch.allclose(vectors[[0, 1, 3]], index.contents[1], atol=1e-5)
+    texts = index.encoder.encode_captions(["ein Hund", "un chien"])["embeds"]
+    assert torch.allclose(vectors[[2, 4]], texts, atol=1e-5)
+
+    table = lancedb.connect(tmp_path / "database").create_table(
+        "rows",
+        pa.table({"file": [str(file) for file in files]}),
+        embedding_functions=[EmbeddingFunctionConfig(vector_column="vector", source_column="file", function=function)],
+    )
+    table = lancedb.connect(tmp_path / "database").open_table("rows")  # opens the model by its name
+    expected = [str(folder / found.path) for found in index.search("ein Hund")]
+    assert [row["file"] for row in table.search("ein Hund").to_list()] == expected
+    for query, message in ((" . ", "the query is empty"), (str(folder / "gone.jpg"), "there is no picture")):
+        with pytest.raises(ValueError, match=message):
+            function.compute_query_embeddings(query)
 
 
 def test_a_file_that_is_no_picture_is_no_query(checkpoint, tmp_path):
