@@ -65,13 +65,18 @@ def read_lines(path: Path, cure: str) -> list[str]:
     return [line.removeprefix(BYTE_ORDER_MARK).removesuffix("\r") for line in lines]
 
 
-def files_below(folder: str | os.PathLike, pattern: str) -> list[Path]:
+def files_below(
+    folder: str | os.PathLike, pattern: str, on_error: Callable[[OSError], None] | None = None
+) -> list[Path]:
     """The files of some name at any depth of a folder, in the order of their paths.
 
     Links are followed, to folders too, into each folder once: data lies where there is room for it.
+
+    Args:
+        on_error: is told of each folder that cannot be listed; its `filename`. By default it is left out.
     """
     found, seen = [], set()
-    for path, folders, names in os.walk(folder, followlinks=True):
+    for path, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
         if (real := os.path.realpath(path)) in seen:
             folders.clear()
             continue

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -129,6 +130,8 @@ class ManyMachines:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             import ray
             import ray.data
+
+            logging.getLogger("ray").setLevel(logging.ERROR)
         except ImportError as error:
             raise ValueError("--ray needs the package ray; install it with pip install 'ccrk[ray]'") from error
         if not ray.is_initialized():
@@ -142,12 +145,14 @@ class ManyMachines:
         import ray
 
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
+        context.enable_progress_bars = context.print_on_execution_start = False
         batches = [items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size)]
+        if not batches:
+            return
         gpus, cores = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
         encoders = min(self.encoders or gpus or max(1, cores // 2), len(batches))
-        rows = [{"number": number, "batch": [list(batch)]} for number, batch in enumerate(batches)]
+        # Packed here: Ray would look into each list for a table.
+        rows = [{"number": number, "batch": ray.cloudpickle.dumps(batch)} for number, batch in enumerate(batches)]
         prepared = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Prepare,
             fn_constructor_args=(ray.put(frozenset(known)), self.side),
@@ -159,9 +164,15 @@ class ManyMachines:
             compute=ray.data.ActorPoolStrategy(size=encoders),
             num_gpus=1 if gpus else 0,
         )
-        for row in encoded.iter_rows():
-            for item, (digest, columns, reason) in zip(batches[row["number"]], row["batch"][0], strict=True):
-                yield Encoded(item, digest, columns, reason)
+        try:
+            for row in encoded.iter_rows():
+                batch = batches[row["number"]]
+                for item, rest in zip(batch, ray.cloudpickle.loads(row["batch"]), strict=True):
+                    yield Encoded(item, *rest)
+        except ray.exceptions.RayError as error:
+            raise ValueError(
+                f"Ray gave up: {str(error).strip().splitlines()[-1]}; the same command goes on"
+            ) from error
 
 
 class _Prepare:
@@ -173,18 +184,25 @@ class _Prepare:
         self.known, self.side = ray.get(known), side
 
     def __call__(self, row: dict) -> dict:
-        return row | {"batch": [[prepare(item, self.known, self.side) for item in row["batch"][0]]]}
+        import ray
+
+        batch = [prepare(item, self.known, self.side) for item in ray.cloudpickle.loads(row["batch"])]
+        # What reads them is not needed again, and may hold a data set.
+        batch = [replace(prepared, item=prepared.item._replace(read=None)) for prepared in batch]
+        return row | {"batch": ray.cloudpickle.dumps(batch)}
 
 
 class _Encode:
-    """What becomes of a batch's items, without what reads them."""
+    """What becomes of a batch's items, in their order."""
 
     def __init__(self, open_encoder: Callable[[], Encoder]):
         self.encoder = open_encoder()
 
     def __call__(self, row: dict) -> dict:
-        batch = row["batch"][0]
+        import ray
+
+        batch = ray.cloudpickle.loads(row["batch"])
         pictures = [prepared for prepared in batch if prepared.picture is not None]
         found = iter(encode(self.encoder, pictures) if pictures else [])
         encoded = [_as_it_is(prepared) if prepared.picture is None else next(found) for prepared in batch]
-        return row | {"batch": [[tuple(each)[1:] for each in encoded]]}
+        return row | {"batch": ray.cloudpickle.dumps([tuple(each)[1:] for each in encoded])}

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from data_scripts.text import files_below
 from pictures_ccrk import MAX_BYTES
 
 NO_UNICODE = "file name is no Unicode"
+NO_LIST = "folder cannot be listed; its pictures stay as they were"
 TWO_FILES = "two files of one name, but for accents"
 # Not of the file: it may be read another time, though nothing in it has changed.
 PASSING = (MISSING, UNREADABLE)
@@ -42,6 +44,15 @@ class Source:
     items: list[Item]
     bad: dict[str, str]  # path → why it cannot be an item
     others: Counter[str]  # endings of files that are no pictures known here
+    folder: str | None = None  # where they are files
+    unlisted: tuple[str, ...] = ()  # beginnings of paths that may be there and could not be looked for
+
+    def check(self) -> None:
+        """Raises ValueError where the folder is there no longer: then nobody knows what has been deleted."""
+        if self.folder is not None and not os.path.isdir(self.folder):
+            raise ValueError(
+                f"{self.folder} is gone; is its disk mounted? What was read is kept, and the same command goes on"
+            )
 
 
 @dataclass
@@ -78,7 +89,8 @@ def pictures_in(folder: str) -> Source:
     root = os.path.join(os.path.abspath(folder), "")
     items: dict[str, Item] = {}
     bad, others = {}, Counter()
-    for file in files_below(root, "*"):
+    unlisted: list[str] = []
+    for file in files_below(root, "*", lambda error: unlisted.append(os.path.join(error.filename, "")[len(root) :])):
         if (ending := file.suffix.lower()) not in PICTURES:
             others[ending] += 1
             continue
@@ -99,7 +111,9 @@ def pictures_in(folder: str) -> Source:
         except OSError:  # gone since
             continue
         items[path] = Item(path, status.st_size, status.st_mtime_ns, _reader(file))
-    return Source(list(items.values()), bad, others)
+    bad |= {name or root: NO_LIST for name in unlisted}
+    beginnings = tuple(unicodedata.normalize("NFC", name).replace(os.sep, "/") for name in unlisted)
+    return Source(list(items.values()), bad, others, root, beginnings)
 
 
 def _reader(file: Path) -> Callable[[], bytes]:

@@ -95,10 +95,14 @@ def update(store: Store, source: str, load: Callable[[], datasets.Dataset], mach
             run.where = {}
             run.take(lost, progress)
 
+    found.check()
     there = {item.path for item in found.items}
-    gone = [path for path in states if path not in there]
+    gone, gone_damaged = (
+        [path for path in known if path not in there and not path.startswith(found.unlisted)]
+        for known in (states, damaged)
+    )
     store.delete(gone, store.pictures)
-    store.delete([path for path in damaged if path not in there], store.damaged)
+    store.delete(gone_damaged, store.damaged)
     changes.deleted = len(gone)
     store.source = name
     if todo or gone:

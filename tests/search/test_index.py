@@ -156,6 +156,50 @@ def test_a_picture_replaced_while_it_is_read_is_read_again(folder, index, monkey
     assert contents(index) == contents(fresh)
 
 
+def test_a_folder_that_vanishes_takes_nothing_out(folder, index, tmp_path, monkeypatch):
+    bring_up_to_date(folder, index)
+    before = contents(index)
+    prepare, moved = ccrk.search.machines.prepare, tmp_path / "moved"
+
+    def vanishing(item, *others):
+        if folder.exists():
+            folder.rename(moved)
+        return prepare(item, *others)
+
+    (folder / "a/0-001.png").unlink()
+    photographs(folder, 4, seed=1)
+    monkeypatch.setattr(ccrk.search.machines, "prepare", vanishing)
+    with pytest.raises(ValueError, match="is gone; is its disk mounted"):
+        bring_up_to_date(folder, index)
+    monkeypatch.undo()
+    assert contents(index) == before
+    moved.rename(folder)
+    bring_up_to_date(folder, index)
+    bring_up_to_date(folder, fresh := tmp_path / "fresh")
+    assert contents(index) == contents(fresh)
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_pictures(folder, index, monkeypatch):
+    bring_up_to_date(folder, index)
+    before = contents(index)
+    (folder / "a/0-001.png").unlink()
+    (folder / "b/c/0-000.png").unlink()
+    scandir = os.scandir
+
+    def failing(path):
+        if os.fspath(path) == str(folder / "a"):
+            raise OSError(5, "Input/output error", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    changes = bring_up_to_date(folder, index)
+    assert (changes.deleted, changes.unchanged) == (1, 4)
+    assert "folder cannot be listed; its pictures stay as they were, first: a/" in str(changes)
+    assert contents(index) == {path: row for path, row in before.items() if path != "b/c/0-000.png"}
+    monkeypatch.undo()
+    assert bring_up_to_date(folder, index).deleted == 1
+
+
 def interrupted(folder, index, commits: int, after: bool) -> None:
     """Indexes, and is killed before or after a commit."""
     write_rows, number = Store.write, 0

@@ -38,10 +38,17 @@ class Mortal(Colors):
 
 @pytest.fixture(scope="module")
 def cluster():
-    # More cores than there are: with two alone there is none left to read by.
+    # More cores than there may be: with two alone there is none left to read by.
     os.environ.setdefault("RAY_worker_niceness", "0")
     environment = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
-    ray.init("local", num_cpus=4, log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": environment})
+    ray.init(
+        "local",
+        num_cpus=3,
+        object_store_memory=100_000_000,
+        log_to_driver=False,
+        include_dashboard=False,
+        runtime_env={"env_vars": environment},
+    )
     yield
     ray.shutdown()
 
