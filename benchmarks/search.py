@@ -6,7 +6,9 @@
 Indexing: pictures of 1280 × 960 pixels, made of smooth noise, by a CCRK of random weights at 224 pixels. `index_ratio`
 is the pictures/s of `PictureIndex.update`, all it does included, against a plain loop that decodes a batch with Pillow
 and encodes it by the same model. `limit_ratio` is against the time of decoding alone plus that of encoding alone, each
-on all cores, with nothing hashed, stored or written. The runs alternate, and figures are medians.
+on all cores, with nothing hashed, stored or written. `sentence_transformers_ratio` is of a CLIP of random weights that
+both open, against a plain loop of sentence-transformers' `encode` on the same files. The runs alternate, and figures
+are medians.
 
 Searching: vectors of 256 numbers around random centres, as those of pictures are. `query_ms` is the median of exact
 search, `approximate_ms` of Lance's index, whose `recall` is the share of the exact ten best that it finds.
@@ -31,7 +33,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.encoders import CCRKEncoder
@@ -97,9 +101,44 @@ def encode(encoder: CCRKEncoder, pictures: Sequence[Image.Image]) -> None:
         encoder.encode_images(pictures[start : start + BATCH])
 
 
-def time_indexing(folder: Path, number: int) -> dict:
-    (folder / "photos").mkdir()
-    paths = make_pictures(folder / "photos", number)
+def make_clip(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a dog on a beach", "ein Hund am Strand"], 60, 40)
+    layers = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3}
+    config = CLIPConfig(
+        text_config=layers | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id},
+        vision_config=layers | {"image_size": 224, "patch_size": 16},
+        projection_dim=WIDTH,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPProcessor(CLIPImageProcessor(), tokenizer).save_pretrained(folder)
+
+
+def sentence_transformers_loop(model: SentenceTransformer, paths: Sequence[Path]) -> None:
+    for start in range(0, len(paths), BATCH):
+        pictures = [Image.open(path) for path in paths[start : start + BATCH]]
+        model.encode(pictures, batch_size=BATCH, show_progress_bar=False)
+
+
+def time_clip(folder: Path, paths: Sequence[Path]) -> dict:
+    make_clip(folder / "clip")
+    model = SentenceTransformer(str(folder / "clip"), device="cpu")
+    times: dict[str, list[float]] = {"index": [], "sentence_transformers": []}
+    for _ in tqdm(range(ROUNDS), desc="indexing by CLIP", disable=None):
+        shutil.rmtree(folder / "clip_index", ignore_errors=True)
+        index = PictureIndex(folder / "clip_index", str(folder / "clip"))
+        assert index.encoder  # is opened before the clock starts
+        times["index"].append(seconds(index.update, folder / "photos"))
+        times["sentence_transformers"].append(seconds(sentence_transformers_loop, model, paths))
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    return {
+        "sentence_transformers_ratio": medians["sentence_transformers"] / medians["index"],
+        "clip_pictures_per_second": {name: len(paths) / taken for name, taken in medians.items()},
+    }
+
+
+def time_indexing(folder: Path, paths: Sequence[Path]) -> dict:
+    number = len(paths)
     make_model(folder / "model")
     times: dict[str, list[float]] = {name: [] for name in ("index", "plain_loop", "decode", "encode", "unchanged")}
     for _ in tqdm(range(ROUNDS), desc="indexing", disable=None):
@@ -176,9 +215,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     results |= {"threads": torch.get_num_threads(), "width": WIDTH}
     with tempfile.TemporaryDirectory() as folder:
         results |= time_queries(Path(folder), vectors)
-        results |= time_indexing(Path(folder), pictures)
+        (Path(folder) / "photos").mkdir()
+        paths = make_pictures(Path(folder) / "photos", pictures)
+        results |= time_indexing(Path(folder), paths)
+        results |= time_clip(Path(folder), paths)
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    ratios = f"{results['index_ratio']:.2f} times a plain loop, {results['limit_ratio']:.2f} of the limit"
+    ratios = f"{results['index_ratio']:.2f} times a plain loop, {results['limit_ratio']:.2f} of the limit, "
+    ratios += f"{results['sentence_transformers_ratio']:.2f} times sentence-transformers' encode"
     print(f"{pictures:,} pictures: {ratios}")
     print(
         f"{vectors:,} vectors: exact {results['query_ms']:.1f} ms, approximate {results['approximate_ms']:.1f} ms at "
