@@ -287,10 +287,9 @@ class CCRKModel(CCRKPreTrainedModel):
             raise ValueError(f"pixel_values are of type {pixel_values.dtype}; give what the processor makes of images")
         encoded = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
         tokens = encoded.last_hidden_state
-        if (
-            tokens.dim() == 4
-        ):  # a map of timm's: (B, height, width, channels) of its Swin, channels first of most others
-            if getattr(self.vision_model.timm_model, "output_fmt", "NCHW") == "NCHW":
+        if tokens.dim() == 4:  # a map: (B, height, width, channels) of timm's Swin, channels first of all others
+            timm_model = getattr(self.vision_model, "timm_model", None)
+            if getattr(timm_model, "output_fmt", "NCHW") == "NCHW":
                 tokens = tokens.movedim(1, -1)
             tokens = tokens.flatten(1, 2)
         states = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
