@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^ *```", re.MULTILINE | re.DOTA
 # Shell functions in place of the programs that documents start: each puts down how it was called.
 RECORDER = """
 record() { "$PYTHON" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@"; }
-for name in python accelerate torchrun make git head; do eval "$name() { record $name \\"\\$@\\"; }"; done
+for name in python accelerate torchrun make git head ray; do eval "$name() { record $name \\"\\$@\\"; }"; done
 """
 
 
