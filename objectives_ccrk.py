@@ -125,39 +125,45 @@ def agreement_loss(
     caption_mask: Tensor | None = None,
     image_ids: Tensor | None = None,
 ) -> Tensor:
-    """How far the captions of an image, each in a language of its own, are from ranking the batch's images alike.
+    """How far the captions of a row, each in a language of its own, are from ranking the batch's images alike.
 
-    A caption's distribution is its softmax over the images. The loss is the mean over images with two captions or more
+    A caption's distribution is its softmax over the images. The loss is the mean over rows with two captions or more
     of the mean over their captions of w·KL(a caption's distribution || the mean of them all, weighted by w).
 
-    w is the probability that a caption gives its own image, without a gradient: a caption that says something else,
-    such as a wrong translation, takes little part, and the others are not drawn to it; and the loss comes in by
-    itself as captions begin to find their images. The temperature has no gradient, or flat distributions, which agree
-    about nothing, would be the shortest way.
+    w says how far a caption is to be trusted, without a gradient: the probability that it gives its own image, or in a
+    row without image the share of its distribution that is the others' too. So a caption that says something else,
+    such as a wrong translation, takes little part, and the others are not drawn to it. The temperature has no
+    gradient, or flat distributions, which agree about nothing, would be the shortest way.
 
-    Args: see `contrastive_loss`. Equal images are one.
+    Args:
+        text_embeds: (N, K, P), L2-normalised; the first B rows are those of the images, further ones have none.
+        caption_mask: (N, K).
+        others: see `contrastive_loss`. Equal images are one.
 
-    Returns: a scalar, fp32; 0 where no image has two captions.
+    Returns: a scalar, fp32; 0 where no row has two captions.
     """
-    batch_size, num_captions = text_embeds.shape[:2]
+    batch_size, (num_rows, num_captions) = len(image_embeds), text_embeds.shape[:2]
     if caption_mask is None:
-        caption_mask = torch.ones(batch_size, num_captions, dtype=torch.bool, device=text_embeds.device)
-    equal = same_image(image_ids, batch_size, text_embeds.device)
-    own = equal.int().argmax(dim=1)  # the first row with the same image stands for all of them
-    is_first = own == torch.arange(batch_size, device=own.device)
+        caption_mask = torch.ones(num_rows, num_captions, dtype=torch.bool, device=text_embeds.device)
+    own = same_image(image_ids, batch_size, text_embeds.device).int().argmax(dim=1)
+    repeated = own != torch.arange(batch_size, device=own.device)  # the first of equal images stands for all of them
     logits = similarity(image_embeds, text_embeds.flatten(0, 1), temperature.detach()).t()
-    logits = logits.masked_fill(~is_first, torch.finfo(logits.dtype).min)
-    log_p = logits.log_softmax(dim=1).unflatten(0, (batch_size, num_captions))
-    p = log_p.exp()
+    logits = logits.masked_fill(repeated, torch.finfo(logits.dtype).min)
+    log_p = logits.log_softmax(dim=1).unflatten(0, (num_rows, num_captions))
+    p = log_p.exp() * caption_mask[..., None]
 
-    weight = p.detach().gather(2, own[:, None, None].expand(-1, num_captions, 1)).squeeze(2) * caption_mask
-    total = weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
-    mean = ((weight / total)[..., None] * p).sum(dim=1, keepdim=True)
-    divergence = (p * (log_p - mean.clamp(min=torch.finfo(p.dtype).tiny).log())).sum(dim=2)
+    with torch.no_grad():
+        finds = p[:batch_size].gather(2, own[:, None, None].expand(-1, num_captions, 1)).squeeze(2)
+        alone, counts = p[batch_size:], caption_mask[batch_size:].sum(dim=1)[:, None, None]
+        others = (alone.sum(dim=1, keepdim=True) - alone) / (counts - 1).clamp(min=1)
+        weight = torch.cat([finds, torch.minimum(alone, others).sum(dim=2)])
+        share = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    mean = (share[..., None] * p).sum(dim=1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    divergence = (p * (log_p - mean.log())).sum(dim=2)
     count = caption_mask.sum(dim=1)
-    per_image = (weight * divergence).sum(dim=1) / count.clamp(min=1)
+    per_row = (weight * divergence).sum(dim=1) / count.clamp(min=1)
     counts = count > 1
-    return per_image.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
+    return per_row.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def _mean_positive_nll(logits: Tensor, positives: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ RANGES = {
     "adam_beta1": BELOW_1,
     "adam_beta2": BELOW_1,
     "adam_epsilon": NOT_NEGATIVE,
+    "agreement_start": BELOW_1,
     "agreement_weight": NOT_NEGATIVE,
     "contrastive_chunk_size": AT_LEAST_1,
     "data_seed": SEED,
@@ -148,6 +149,10 @@ class CCRKTrainingArguments(TrainingArguments):
             "help": "Weight of a loss beside the contrastive one, by which the captions of an image learn to rank the "
             "batch's images alike in all languages; 0, as published: none."
         },
+    )
+    agreement_start: float = field(
+        default=0.5,
+        metadata={"help": "Share of the steps after which it comes in: captions must find pictures first."},
     )
     contrastive_chunk_size: int | None = field(
         default=None,

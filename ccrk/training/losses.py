@@ -17,6 +17,8 @@ class OneToKLoss:
         kind: `softmax` (`objectives_ccrk.contrastive_loss`) or `sigmoid` (`objectives_ccrk.sigmoid_loss`).
         reduction: of the former.
         agreement_weight: of `objectives_ccrk.agreement_loss` beside it; 0: there is none.
+
+    Where `asks_agreement` is False, as the trainer has it before `agreement_start`, there is none either.
     """
 
     def __init__(
@@ -27,7 +29,7 @@ class OneToKLoss:
         agreement_weight: float = 0.0,
     ):
         self.accelerator, self.kind, self.reduction = accelerator, kind, reduction
-        self.agreement_weight = agreement_weight
+        self.agreement_weight, self.asks_agreement = agreement_weight, True
 
     def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss.
@@ -43,7 +45,7 @@ class OneToKLoss:
         found = found._replace(image=self.of_all(found.image), text=self.of_all(found.text))
         inputs = {name: self.accelerator.gather(inputs[name]) for name in ("caption_mask", "image_ids")}
         losses = {"contrastive_loss": self.contrastive(found, inputs)}
-        if self.agreement_weight:
+        if self.agreement_weight and self.asks_agreement:
             agreement = agreement_loss(found.image, found.text, found.temperature, **inputs)
             losses["agreement_loss"] = self.agreement_weight * agreement
         return losses

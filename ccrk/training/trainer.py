@@ -161,7 +161,8 @@ class CCRKTrainer(Trainer):
             "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
             "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
             "per_device_train_batch_size gradient_accumulation_steps contrastive_loss agreement_weight "
-            "contrastive_chunk_size dataloader_drop_last train_sampling_strategy seed data_seed metric_for_best_model"
+            "agreement_start contrastive_chunk_size dataloader_drop_last train_sampling_strategy seed data_seed "
+            "metric_for_best_model"
         ).split()
         arguments = self.args.to_dict()
         rows, collator = self.train_dataset, self.data_collator
@@ -407,6 +408,7 @@ class CCRKTrainer(Trainer):
         Raises:
             torch.OutOfMemoryError: with what the step needs, and what to try.
         """
+        self.loss.asks_agreement = self.state.global_step >= self.args.agreement_start * self.state.max_steps
         step = super().training_step if self.args.contrastive_chunk_size is None else self.chunked_step
         try:
             return step(model, inputs, num_items_in_batch)

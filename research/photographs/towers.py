@@ -291,14 +291,19 @@ def run(arguments: argparse.Namespace) -> None:
             unfinished.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Towers, captions and photographs."""
     parser.add_argument("--vision_model", required=True, help="folder or Hub id of the image tower")
     parser.add_argument("--text_model", required=True, help="folder or Hub id of the text tower")
     parser.add_argument("--caption_prompt", default="query: ", help="before each caption")
     parser.add_argument("--captions", required=True, help="table with a column caption_LANGUAGE for each language")
     parser.add_argument("--photographs", required=True, help="folder of its photographs")
     parser.add_argument("--test_split", default="test_2016_flickr", help="the split to rank beside half of validation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
     parser.add_argument("--output_dir", required=True, type=Path)
     arguments = parser.parse_args()
     set_up_logging()

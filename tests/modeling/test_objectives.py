@@ -116,7 +116,13 @@ def naive_agreement_loss(images, texts, present, ids) -> float:
         given = [distribution(b, k) for k in range(len(own)) if own[k]]
         if len(given) < 2:
             continue
-        weights = [p[first.index(ids.index(ids[b]))] for p in given]
+        if b < len(ids):
+            weights = [p[first.index(ids.index(ids[b]))] for p in given]
+        else:  # there is no image
+            others = [
+                [sum(q[j] for q in given if q is not p) / (len(given) - 1) for j in range(len(first))] for p in given
+            ]
+            weights = [sum(map(min, zip(p, other, strict=True))) for p, other in zip(given, others, strict=True)]
         mean = [sum(w * p[j] for w, p in zip(weights, given, strict=True)) / sum(weights) for j in range(len(first))]
         divergences = [sum(pj * math.log(pj / mj) for pj, mj in zip(p, mean, strict=True)) for p in given]
         terms.append(sum(w * d for w, d in zip(weights, divergences, strict=True)) / len(given))
@@ -124,11 +130,13 @@ def naive_agreement_loss(images, texts, present, ids) -> float:
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("doubled", [False, True])
-def test_agreement_loss_equals_the_naive_one(ragged, doubled):
-    images, texts = embeddings(5, 3)
-    mask = torch.ones(5, 3, dtype=torch.bool)
+@pytest.mark.parametrize(("doubled", "num_alone"), [(False, 0), (True, 0), (False, 2)])
+def test_agreement_loss_equals_the_naive_one(ragged, doubled, num_alone):
+    images, texts = embeddings(5 + num_alone, 3)
+    images = images[:5]
+    mask = torch.ones(5 + num_alone, 3, dtype=torch.bool)
     if ragged:
+        mask[-1, 0] = False
         mask[0, 1] = mask[2, :2] = mask[3] = False
     ids = [0, 1, 2, 1, 4] if doubled else [0, 1, 2, 3, 4]
     if doubled:

@@ -53,9 +53,12 @@ def test_both_passes_over_a_chunk_meet_the_same_dropout_and_precision(bf16, proc
 
 
 def test_chunked_training_logs_every_part(tiny_model, processor, shapes, tmp_path):
-    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, contrastive_chunk_size=4, agreement_weight=1000.0)
+    options = {"contrastive_chunk_size": 4, "agreement_weight": 1000.0, "agreement_start": 0.5}
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, **options)
     trainer.train()
-    for log in trainer.state.log_history[:-1]:
-        assert log["agreement_loss"] > 0
-        parts = log["contrastive_loss"] + log["agreement_loss"] + log["matching_loss"] + log["mlm_loss"]
+    logs = trainer.state.log_history[:-1]
+    assert ["agreement_loss" in log for log in logs] == [False, False, True, True] and logs[-1]["agreement_loss"] > 0
+    for log in logs:
+        agreement = log.get("agreement_loss", 0.0)
+        parts = log["contrastive_loss"] + agreement + log["matching_loss"] + log["mlm_loss"]
         assert parts == pytest.approx(log["loss"], abs=1e-3)

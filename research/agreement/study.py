@@ -1,0 +1,260 @@
+"""What makes languages agree beyond finding more? 1-to-K with the agreement loss, at several weights.
+
+    python research/agreement/study.py photographs --vision_model V --text_model T --captions TABLE \\
+        --photographs FOLDER --output_dir outputs/agreement
+    python research/agreement/study.py shapes --output_dir outputs/agreement
+    python research/agreement/report.py outputs/agreement docs
+
+`photographs` trains projections behind two frozen towers (research/photographs/towers.py: the same photographs, and
+the same ones unseen); `shapes` trains the small model of research/consistency/study.py from scratch, with and without
+translation errors. Each run adds its line to results.jsonl and its ranks to a file; one that is there is not repeated.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+
+from ccrk.encoders import Embeddings
+from ccrk.processes import progress
+from ccrk.retrieval.instances import usable_captions
+from ccrk.retrieval.ranking import by_cosine, rank_language
+from ccrk.retrieval.results import RetrievalResult, mrv_table
+from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers
+from ccrk.training.losses import OneToKLoss
+from data_scripts.cli import one_line_errors, set_up_logging
+from data_scripts.files import check_output_folder, written_whole
+from objectives_ccrk import agreement_loss
+from research.consistency import study as consistency
+from research.photographs import towers
+from research.photographs.towers import SEEN, UNSEEN, Photographs, Setting, load_split, recall_at
+
+# What 1-to-K's choice in research/photographs was; the same for all weights, so that they differ in nothing else.
+SETTING = Setting(steps=400, learning_rate=1e-3, dropout=0.3)
+
+# The step that the photographs take of captions without a photograph, beside as many with one.
+TEXT_ROWS = towers.BATCH
+
+
+@dataclass(frozen=True)
+class Condition:
+    """
+    One row of the study.
+
+    Args:
+        weight: of the agreement loss.
+        length: steps, as a multiple of the others'.
+        one_language: a step sees one caption of an image, in a random language.
+        half: half of the training photographs are withheld.
+        text_alone: the captions of those that are withheld take part in agreement.
+    """
+
+    weight: float = 0.0
+    length: int = 1
+    one_language: bool = False
+    half: bool = False
+    text_alone: bool = False
+
+
+CONDITIONS = {
+    "weight 0": Condition(),
+    "weight 3": Condition(3),
+    "weight 10": Condition(10),
+    "weight 30": Condition(30),
+    "one random language, three times the steps": Condition(length=3, one_language=True),
+    "half, weight 0": Condition(half=True),
+    "half, weight 10": Condition(10, half=True),
+    "half, weight 10, the others' captions": Condition(10, half=True, text_alone=True),
+    "half, weight 30, the others' captions": Condition(30, half=True, text_alone=True),
+}
+BASE = "weight 0"
+
+
+@dataclass
+class WithTextAlone(Photographs):
+    """Photographs whose batches go on, behind their own rows, with rows of captions that have no photograph."""
+
+    alone: Tensor  # (M, K, E)
+
+    def batches(self, seed: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        for batch in super().batches(seed):
+            drawn = torch.randint(len(self.alone), (TEXT_ROWS,), generator=generator)
+            yield batch | {"text_embeds": torch.cat([batch["text_embeds"], self.alone[drawn]])}
+
+
+class LossWithTextAlone(OneToKLoss):
+    """Rows behind those of the images take part in agreement alone."""
+
+    def of_embeddings(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        rows, mask, ids = len(found.image), inputs["caption_mask"], inputs["image_ids"]
+        paired = found._replace(text=found.text[:rows])
+        contrastive = self.contrastive(paired, {"caption_mask": mask[:rows], "image_ids": ids})
+        agreement = agreement_loss(found.image, found.text, found.temperature, mask, ids)
+        return {"contrastive_loss": contrastive, "agreement_loss": self.agreement_weight * agreement}
+
+
+def train(pair: SentenceTransformerPair, condition: Condition, training: Photographs, seed: int) -> None:
+    """By `towers.train`, as the condition has it."""
+    if condition.half:
+        drawn = torch.randperm(len(training.rows), generator=torch.Generator().manual_seed(0)).tolist()
+        kept, withheld = training.select(drawn[::2]), training.select(drawn[1::2])
+        alone = torch.stack(
+            [
+                torch.stack([withheld.caption[row[language][0]] for language in SEEN])
+                for row in withheld.rows["captions"]
+            ]
+        )
+        training = WithTextAlone(kept.rows, kept.image, kept.caption, alone) if condition.text_alone else kept
+    kind = LossWithTextAlone if condition.text_alone else OneToKLoss
+    _, chosen = towers.STYLES["1-to-1: one random language" if condition.one_language else towers.OURS]
+    towers.STYLES["agreement"] = functools.partial(kind, agreement_weight=condition.weight), chosen
+    towers.train(pair, "agreement", replace(SETTING, steps=condition.length * SETTING.steps), training, seed)
+
+
+@torch.no_grad()
+def without_training(pair: SentenceTransformerPair, chooses: Photographs, ranked: Photographs) -> dict[str, dict]:
+    """What costs no training: a query's translations averaged; captions centred by the mean of their language."""
+    pair.eval()
+    images = pair.encode("image", {"image_embeds": ranked.image})
+
+    def encoded(photographs: Photographs, language: str) -> Tensor:
+        texts = usable_captions(photographs.rows, language).texts
+        return pair.encode("text", {"text_embeds": torch.stack([photographs.caption[text] for text in texts])})
+
+    centred, averaged = RetrievalResult(), RetrievalResult()
+    for language in SEEN + UNSEEN:
+        found, captions = usable_captions(ranked.rows, language), encoded(ranked, language)
+        own = F.normalize(captions - encoded(chooses, language).mean(dim=0), dim=-1)
+        centred.ranks[language], _ = rank_language(found, by_cosine(images, own))
+    together = F.normalize(sum(encoded(ranked, language) for language in SEEN), dim=-1)
+    for language in SEEN:
+        averaged.ranks[language], _ = rank_language(
+            usable_captions(ranked.rows, language), by_cosine(images, together)
+        )
+    return {"captions centred by language": figures(centred), "translations averaged": figures(averaged)}
+
+
+def figures(result: RetrievalResult) -> dict:
+    """Recall in percent and MRV, over the languages of training and over those that the projections never met."""
+    found = {}
+    for name, languages in (("seen", SEEN), ("never trained", UNSEEN), ("all", SEEN + UNSEEN)):
+        if not (own := {language: result.ranks[language] for language in languages if language in result.ranks}):
+            continue
+        recalls = {f"R@{k}": recall_at(result, k, list(own)) for k in (1, 5, 10)}
+        found[name] = recalls | {"mrv": mrv_table(own)["mean"]["std"]}
+    return found
+
+
+class Results:
+    """Lines of results.jsonl, and ranks/ beside it."""
+
+    def __init__(self, folder: Path):
+        self.path, self.ranks = folder / "results.jsonl", folder / "ranks"
+        self.ranks.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        self.lines = [json.loads(line) for line in lines]
+
+    def has(self, **wanted) -> bool:
+        wanted = json.loads(json.dumps(wanted))
+        return any(all(line.get(name) == value for name, value in wanted.items()) for line in self.lines)
+
+    def add(self, result: RetrievalResult, **line) -> None:
+        if result.ranks:
+            name = consistency.file_name("-".join(str(line[name]) for name in ("data", "condition", "seed")))
+            with written_whole(self.ranks / f"{name}.parquet") as unfinished:
+                result.rank_table().to_parquet(unfinished)
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def run_photographs(arguments: argparse.Namespace, results: Results) -> None:
+    joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
+    pair = SentenceTransformerPair(joined).eval()
+    split = load_split(arguments, SentenceTransformerEncoder(pair))
+    runs = [(name, seed) for seed in arguments.seeds for name in arguments.only or CONDITIONS]
+    for name, seed in progress(runs, "photographs"):
+        key = {"data": "photographs", "condition": name, "seed": seed}
+        if results.has(**key):
+            continue
+        started = time.process_time()
+        train(pair, CONDITIONS[name], split.training, seed)
+        seconds = time.process_time() - started
+        ranked = split.ranked.evaluate(pair)
+        line = key | {"chooses": figures(split.chooses.evaluate(pair)), "ranked": figures(ranked)}
+        line |= {"setting": asdict(CONDITIONS[name]) | asdict(SETTING), "cpu_seconds": round(seconds, 1)}
+        if name == BASE:
+            line["without training"] = without_training(pair, split.chooses, split.ranked)
+        results.add(ranked, **line)
+
+
+def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    runs = [(*run, seed) for seed in arguments.seeds for run in ((1.0, w) for w in arguments.weights)]
+    runs += [(*run, seed) for seed in arguments.seeds for run in ((0.0, w) for w in arguments.weights)]
+    for noise, weight, seed in runs:
+        key = {"data": "shapes", "condition": f"errors {noise:g}, weight {weight:g}", "seed": seed}
+        key |= {"steps": arguments.steps}
+        if results.has(**key):
+            continue
+        consistency.TRANSLATION_NOISE = noise
+        study = consistency.Study(
+            dataset="shapes", data_dir=None, image_dir=None, output_dir=arguments.output_dir / f"shapes-{noise:g}",
+            steps=arguments.steps, num_train=12000, num_test=500, threads=1,
+        )  # fmt: skip
+        if not study.processor_dir.exists():
+            study.prepare()
+        started = time.process_time()
+        trainer = study.build(consistency.CONDITIONS["1-to-K"], seed, study.steps)
+        trainer.loss.agreement_weight = weight
+        trainer.train()
+        seconds = time.process_time() - started
+        trainer.model.save_pretrained(study.model_dir(f"weight {weight:g}", seed))
+        trainer.processing_class.save_pretrained(study.model_dir(f"weight {weight:g}", seed))
+        ranked = consistency.rank(trainer.model, trainer.processing_class, study.splits["test"])
+        recall = [row["mean"] for row in ranked.recall().values()]
+        found = {"recall": sum(recall) / len(recall), "mrv": ranked.mrv()["mean"]["std"]}
+        results.add(ranked, **key, errors=noise, weight=weight, ranked=found, cpu_seconds=round(seconds, 1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace, Results], None]) -> argparse.ArgumentParser:
+        own = commands.add_parser(name)
+        own.add_argument("--output_dir", required=True, type=Path)
+        own.set_defaults(run=run)
+        return own
+
+    photographs = command("photographs", run_photographs)
+    towers.add_arguments(photographs)
+    photographs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    photographs.add_argument("--only", nargs="+", choices=CONDITIONS, metavar="CONDITION", help="all by default")
+    shapes = command("shapes", run_shapes)
+    shapes.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    shapes.add_argument("--weights", nargs="+", type=float, default=[0, 10, 30])
+    shapes.add_argument("--steps", type=int, default=500)
+    arguments = parser.parse_args(argv)
+    set_up_logging()
+    with one_line_errors():
+        check_output_folder(arguments.output_dir)
+        arguments.run(arguments, Results(arguments.output_dir))
+    print(f"written to {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
