@@ -43,7 +43,7 @@ from research.photographs.towers import SEEN, UNSEEN, Photographs, Setting, load
 # Learning rate and dropout are what 1-to-K chose in research/photographs, steps and batch half of it: many short runs.
 # The same for all weights, so that they differ in nothing else.
 SETTING = Setting(steps=400, learning_rate=1e-3, dropout=0.3)
-towers.BATCH = 128
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class WithTextAlone(Photographs):
     def batches(self, seed: int) -> Iterator[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         for batch in super().batches(seed):
-            drawn = torch.randint(len(self.alone), (towers.BATCH,), generator=generator)
+            drawn = torch.randint(len(self.alone), (BATCH,), generator=generator)
             yield batch | {"text_embeds": torch.cat([batch["text_embeds"], self.alone[drawn]])}
 
 
@@ -155,12 +155,18 @@ def figures(result: RetrievalResult) -> dict:
     return found
 
 
+def ranks_file(folder: Path, line: dict) -> Path:
+    """Where the ranks of a line of results.jsonl are."""
+    name = "-".join(str(line[name]) for name in ("data", "condition", "seed"))
+    return folder / "ranks" / f"{consistency.file_name(name)}.parquet"
+
+
 class Results:
     """Lines of results.jsonl, and ranks/ beside it."""
 
     def __init__(self, folder: Path):
-        self.path, self.ranks = folder / "results.jsonl", folder / "ranks"
-        self.ranks.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / "results.jsonl"
+        (folder / "ranks").mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         self.lines = [json.loads(line) for line in lines]
 
@@ -169,16 +175,15 @@ class Results:
         return any(all(line.get(name) == value for name, value in wanted.items()) for line in self.lines)
 
     def add(self, result: RetrievalResult, **line) -> None:
-        if result.ranks:
-            name = consistency.file_name("-".join(str(line[name]) for name in ("data", "condition", "seed")))
-            with written_whole(self.ranks / f"{name}.parquet") as unfinished:
-                result.rank_table().to_parquet(unfinished)
+        with written_whole(ranks_file(self.folder, line)) as unfinished:
+            result.rank_table().to_parquet(unfinished)
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
 def run_photographs(arguments: argparse.Namespace, results: Results) -> None:
+    towers.BATCH = BATCH
     joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
     pair = SentenceTransformerPair(joined).eval()
     split = load_split(arguments, SentenceTransformerEncoder(pair))

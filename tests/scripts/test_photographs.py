@@ -10,6 +10,8 @@ import transformers
 from PIL import Image
 from tiny import WORDS, call, tokenizer
 
+from research.agreement import report as agreement_report
+from research.agreement import study as agreement
 from research.photographs import report, towers
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -80,3 +82,24 @@ def test_results_are_written_as_they_come_and_not_found_twice(arguments, tmp_pat
     monkeypatch.setattr(towers, "SETTINGS", towers.SETTINGS[:1])
     with pytest.raises(SystemExit, match="of other towers, photographs or settings; name another --output_dir"):
         call(towers, *arguments, monkeypatch=monkeypatch)
+
+
+def test_the_study_of_agreement_goes_on_and_is_reported(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "SETTING", towers.Setting(2, 1e-3, 0.3))
+    monkeypatch.setattr(agreement, "BATCH", 4)
+    names = ["weight 0", "weight 30", "half, weight 0", "half, weight 30, the others' captions"]
+    command = ["photographs", *map(str, arguments)]
+    agreement.main([*command, "--only", *names[:1], "--seeds", "0"])
+    path = tmp_path / "out" / "results.jsonl"
+    (first,) = path.read_text().splitlines()
+    agreement.main([*command, "--only", *names, "--seeds", "0", "1"])
+    lines = path.read_text().splitlines()
+    assert lines[0] == first and len(lines) == 8
+    losses = [json.loads(line)["ranked"]["seen"]["mrv"] for line in lines[:4]]
+    assert len(set(losses)) > 1  # conditions differ
+
+    monkeypatch.chdir(tmp_path)
+    call(agreement_report, tmp_path / "out", tmp_path / "docs", monkeypatch=monkeypatch)
+    page = (tmp_path / "docs" / "agreement_study.md").read_text()
+    assert all(f"| {name} | 2 |" in page for name in names) and "translations averaged" in page
+    assert (tmp_path / "docs" / "agreement_study" / "curves.png").is_file()

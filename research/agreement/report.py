@@ -1,0 +1,179 @@
+"""Writes docs/agreement_study.md and its figure from what `study.py` found so far.
+
+python research/agreement/report.py outputs/agreement docs
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from ccrk.retrieval.intervals import RESAMPLES, compare, read_ranks
+from ccrk.retrieval.results import RetrievalResult
+from data_scripts.files import written_whole
+from research.agreement.study import BASE, BATCH, SEEN, SETTING, UNSEEN, ranks_file
+from research.photographs import towers
+
+HERE = Path(__file__).parent
+
+
+def over_seeds(values: list[float], digits: int = 1) -> str:
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+def difference(found: dict) -> str:
+    return f"{found['difference']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pooled_ranks(folder: Path, lines: list[dict]):
+    return towers.pooled([RetrievalResult(read_ranks(ranks_file(folder, line))) for line in lines])
+
+
+def against(folder: Path, lines: list[dict], base: list[dict], languages: list[str]) -> dict:
+    """MRV minus the base's, over the same photographs and seeds."""
+    seeds = {line["seed"] for line in lines} & {line["seed"] for line in base}
+    ours, theirs = ([line for line in own if line["seed"] in seeds] for own in (lines, base))
+    ranks = pooled_ranks(folder, ours), pooled_ranks(folder, theirs)
+    ours, theirs = ({language: own[language] for language in languages} for own in ranks)
+    return compare(ours, theirs, languages)["mrv"]
+
+
+def photographs(folder: Path, runs: dict[str, list[dict]]) -> str:
+    rows, minus = [], []
+    for name, lines in runs.items():
+        base = runs["half, weight 0" if name.startswith("half") else BASE]
+
+        def of(group: str, figure: str, lines: list[dict] = lines) -> list[float]:
+            return [line["ranked"][group][figure] for line in lines]
+
+        rows.append(
+            [
+                name,
+                str(len(lines)),
+                over_seeds(of("seen", "R@1")),
+                over_seeds(of("seen", "R@5")),
+                over_seeds(of("seen", "mrv"), 2),
+                over_seeds(of("never trained", "R@5")),
+                over_seeds(of("never trained", "mrv"), 2),
+            ]
+        )
+        if lines is base:
+            continue
+        by_seed = {line["seed"]: line for line in base}
+        pairs = [(line, by_seed[line["seed"]]) for line in lines if line["seed"] in by_seed]
+        gains = {
+            group: [ours["ranked"][group]["R@5"] - theirs["ranked"][group]["R@5"] for ours, theirs in pairs]
+            for group in ("seen", "never trained")
+        }
+        cells = []
+        for group, languages in (("seen", SEEN), ("never trained", UNSEEN)):
+            found = against(folder, lines, base, languages)
+            before = np.mean([theirs["ranked"][group]["mrv"] for _, theirs in pairs])
+            cells += [
+                over_seeds(gains[group]),
+                difference(found),
+                f"{100 * found['difference'] / before:+.0f} %",
+            ]
+        minus.append([f"{name}, minus {base[0]['condition']}", *cells])
+    head = ["", "seeds", "R@1", "R@5", "MRV", "R@5, never trained", "MRV, never trained"]
+    of_minus = ["", "R@5", "MRV", "in percent", "R@5, never trained", "MRV", "in percent"]
+    return f"{table(head, rows)}\n\n{table(of_minus, minus)}"
+
+
+def without_training(base: list[dict]) -> str:
+    rows = []
+    as_is = [line["ranked"] for line in base]
+    for name, found in [
+        ("each query by itself", as_is),
+        *((name, [line["without training"][name] for line in base]) for name in base[0]["without training"]),
+    ]:
+        cells = []
+        for group in ("seen", "never trained"):
+            for figure, digits in (("R@1", 1), ("R@5", 1), ("mrv", 2)):
+                values = [one[group][figure] for one in found if group in one]
+                cells.append(over_seeds(values, digits) if values else "–")
+        rows.append([name, *cells])
+    head = ["", "R@1", "R@5", "MRV", "R@1, never trained", "R@5", "MRV"]
+    return table(head, rows)
+
+
+def shapes(runs: dict[str, list[dict]]) -> str:
+    rows = [
+        [
+            name,
+            ", ".join(f"{line['ranked']['recall']:.1f}" for line in lines),
+            ", ".join(f"{line['ranked']['mrv']:.2f}" for line in lines),
+        ]
+        for name, lines in sorted(runs.items(), key=lambda run: (-run[1][0]["errors"], run[1][0]["weight"]))
+    ]
+    return table(["", "mean recall of each seed", "MRV"], rows)
+
+
+def draw(runs: dict[str, list[dict]], path: Path) -> None:
+    """MRV against recall: what is lower at the same height from the left is more consistent at equal recall."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for axis, (group, title) in zip(
+        axes, (("seen", ", ".join(SEEN)), ("never trained", f"{', '.join(UNSEEN)}, never trained")), strict=True
+    ):
+        for name, lines in runs.items():
+            recall, mrv = ([line["ranked"][group][what] for line in lines] for what in ("R@5", "mrv"))
+            axis.errorbar(
+                np.mean(recall), np.mean(mrv), np.std(mrv), np.std(recall), "s" if name.startswith("half") else "o",
+                label=name, capsize=2,
+            )  # fmt: skip
+        weights = [runs[name] for name in (BASE, "weight 10", "weight 30", "weight 100") if name in runs]
+        mean = np.array(
+            [np.mean([[o["ranked"][group][w] for w in ("R@5", "mrv")] for o in own], 0) for own in weights]
+        )
+        axis.plot(*mean.T, color="grey", linewidth=0.8, zorder=0)
+        axis.set(title=title, xlabel="R@5, percent", ylabel="MRV, ranks")
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="where study.py wrote results.jsonl")
+    parser.add_argument("docs", type=Path, help="where the document goes")
+    arguments = parser.parse_args()
+    found: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    lines = (arguments.output_dir / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in map(json.loads, lines):
+        found[line["data"]][line["condition"]].append(line)
+    folder = arguments.docs / "agreement_study"
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.json_normalize([json.loads(line) for line in lines]).round(4).to_csv(folder / "results.csv", index=False)
+    draw(found["photographs"], folder / "curves.png")
+    page = (HERE / "report.md").read_text(encoding="utf-8").format(
+        photographs=photographs(arguments.output_dir, found["photographs"]),
+        without_training=without_training(found["photographs"][BASE]),
+        shapes=shapes(found["shapes"]) if found["shapes"] else "Not run.",
+        resamples=f"{RESAMPLES:,}",
+        steps=SETTING.steps,
+        batch=BATCH,
+        learning_rate=f"{SETTING.learning_rate:g}",
+        dropout=f"{SETTING.dropout:g}",
+    )  # fmt: skip
+    with written_whole(arguments.docs / "agreement_study.md") as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
