@@ -40,14 +40,15 @@ class PackedCaptions:
     """
 
     def __init__(self, config, lengths: Tensor, like: Tensor):
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        self.mask = mask = torch.arange(int(lengths.max())) < lengths[:, None]  # on the CPU
         self.shape = mask.shape
-        self.positions = mask.flatten().nonzero().squeeze(1).to(like.device)
-        self.first = (lengths.cumsum(0) - lengths).to(like.device)
+        # Without waiting for what the device has still to do, here and below.
+        self.positions = true_indices(mask).to(like.device, non_blocking=True)
+        self.first = (lengths.cumsum(0) - lengths).to(like.device, non_blocking=True)
         # Made on the CPU as well: it is skipped where all captions are equally long, and asking a GPU for that waits.
         states = torch.empty(*mask.shape, 1, dtype=like.dtype)
         attention_mask = create_bidirectional_mask(config=config, inputs_embeds=states, attention_mask=mask)
-        self.attention_mask = None if attention_mask is None else attention_mask.to(like.device)
+        self.attention_mask = None if attention_mask is None else attention_mask.to(like.device, non_blocking=True)
 
     def pad(self, packed: Tensor) -> Tensor:
         """(S, D) → (P, longest, D), zeros where a caption has ended."""
@@ -57,6 +58,16 @@ class PackedCaptions:
     def pack(self, padded: Tensor) -> Tensor:
         """(P, at least longest, ...) → (S, ...)."""
         return padded[:, : self.shape[1]].flatten(0, 1).index_select(0, self.positions)
+
+
+def true_indices(mask: Tensor) -> Tensor:
+    """Where a mask on the CPU is True, counted over all of it."""
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the CPU. It waits for all that the device has been given to do: a step of training does so once."""
+    return tensor.cpu()
 
 
 class CCRKSelfAttention(XLMRobertaSelfAttention):
@@ -162,8 +173,8 @@ class CCRKFusionLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        key: Tensor,
-        value: Tensor,
+        image_states: Tensor,
+        image_index: Tensor | None = None,
         captions: PackedCaptions | None = None,
         wanted: tuple[Tensor, PackedCaptions] | None = None,
         **kwargs,
@@ -171,8 +182,13 @@ class CCRKFusionLayer(GradientCheckpointingLayer):
         """
         Args:
             hidden_states: (P, L, hidden_size); or packed captions, (S, hidden_size), with `captions`.
+            image_states, image_index: see [`CCRKFusionEncoder.forward`]. Keys and values are made of each image once,
+                and here: FSDP has a layer's parameters whole in its forward alone.
             wanted: of the S packed tokens those that anything reads behind this layer, and how they are packed.
         """
+        key, value = self.cross_attention.project(image_states)
+        if image_index is not None:
+            key, value = key.index_select(0, image_index), value.index_select(0, image_index)
         hidden_states, _ = self.attention(hidden_states, attention_mask, captions=captions, **kwargs)
         if wanted is not None:
             index, captions = wanted
@@ -218,43 +234,35 @@ class CCRKFusionEncoder(nn.Module):
         Returns: (P, L, hidden_size).
         """
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=text_states, attention_mask=attention_mask)
+        if image_index is not None:
+            image_index = torch.as_tensor(image_index, device=image_states.device)
         hidden_states = text_states
         for layer in self.layers:
-            key, value = layer.cross_attention.project(image_states)
-            if image_index is not None:
-                key, value = key[image_index], value[image_index]
-            hidden_states = layer(hidden_states, mask, key, value, **kwargs)
+            hidden_states = layer(hidden_states, mask, image_states, image_index, **kwargs)
         return hidden_states
 
     def fuse_tokens(
-        self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor, image_index: Tensor, wanted: Tensor
+        self, image_states: Tensor, text_states: Tensor, lengths: Tensor, image_index: Tensor, wanted: Tensor
     ) -> Tensor:
         """
         What [`CCRKFusionEncoder.forward`] computes of some tokens, for training: no layer sees padding, and the last
         one only what is wanted.
 
         Args:
-            image_states, text_states, attention_mask, image_index: as in `forward`.
-            wanted: (P, L), True for those tokens.
+            image_states, text_states, image_index: as in `forward`.
+            lengths: (P,), tokens of each caption, on the CPU.
+            wanted: (P, L), True for those tokens, on the CPU.
 
         Returns: (number wanted, hidden_size), caption by caption.
         """
-        # This waits for the device: how many tokens there are decides the shapes that follow.
-        lengths, num_wanted = torch.stack([caption_lengths(attention_mask), wanted.sum(dim=1)]).cpu()
         captions = PackedCaptions(self.config, lengths, text_states)
-        last = captions.pack(wanted).nonzero().squeeze(1), PackedCaptions(self.config, num_wanted, text_states)
+        among_packed = wanted[:, : captions.shape[1]][captions.mask]
+        index = true_indices(among_packed).to(text_states.device, non_blocking=True)
+        last = index, PackedCaptions(self.config, wanted.sum(dim=1), text_states)
         tokens = captions.pack(text_states)
         for layer in self.layers:
-            key, value = layer.cross_attention.project(image_states)
             is_last = layer is self.layers[-1]
-            tokens = layer(
-                tokens,
-                None,
-                key.index_select(0, image_index),
-                value.index_select(0, image_index),
-                captions,
-                last if is_last else None,
-            )
+            tokens = layer(tokens, None, image_states, image_index, captions, last if is_last else None)
         return tokens
 
     def prepare_captions(self, text_states: Tensor, attention_mask: Tensor) -> Tensor:

@@ -30,9 +30,12 @@ try:
         CCRKSelfAttention,
         PackedCaptions,
         caption_lengths,
+        to_host,
+        true_indices,
     )
     from .objectives_ccrk import (
         IGNORE,
+        MatchingPairs,
         contrastive_loss,
         cross_entropy,
         mask_captions,
@@ -50,9 +53,12 @@ except ImportError:
         CCRKSelfAttention,
         PackedCaptions,
         caption_lengths,
+        to_host,
+        true_indices,
     )
     from objectives_ccrk import (
         IGNORE,
+        MatchingPairs,
         contrastive_loss,
         cross_entropy,
         mask_captions,
@@ -302,10 +308,15 @@ class CCRKModel(CCRKPreTrainedModel):
 
     @can_return_tuple
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
-        Encodes captions (N, L), padded on the right.
+        Encodes captions (N, L), padded on the right. `lengths` (N,) on the CPU, where they are known there, spare a
+        training step the wait for what the mask holds.
 
         Returns: `last_hidden_state` (N, L, hidden_size); `pooler_output` (N, projection_dim), the projection of
         token 0, not normalised; `hidden_states` and `attentions` as in [`CCRKModel.get_image_features`]. In training
@@ -320,14 +331,16 @@ class CCRKModel(CCRKPreTrainedModel):
                 "processor's max_length"
             )
         # Graphs cannot branch on what a mask holds.
-        if attention_mask is not None and not torch.compiler.is_compiling():
+        if attention_mask is not None and lengths is None and not torch.compiler.is_compiling():
             if (attention_mask.int().diff(dim=1) > 0).any():
                 raise ValueError('captions are padded on the right: set tokenizer.padding_side = "right"')
         position_ids = torch.arange(length, device=input_ids.device)[None] + self.config.position_ids_start
         config = self.config.text_config
         records = any(kwargs.get(name, getattr(config, name)) for name in RECORDED)
         if self.training and attention_mask is not None and not records:
-            captions = PackedCaptions(config, caption_lengths(attention_mask).cpu(), self.text_projection.weight)
+            if lengths is None:
+                lengths = to_host(caption_lengths(attention_mask))
+            captions = PackedCaptions(config, lengths, self.text_projection.weight)
             encoded = self.text_model(
                 input_ids=captions.pack(input_ids)[None],
                 position_ids=captions.pack(position_ids.expand_as(input_ids))[None],
@@ -380,6 +393,7 @@ class CCRKModel(CCRKPreTrainedModel):
         attention_mask: Tensor | None = None,
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
+        caption_lengths: Sequence[Sequence[int]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CCRKOutput:
         """
@@ -390,6 +404,7 @@ class CCRKModel(CCRKPreTrainedModel):
             pixel_values: (B, 3, H, W).
             caption_mask: (B, K), False where a caption is missing: its logits are the lowest that there are.
             image_ids: (B,), of training's batches; nothing here depends on them.
+            caption_lengths: K numbers of tokens for each of B images, see [`CCRKModel.get_text_features`].
         """
         _refuse_unknown(kwargs)
         if input_ids is None and pixel_values is None:
@@ -401,7 +416,8 @@ class CCRKModel(CCRKPreTrainedModel):
             image_embeds = F.normalize(image.pooler_output.float(), dim=-1)
         if input_ids is not None:
             flat_mask = attention_mask.flatten(0, -2) if attention_mask is not None else None
-            text = self.get_text_features(input_ids.flatten(0, -2), flat_mask, return_dict=True, **kwargs)
+            lengths = None if caption_lengths is None else torch.tensor(caption_lengths).flatten()
+            text = self.get_text_features(input_ids.flatten(0, -2), flat_mask, lengths, return_dict=True, **kwargs)
             text_embeds = F.normalize(text.pooler_output.float(), dim=-1).unflatten(0, input_ids.shape[:-1])
         if pixel_values is not None and input_ids is not None:
             if self.training:
@@ -624,6 +640,7 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         sampling_keys: Tensor | None = None,
+        caption_lengths: Sequence[Sequence[int]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CCRKLossOutput:
         """
@@ -635,22 +652,26 @@ class CCRKForImageTextRetrieval(CCRKPairModel):
             caption_mask: (B, K), False where a caption is missing.
             image_ids: (B,), equal for equal images: positives of each other, never negatives.
             sampling_keys: (B,), what is drawn depends on them, see `objectives_ccrk.sampling_keys`. None: fresh ones.
+            caption_lengths: K numbers of tokens for each of B images, at least 1, not on the device: with them a step
+                waits for the device once, without them twice.
             kwargs: `output_attentions`, `output_hidden_states`, of the encoders.
         """
         caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        outputs = self.ccrk(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+        outputs = self.ccrk(
+            input_ids, pixel_values, attention_mask, caption_lengths=caption_lengths, return_dict=True, **kwargs
+        )
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
-        pair_mask = attention_mask.flatten(0, 1)[pairs.caption_index]
+        lengths, _ = _on_host(attention_mask.flatten(0, 1), pairs)
         fused = self.ccrk.fusion_encoder.fuse_tokens(
             outputs.image_states,
             outputs.text_states.index_select(0, pairs.caption_index),
-            pair_mask,
+            lengths,
             pairs.image_index,
-            wanted=_first_token(pair_mask),
+            wanted=_first_token(len(lengths), attention_mask.shape[-1]),
         )
         return _loss_output(self, outputs, caption_mask, image_ids, (self.matching_head(fused), pairs.labels))
 
@@ -683,6 +704,7 @@ class CCRKForPreTraining(CCRKPairModel):
         caption_mask: Tensor | None = None,
         image_ids: Tensor | None = None,
         sampling_keys: Tensor | None = None,
+        caption_lengths: Sequence[Sequence[int]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CCRKLossOutput:
         """
@@ -694,7 +716,9 @@ class CCRKForPreTraining(CCRKPairModel):
         caption_mask = _complete_caption_mask(input_ids, pixel_values, caption_mask)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        outputs = self.ccrk(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+        outputs = self.ccrk(
+            input_ids, pixel_values, attention_mask, caption_lengths=caption_lengths, return_dict=True, **kwargs
+        )
         pairs = sample_matching_pairs(
             outputs.logits_per_image, caption_mask, image_ids, self.config.matching_positive_sampling, sampling_keys
         )
@@ -711,29 +735,30 @@ class CCRKForPreTraining(CCRKPairModel):
             max_ngram=self.config.mlm_max_ngram,
             keys=sampling_keys,
         )
-        masked_states = self.ccrk.get_text_features(masked.input_ids, chosen_mask, return_dict=True).last_hidden_state
-
         # An image without any caption has no chosen one either.
         slot_labels = masked.labels.masked_fill(~caption_mask.any(dim=1, keepdim=True), IGNORE)
         labels = torch.full_like(masked.input_ids, IGNORE).scatter(1, masked.positions, slot_labels)
-
-        pair_mask = flat_mask[pairs.caption_index]
-        images = torch.arange(len(pixel_values), device=pixel_values.device)
+        lengths, is_masked = _on_host(flat_mask, pairs, labels != IGNORE)
+        num_images, num_pairs = len(is_masked), len(lengths)
+        chosen_lengths = lengths[:num_images]  # the first pairs are those of the chosen captions
+        masked_states = self.ccrk.get_text_features(
+            masked.input_ids, chosen_mask, chosen_lengths, return_dict=True
+        ).last_hidden_state
         fused = self.ccrk.fusion_encoder.fuse_tokens(
             outputs.image_states,
             torch.cat([outputs.text_states.index_select(0, pairs.caption_index), masked_states]),
-            torch.cat([pair_mask, chosen_mask]),
-            torch.cat([pairs.image_index, images]),
-            wanted=torch.cat([_first_token(pair_mask), labels != IGNORE]),
+            torch.cat([lengths, chosen_lengths]),
+            torch.cat([pairs.image_index, torch.arange(num_images, device=pixel_values.device)]),
+            wanted=torch.cat([_first_token(num_pairs, labels.shape[1]), is_masked]),
         )
-        num_pairs = len(pair_mask)
+        masked_places = true_indices(is_masked).to(labels.device, non_blocking=True)
         return _loss_output(
             self,
             outputs,
             caption_mask,
             image_ids,
             (self.matching_head(fused[:num_pairs]), pairs.labels),
-            (self.lm_head(fused[num_pairs:]), labels[labels != IGNORE]),
+            (self.lm_head(fused[num_pairs:]), labels.flatten().index_select(0, masked_places)),
         )
 
 
@@ -743,9 +768,22 @@ def _refuse_unknown(kwargs: dict) -> None:
         raise TypeError(f"unexpected argument {', '.join(sorted(unknown))}; beside inputs take {', '.join(RECORDED)}")
 
 
-def _first_token(attention_mask: Tensor) -> Tensor:
-    """(P, L), True for token 0."""
-    return torch.arange(attention_mask.shape[1], device=attention_mask.device).expand_as(attention_mask) == 0
+def _first_token(num_captions: int, length: int) -> Tensor:
+    """(num_captions, length) on the CPU, True for token 0."""
+    return (torch.arange(length) == 0).expand(num_captions, -1)
+
+
+def _on_host(attention_mask: Tensor, pairs: MatchingPairs, is_masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """
+    What decides shapes behind the encoders, on the CPU: (P,) tokens of the pairs' captions, and `is_masked` (B, L).
+
+    One transfer, for which the step has to wait: the device has drawn the pairs.
+    """
+    lengths = caption_lengths(attention_mask)[pairs.caption_index]
+    if is_masked is None:
+        return to_host(lengths), lengths
+    found = to_host(torch.cat([lengths, is_masked.flatten()]))
+    return found[: len(lengths)], found[len(lengths) :].view_as(is_masked).bool()
 
 
 def _complete_caption_mask(input_ids: Tensor, pixel_values: Tensor, caption_mask: Tensor | None) -> Tensor:

@@ -96,7 +96,7 @@ def published(model: CCRKForPreTraining, batch: dict[str, Tensor], keys: Tensor)
 
     def fuse(image_states: Tensor, text_states: Tensor, mask: Tensor) -> Tensor:
         for layer in base.fusion_encoder.layers:
-            text_states = layer(text_states, additive(mask), *layer.cross_attention.project(image_states))
+            text_states = layer(text_states, additive(mask), image_states)
         return text_states
 
     image = base.get_image_features(batch["pixel_values"])

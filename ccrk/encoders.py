@@ -352,7 +352,8 @@ class CCRKEncoder:
         return Embeddings(outputs.image_embeds, outputs.text_embeds, outputs.temperature, parts=parts)
 
     def embed_alone(self, inputs: dict[str, Tensor]) -> Embeddings:
-        outputs = self.model.ccrk(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+        given = ("input_ids", "pixel_values", "attention_mask", "caption_lengths")
+        outputs = self.model.ccrk(**{name: inputs.get(name) for name in given})
         return Embeddings(outputs.image_embeds, outputs.text_embeds, self.model.ccrk.temperature)
 
     @property

@@ -3,7 +3,6 @@
 import math
 from dataclasses import MISSING, dataclass, field
 
-from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
@@ -27,15 +26,15 @@ WITHOUT_EFFECT = {
     "eval_do_concat_batches": _EVALUATION,
     "eval_use_gather_object": _EVALUATION,
     "fp16_full_eval": "evaluation is in the precision of training; eval_mrv.py --bf16 evaluates a checkpoint",
-    "fsdp_config": "FSDP is not supported",
     "include_for_metrics": _EVALUATION,
     "label_names": _LOSSES,
     "label_smoothing_factor": _LOSSES,
     "length_column_name": _ROWS,
     "liger_kernel_config": "there are no Liger kernels for this model",
+    "logging_nan_inf_filter": "a loss that is not finite counts as 0, without a wait for the device in each step",
     "neftune_noise_alpha": "captions are packed, and the noise would depend on how many of them are",
     "optim_target_modules": "optimizers that group parameters themselves are refused",
-    "parallelism_config": "the model is not split over devices; DeepSpeed spreads its parameters",
+    "parallelism_config": "the model is not split over devices; FSDP and DeepSpeed spread its parameters",
     "prediction_loss_only": _EVALUATION,
     "remove_unused_columns": "the collator reads rows, of which none of the columns may be removed",
     "use_cache": "the model generates nothing",
@@ -124,6 +123,9 @@ class CCRKTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Leave out the last batch of an epoch where it is not full."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay off: losses that are not finite count as 0, without it."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads rows."})
     new_parameter_lr_scale: float = field(
         default=2.0,
@@ -203,10 +205,8 @@ class CCRKTrainingArguments(TrainingArguments):
         if self.optim_args and optim in ("adamw_torch", "adamw_torch_fused", "adafactor"):
             raise ValueError(f"optim_args has no effect on optim {optim}; set adam_beta1, adam_beta2 and adam_epsilon")
         self._check_best_metric()
-        # FSDP has a layer's parameters whole in its forward alone, but keys and values of images are made before that;
-        # and word embeddings and LM head share theirs.
-        if self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            raise ValueError("FSDP is not supported; --deepspeed configs/deepspeed/zero3.json spreads parameters too")
+        if self.fsdp_config and not self.fsdp:
+            raise ValueError("fsdp_config has no effect without fsdp; set it, or leave fsdp_config out")
         super().__post_init__()
         if self.save_only_model and self.resume_from_checkpoint:
             raise ValueError(

@@ -128,7 +128,8 @@ def what_is_wrong(checkpoint: Path) -> str | None:
         return "it was saved with save_only_model and holds no optimizer"
     if any(name.startswith("global_step") for name in files):
         return deepspeed_problem(checkpoint)
-    for needed in ("trainer_state.json", "optimizer.pt", ".safetensors"):
+    optimizer = "optimizer.bin" if any(name.startswith("pytorch_model_fsdp") for name in files) else "optimizer.pt"
+    for needed in ("trainer_state.json", optimizer, ".safetensors"):
         if not any(name.endswith(needed) for name in files):
             return f"its {MANIFEST} is damaged (it names no {needed})"
     return deepspeed_problem(checkpoint)

@@ -69,7 +69,8 @@ def published_augmentation(image_size: int, min_scale: float) -> Callable[[Image
 class CCRKCollator:
     """
     Turns rows into a batch: `pixel_values` (B, 3, H, W); `input_ids`, `attention_mask` (B, K, L); `caption_mask`
-    (B, K); `image_ids` (B,).
+    (B, K); `image_ids` (B,). Of CCRK `caption_lengths` as well, numbers of tokens of K captions for each of B images,
+    as lists, which stay on the CPU.
 
     A row's caption of a language is drawn from those it has, or where a row is aligned (`data_scripts.rows`), all its
     captions together. A language that the draw lacks leaves its slot masked, so K is the same for all rows and the
@@ -101,7 +102,7 @@ class CCRKCollator:
     # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
 
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor | Problems]:
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor | list | Problems]:
         problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
         pictures = [None] * len(rows)
         if self.image_features is None:
@@ -119,6 +120,8 @@ class CCRKCollator:
             **self._tensors(rows, images, captions),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
         }
+        if isinstance(self.processor, CCRKProcessor):
+            batch["caption_lengths"] = batch["attention_mask"].sum(dim=-1).clamp(min=1).tolist()
         return batch | {"problems": problems} if problems.first else batch
 
     def _tensors(self, rows: Sequence[dict], images: list, captions: list[list[str | None]]) -> dict[str, Tensor]:

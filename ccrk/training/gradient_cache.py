@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from ccrk.encoders import Embeddings, Encoder
 from ccrk.training.losses import OneToKLoss
+from ccrk.training.sharding import accumulating, gathered_scalars
 
 
 def chunked_backward(
@@ -36,10 +38,8 @@ def chunked_backward(
 
     Returns: this process's share of each loss, and the temperature.
     """
-    chunks = [
-        dict(zip(inputs, values, strict=True))
-        for values in zip(*(value.split(chunk_size) for value in inputs.values()), strict=True)
-    ]
+    starts = range(0, len(inputs["image_ids"]), chunk_size)
+    chunks = [{name: value[start : start + chunk_size] for name, value in inputs.items()} for start in starts]
     # Both passes over a chunk start from the same seed: the second must meet the dropout of the first.
     seeds = torch.randint(1 << 62, (len(chunks),)).tolist()
 
@@ -51,15 +51,18 @@ def chunked_backward(
             embeddings.append(encoder.embed_alone(chunk))
     scalars = [scalar for scalar in (embeddings[0].temperature, embeddings[0].bias) if scalar is not None]
     cached = [torch.cat([found.image for found in embeddings]), torch.cat([found.text for found in embeddings])]
-    cached += [scalar.detach().clone() for scalar in scalars]
+    with gathered_scalars(encoder.model):
+        cached += [scalar.detach().clone() for scalar in scalars]
     whole = loss.of_embeddings(Embeddings(*(tensor.requires_grad_() for tensor in cached)), inputs)
     gradients = torch.autograd.grad(torch.stack(list(whole.values())).sum(), cached)
     per_chunk = zip(chunks, seeds, gradients[0].split(chunk_size), gradients[1].split(chunk_size), strict=True)
 
+    # DeepSpeed would divide by the accumulation steps once more.
+    options = {"scale_wrt_gas": False} if accelerator.distributed_type == DistributedType.DEEPSPEED else {}
     parts: dict[str, Tensor] = {}
     for index, (chunk, seed, image_gradient, text_gradient) in enumerate(per_chunk):
         is_last = index == len(chunks) - 1
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+        with contextlib.nullcontext() if is_last else accumulating(accelerator, model):
             torch.manual_seed(seed)
             with in_precision():
                 found = encoder.embed(model, chunk)
@@ -68,7 +71,7 @@ def chunked_backward(
             for scalar, gradient in zip((found.temperature, found.bias), gradients[2:], strict=False):
                 total += (scalar * gradient).sum() / len(chunks)
             total += sum(shares.values()) / len(chunks)
-            accelerator.backward(total * scale)
+            accelerator.backward(total * scale, **options)
         for name, share in shares.items():
             parts[name] = parts.get(name, 0) + share.detach() / len(chunks)
     return {**{name: value.detach() for name, value in whole.items()}, **parts}, cached[2]

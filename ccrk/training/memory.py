@@ -33,7 +33,8 @@ def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
 
 def saved_bytes(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Bytes that a forward of the inputs holds for its backward, beside parameters and the inputs themselves."""
-    held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *inputs.values()]}
+    given = [value for value in inputs.values() if isinstance(value, Tensor)]
+    held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *given]}
     saved: dict[int, Tensor] = {}
 
     def hold(tensor: Tensor) -> Tensor:

@@ -1,16 +1,20 @@
 """Training: a Trainer whose `compute_loss` is 1-to-K contrastive learning."""
 
+import contextlib
 import copy
 import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -35,14 +39,16 @@ from ccrk.training.checkpoints import (
     write_manifest,
 )
 from ccrk.training.collator import CCRKCollator, EpochCallback, stable_id
+from ccrk.training.compilation import compile_encoders
 from ccrk.training.console import LogLines
+from ccrk.training.evaluation import languages_to_evaluate, metric_names
 from ccrk.training.gradient_cache import chunked_backward
 from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
 from ccrk.training.model_card import model_card
 from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
+from ccrk.training.sharding import all_parameters, check_fsdp, clamp_master, embeddings_in_root, without_shards
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
-from data_scripts.captions import is_usable
 from data_scripts.problems import Problems
 from data_scripts.streams import EndlessRows
 from modeling_ccrk import CCRKPairModel
@@ -78,10 +84,17 @@ class CCRKTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one of them"
             )
-        if self.args.contrastive_chunk_size is not None and self.is_deepspeed_enabled:
-            raise ValueError("contrastive_chunk_size works in one process and with DDP, not with DeepSpeed")
+        if self.args.contrastive_chunk_size is not None and self.is_fsdp_enabled:
+            raise ValueError("contrastive_chunk_size works in one process, with DDP and DeepSpeed, not with FSDP")
         bare = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled:
+            check_fsdp(self.accelerator.state.fsdp_plugin, bare)
+            if self.args.eval_on_start:
+                raise ValueError("eval_on_start needs what FSDP spreads in the first step; leave it out")
         bare = bare.get_base_model() if hasattr(bare, "peft_config") else bare
+        if self.args.torch_compile and isinstance(bare, CCRKPairModel):
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # which would compile all of a step
+            compile_encoders(bare, self.args.torch_compile_backend, self.args.torch_compile_mode)
         self.encoder = make_encoder(bare, self.processing_class, self.args.eval_k_test)
         has_bias = getattr(bare, "logit_bias", None) is not None
         kind = self.args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
@@ -220,6 +233,19 @@ class CCRKTrainer(Trainer):
             ),
         )
 
+    def _prepare_for_training(self, *args, **kwargs):
+        with embeddings_in_root(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Inside, the bare model and its parts may be called, where FSDP has spread them over processes as well."""
+        if not isinstance(self.model, FSDPModule):
+            yield
+        else:
+            with all_parameters(self.model, self.accelerator.state.fsdp_plugin.reshard_after_forward):
+                yield
+
     def _finalize_training(self, *args, **kwargs):
         if not self.was_terminated:
             return super()._finalize_training(*args, **kwargs)
@@ -256,16 +282,18 @@ class CCRKTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Of a model with adapters: merged into it, which opens like any other, and by themselves in `adapter`."""
-        if not hasattr(self.model, "peft_config") or state_dict is not None:  # as DeepSpeed has gathered it
-            return self._save_model(output_dir, state_dict)
-        adapted = self.model
-        if self.args.should_save:
-            adapted.save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER)
-            self.model = copy.deepcopy(adapted).merge_and_unload()  # unmerging would round the weights
+        trained = self.model
+        if state_dict is not None:  # as DeepSpeed or FSDP has gathered it, with a tensor for each name of tied weights
+            tied = getattr(self.encoder.model, "all_tied_weights_keys", ())
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+            self.model = without_shards(trained)
+        elif hasattr(trained, "peft_config") and self.args.should_save:
+            trained.save_pretrained(Path(output_dir or self.args.output_dir) / ADAPTER)
+            self.model = copy.deepcopy(trained).merge_and_unload()  # unmerging would round the weights
         try:
-            self._save_model(output_dir)
+            self._save_model(output_dir, state_dict)
         finally:
-            self.model = adapted
+            self.model = trained
 
     def _save_model(self, output_dir: str | None, state_dict: dict | None = None) -> None:
         if isinstance(self.encoder.model, PreTrainedModel):
@@ -409,9 +437,11 @@ class CCRKTrainer(Trainer):
             torch.OutOfMemoryError: with what the step needs, and what to try.
         """
         self.loss.asks_agreement = self.state.global_step >= self.args.agreement_start * self.state.max_steps
+        clamp_master(self.encoder.model)
         step = super().training_step if self.args.contrastive_chunk_size is None else self.chunked_step
         try:
-            return step(model, inputs, num_items_in_batch)
+            # Of a step that is skipped: else transformers would have to look, and wait for the device.
+            return step(model, inputs, num_items_in_batch).nan_to_num(0.0, 0.0, 0.0)
         except torch.OutOfMemoryError as error:
             message = str(error)
         # Here, and not above, where the error still holds on to the step's activations.
@@ -491,41 +521,12 @@ class CCRKTrainer(Trainer):
         return values
 
     def languages_to_evaluate(self, dataset: datasets.Dataset) -> list[str]:
-        """The languages of training that `dataset` has captions in; of its own where it knows none of those.
-
-        Raises:
-            ValueError: there is no usable caption.
-        """
-        in_dataset = list(dataset.features["captions"])
-        # A few-shot run in German is validated in English.
-        languages = [language for language in self.data_collator.languages if language in in_dataset] or in_dataset
-        rows = dataset["captions"][:]
-        found = [
-            language for language in languages if any(is_usable(caption) for row in rows for caption in row[language])
-        ]
-        if not found:
-            raise ValueError(
-                f"the rows to evaluate on have no usable caption in {', '.join(languages)}; set eval_strategy to no "
-                "or choose other languages"
-            )
-        return found
+        """See [`ccrk.training.evaluation.languages_to_evaluate`]."""
+        return languages_to_evaluate(dataset, self.data_collator.languages)
 
     def metric_names(self) -> list[str]:
-        """What evaluations during training give, by the names that `metric_for_best_model` takes."""
-        several = isinstance(self.eval_dataset, dict)
-        names = []
-        for name, rows in (self.eval_dataset if several else {"": self.eval_dataset}).items():
-            languages = self.languages_to_evaluate(rows)
-            metrics = [*(f"recall_{language}" for language in languages), "mean_recall"]
-            captioned = {language: set() for language in languages}
-            for image_id, captions in zip(rows["image_id"][:], rows["captions"][:], strict=True):
-                for language, images in captioned.items():
-                    if any(is_usable(caption) for caption in captions[language]):
-                        images.add(image_id)
-            if len(languages) > 1 and set.intersection(*captioned.values()):
-                metrics.append("mrv")
-            names += [f"{name}_{metric}" if several else metric for metric in [*metrics, "runtime"]]
-        return names
+        """See [`ccrk.training.evaluation.metric_names`]."""
+        return metric_names(self.eval_dataset, self.data_collator.languages)
 
     def check_metric(self) -> None:
         """Raises ValueError where no evaluation gives `metric_for_best_model`, before hours are spent on the first."""
@@ -554,13 +555,14 @@ class CCRKTrainer(Trainer):
         self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
         spread = is_deepspeed_zero3_enabled()
-        result = evaluate_retrieval(
-            self.encoder,
-            dataset,
-            self.languages_to_evaluate(dataset),
-            batch_size=self.args.per_device_eval_batch_size,
-            share=Share() if spread else Share.of_this_process(),
-        )
+        with self.whole_model():
+            result = evaluate_retrieval(
+                self.encoder,
+                dataset,
+                self.languages_to_evaluate(dataset),
+                batch_size=self.args.per_device_eval_batch_size,
+                share=Share() if spread else Share.of_this_process(),
+            )
         recall = {language: row["mean"] for language, row in result.recall().items()}
         metrics = {f"{metric_key_prefix}_recall_{language}": round(value, 2) for language, value in recall.items()}
         metrics[f"{metric_key_prefix}_mean_recall"] = round(sum(recall.values()) / len(recall), 2)

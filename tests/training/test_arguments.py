@@ -20,7 +20,7 @@ HEEDED = """
     lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
     gradient_accumulation_steps max_grad_norm bf16 fp16 tf32 activation_checkpointing activation_checkpointing_kwargs
     gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend torch_compile_mode
-    torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
+    torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node
     include_num_input_tokens_seen log_level log_level_replica disable_tqdm report_to run_name project
     trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay
     per_device_eval_batch_size eval_on_start save_only_model save_strategy save_steps save_on_each_node
@@ -30,7 +30,7 @@ HEEDED = """
     dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order train_sampling_strategy
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
-    fsdp deepspeed debug skip_memory_metrics do_eval resume_from_checkpoint local_rank
+    fsdp fsdp_config deepspeed debug skip_memory_metrics do_eval resume_from_checkpoint local_rank
 """.split()
 
 
@@ -67,6 +67,7 @@ class TestArguments:
             ("average_tokens_across_devices", False),
             ("remove_unused_columns", True),
             ("use_cache", True),
+            ("logging_nan_inf_filter", True),
             ("optim_target_modules", "all-linear"),
             ("fsdp_config", {"version": 2}),
             ("load_best_model_at_end", True),
