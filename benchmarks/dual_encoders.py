@@ -1,7 +1,7 @@
 """Two dual encoders with random weights for the benchmarks: in one a picture costs far more than a caption.
 
 The text encoder, an XLM-R 192 wide with 6 layers, is the same in both; the embedded data set's captions have 16 tokens
-on average. The image encoders are ViTs.
+on average. The image encoders are ViTs. A third one is small enough to learn something in minutes on a CPU.
 """
 
 import itertools
@@ -37,6 +37,8 @@ SIZES = {
     "384 x 6 at 224 px": WIDE | {"image_size": 224, "patch_size": 16},
     "192 x 6 at 64 px": NARROW | {"image_size": 64, "patch_size": 16},
 }
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "num_hidden_layers": 2}
+LEARNS = "64 x 2 at 64 px"  # its text encoder is as small
 
 
 def make_rows(split: str, number: int, image_size: int, languages: Sequence[str]) -> datasets.Dataset:
@@ -64,7 +66,7 @@ def make_encoder(size: str, captions: Iterable[str], scale: float = 20.0) -> Dua
     """The encoder, with a tokenizer that learns from the captions; the same call gives the same weights.
 
     Args:
-        size: a name of `SIZES`.
+        size: a name of `SIZES`, or `LEARNS`.
         scale: of the logits to begin with, 1 / temperature.
     """
     words = PreTrainedTokenizerFast(
@@ -75,12 +77,13 @@ def make_encoder(size: str, captions: Iterable[str], scale: float = 20.0) -> Dua
         pad_token="<pad>",
         model_max_length=64,
     )
-    side = SIZES[size]["image_size"]
+    vision, text = (SMALL | {"image_size": 64, "patch_size": 8}, SMALL) if size == LEARNS else (SIZES[size], NARROW)
+    side = vision["image_size"]
     images = ViTImageProcessor(size={"height": side, "width": side})
     torch.manual_seed(0)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        ViTConfig(**SIZES[size], **COMMON),
-        XLMRobertaConfig(**NARROW, **COMMON, vocab_size=len(words), max_position_embeddings=66, type_vocab_size=1),
+        ViTConfig(**vision, **COMMON),
+        XLMRobertaConfig(**text, **COMMON, vocab_size=len(words), max_position_embeddings=66, type_vocab_size=1),
         projection_dim=128,
         logit_scale_init_value=math.log(scale),
     )
