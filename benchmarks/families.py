@@ -245,7 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(
             f"{family:24}{found['recall']['untrained']:10.1f}{found['recall']['one']:8.1f}{found['recall']['all']:8.1f}"
             f"{found['ratio']:7.1f}  {found['seconds']['one']:.2f} and {found['seconds']['all']:.2f}        "
-            f"{found['opened_by']}, within {found['difference']:.0e}"
+            f"{found['opened_by']}, within {found['difference']:.0e}",
+            flush=True,
         )
 
 
