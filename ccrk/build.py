@@ -363,7 +363,7 @@ def cache_features(trainer: CCRKTrainer, model: ModelArguments) -> None:
         problems = Problems("training images", trainer.problems.max_bad_fraction)
         collator.image_features = image_features(trainer.encoder, images, folder, problems)
         problems.check()
-        is_readable = ~np.isnan(collator.image_features.of(images["image_id"])).any(axis=1)
+        is_readable = ~np.isnan(collator.image_features.of(images["image_id"]).numpy()).any(axis=1)
         if not is_readable.all():
             images = images.select(np.flatnonzero(is_readable))
             logger.warning("%d of %d rows left out: no readable picture", (~is_readable).sum(), len(is_readable))

@@ -294,6 +294,20 @@ def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypat
     assert torch.equal(tower.get_parameter(word), before.get_parameter(word))
 
 
+def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    SentenceTransformerPair(join_towers(str(image), str(text))).save(tmp_path / "towers")
+    start = ["--model_name_or_path", tmp_path / "towers", "--use_peft", "true", "--lora_r", "2", "--freeze", "image"]
+    options = {"cache_image_features": "true", "learning_rate": 1e-2}
+    call(train_retrieval, *start, *arguments(tmp_path, **options), monkeypatch=monkeypatch)
+    before, after = (open_pair(tmp_path / name).state_dict() for name in ("towers", "out"))
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert any(".text.0." in name and "query.weight" in name for name in changed)
+    assert {name for name in changed if ".image." in name} == {
+        name for name in before if ".image." in name and ".linear." in name
+    }
+
+
 def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
     """Batch norm's statistics too; the projections behind them are trained."""
     start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text"]
