@@ -42,6 +42,10 @@ search-demo: install  ## Index the demo's 500 unseen scenes and open the page; t
 	$(BIN)/python -m ccrk.search index shapes outputs/demo/search --model outputs/demo/finetune
 	$(BIN)/python -m ccrk.search serve outputs/demo/search --open
 
+# With the python that has PyTorch and transformers; an environment of its own would need a network.
+gpu:  ## Check and time everything on a GPU, in nine minutes: outputs/gpu.json
+	$(PYTHON) -m benchmarks.gpu
+
 lint: install  ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,5 +73,5 @@ format: install  ## Format the code
 clean:  ## Remove the environment, outputs and caches
 	rm -rf $(VENV) .venv-lowest outputs *.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help install demo study search-demo lint test test-fast test-lowest coverage format clean
+.PHONY: help install demo study search-demo gpu lint test test-fast test-lowest coverage format clean
 .DEFAULT_GOAL := help

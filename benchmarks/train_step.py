@@ -55,20 +55,21 @@ TEXT |= {"num_hidden_layers": 6, "max_position_embeddings": 514}
 Losses = dict[str, Tensor]
 
 
-def make_batch(config: CCRKConfig, num_captions: int) -> dict[str, Tensor]:
+def make_batch(config: CCRKConfig, num_captions: int, batch_size: int | None = None) -> dict[str, Tensor]:
     """Captions as long as real ones: few are long, so most of what is padded to the longest is padding."""
+    batch_size = BATCH_SIZE if batch_size is None else batch_size
     generator = torch.Generator().manual_seed(0)
-    spread = 0.4 * torch.randn(BATCH_SIZE, num_captions, generator=generator) - 0.08  # exp(.) has a mean of 1
+    spread = 0.4 * torch.randn(batch_size, num_captions, generator=generator) - 0.08  # exp(.) has a mean of 1
     lengths = (MEAN_LENGTH * spread.exp()).round().clamp(SHORTEST, LONGEST).long()
     lengths[0, 0] = LONGEST
-    input_ids = torch.randint(4, config.mask_token_id, (BATCH_SIZE, num_captions, PADDED_LENGTH), generator=generator)
+    input_ids = torch.randint(4, config.mask_token_id, (batch_size, num_captions, PADDED_LENGTH), generator=generator)
     attention_mask = torch.arange(PADDED_LENGTH) < lengths[:, :, None]
     size = config.vision_config.image_size
     return {
         "input_ids": input_ids.masked_fill(~attention_mask, config.text_config.pad_token_id),
         "attention_mask": attention_mask.long(),
-        "pixel_values": torch.randn(BATCH_SIZE, 3, size, size, generator=generator),
-        "image_ids": torch.arange(BATCH_SIZE),
+        "pixel_values": torch.randn(batch_size, 3, size, size, generator=generator),
+        "image_ids": torch.arange(batch_size),
     }
 
 
@@ -79,14 +80,15 @@ def draw_in_a_loop(logits: Tensor, excluded: Sequence[Sequence[int]], numbers: T
     for row, columns in enumerate(excluded):
         weights[row, columns] = 0
         drawn.append((weights[row] / -numbers[row].log()).argmax().item())
-    return torch.tensor(drawn)
+    return torch.tensor(drawn, device=logits.device)
 
 
 def published(model: CCRKForPreTraining, batch: dict[str, Tensor], keys: Tensor) -> Losses:
     base, config = model.ccrk, model.config
     batch_size, num_captions = batch["input_ids"].shape[:2]
     captions, mask = batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1)
-    positions = torch.arange(PADDED_LENGTH)[None]
+    device = captions.device
+    positions = torch.arange(PADDED_LENGTH, device=device)[None]
 
     def additive(mask: Tensor) -> Tensor:
         return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
@@ -117,7 +119,8 @@ def published(model: CCRKForPreTraining, batch: dict[str, Tensor], keys: Tensor)
             [
                 columns[(others[row, columns] / -numbers.positive[row].log()).argmax().item()]
                 for row, columns in enumerate(own)
-            ]
+            ],
+            device=device,
         )
         negative_image = draw_in_a_loop(logits.t()[chosen], [[row] for row in range(batch_size)], numbers.image)
         negative_caption = draw_in_a_loop(logits, own, numbers.caption)
@@ -129,7 +132,7 @@ def published(model: CCRKForPreTraining, batch: dict[str, Tensor], keys: Tensor)
         torch.cat([text_states[chosen], text_states[negative_caption]]),
         torch.cat([mask[chosen], mask[negative_caption]]),
     )
-    labels = torch.tensor([1] * batch_size + [0] * 2 * batch_size)
+    labels = torch.tensor([1] * batch_size + [0] * 2 * batch_size, device=device)
     matching = cross_entropy(model.matching_head(torch.cat([positive[:, 0], negative[:, 0]])), labels)
 
     masked = mask_captions(

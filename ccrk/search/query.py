@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ccrk.encoders import CCRKEncoder, EncodedCaptions, Encoder
+from ccrk.embeddings import CCRKEncoder, EncodedCaptions
+from ccrk.encoders import Encoder
 from data_scripts.captions import is_usable
 from data_scripts.images import read_image
 from data_scripts.sources import PICTURES

@@ -2,20 +2,24 @@
 
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from ccrk.encoders import Embeddings, Encoder
+from ccrk.embeddings import Embeddings
 from ccrk.training.losses import OneToKLoss
 from ccrk.training.sharding import accumulating, gathered_scalars
+
+if TYPE_CHECKING:
+    from ccrk.encoders import Encoder
 
 
 def chunked_backward(
     model: nn.Module,
-    encoder: Encoder,
+    encoder: "Encoder",
     loss: OneToKLoss,
     inputs: dict[str, Tensor],
     chunk_size: int,

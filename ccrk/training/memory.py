@@ -2,11 +2,13 @@
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ccrk.encoders import Encoder
+if TYPE_CHECKING:
+    from ccrk.encoders import Encoder
 
 
 def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
@@ -31,7 +33,7 @@ def check_shared_memory(num_batches: int, batch_bytes: int) -> None:
         )
 
 
-def saved_bytes(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor]) -> int:
+def saved_bytes(encoder: "Encoder", model: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Bytes that a forward of the inputs holds for its backward, beside parameters and the inputs themselves."""
     given = [value for value in inputs.values() if isinstance(value, Tensor)]
     held = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *given]}
@@ -47,7 +49,7 @@ def saved_bytes(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor]) -
         return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def memory_advice(encoder: Encoder, model: nn.Module, inputs: dict[str, Tensor]) -> str:
+def memory_advice(encoder: "Encoder", model: nn.Module, inputs: dict[str, Tensor]) -> str:
     """What a step of these inputs needs about, from a forward of two of its images, and how to need less."""
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     batch_size, num_captions = inputs["caption_mask"].shape

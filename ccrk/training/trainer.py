@@ -92,9 +92,6 @@ class CCRKTrainer(Trainer):
             if self.args.eval_on_start:
                 raise ValueError("eval_on_start needs what FSDP spreads in the first step; leave it out")
         bare = bare.get_base_model() if hasattr(bare, "peft_config") else bare
-        if self.args.torch_compile and isinstance(bare, CCRKPairModel):
-            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # which would compile all of a step
-            compile_encoders(bare, self.args.torch_compile_backend, self.args.torch_compile_mode)
         self.encoder = make_encoder(bare, self.processing_class, self.args.eval_k_test)
         has_bias = getattr(bare, "logit_bias", None) is not None
         kind = self.args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
@@ -234,6 +231,9 @@ class CCRKTrainer(Trainer):
         )
 
     def _prepare_for_training(self, *args, **kwargs):
+        if self.args.torch_compile and isinstance(self.encoder.model, CCRKPairModel):
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # accelerate would compile all of a step
+            compile_encoders(self.encoder.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
         with embeddings_in_root(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
 

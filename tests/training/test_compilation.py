@@ -5,7 +5,9 @@ import torch
 from tiny import make_trainer, tiny_config
 from torch._dynamo.utils import counters
 
+import ccrk.training.trainer
 from ccrk import CCRKForPreTraining
+from ccrk.training.compilation import compile_encoders
 
 
 def batches(trainer, rows):
@@ -24,17 +26,27 @@ def test_graphs_are_whole_and_few(processor, shapes, tmp_path):
     vision = {"image_size": 64, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
     torch.manual_seed(0)
     model = CCRKForPreTraining(tiny_config(len(processor.tokenizer), vision_config=vision | {"drop_path_rate": 0.0}))
-    found = {}
+    trainer = make_trainer(model, processor, shapes, tmp_path)
+    model.train()
+    found = []
     for compiled in (False, True):
-        torch.manual_seed(0)
-        options = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiled else {}
-        trainer = make_trainer(model, processor, shapes, tmp_path, **options)
-        torch._dynamo.reset()
-        counters.clear()
-        trainer.model.train()
+        if compiled:
+            torch._dynamo.reset()
+            counters.clear()
+            compile_encoders(model, "aot_eager", None)
         with torch.no_grad():  # graphs are traced for the forward alone, in half the time
-            found[compiled] = [trainer.compute_loss(trainer.model, batch) for batch in batches(trainer, shapes)]
+            found.append(torch.stack([trainer.compute_loss(model, batch) for batch in batches(trainer, shapes)]))
     assert dict(counters["graph_break"]) == {}
     assert 3 <= counters["stats"]["unique_graphs"] <= 8  # image encoder, text layer, fusion layers
-    torch.testing.assert_close(torch.stack(found[True]), torch.stack(found[False]))
+    torch.testing.assert_close(*found)
     assert not any("_orig_mod" in name for name in model.state_dict())
+
+
+def test_training_compiles_the_encoders_and_not_the_step(tiny_model, processor, shapes, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(ccrk.training.trainer, "compile_encoders", lambda *arguments: compiled.append(arguments))
+    options = {"torch_compile": True, "torch_compile_backend": "aot_eager", "max_steps": 1}
+    trainer = make_trainer(tiny_model, processor, shapes, tmp_path, **options)
+    trainer.train()
+    assert compiled == [(tiny_model, "aot_eager", None)]
+    assert trainer.model_wrapped is tiny_model
