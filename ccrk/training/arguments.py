@@ -153,7 +153,7 @@ class CCRKTrainingArguments(TrainingArguments):
         },
     )
     agreement_start: float = field(
-        default=0.5,
+        default=0.6,
         metadata={"help": "Share of the steps after which it comes in: captions must find pictures first."},
     )
     contrastive_chunk_size: int | None = field(
