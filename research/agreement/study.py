@@ -12,6 +12,7 @@ translation errors. Each run adds its line to results.jsonl and its ranks to a f
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 import time
@@ -21,18 +22,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
+import data_scripts
 from ccrk.encoders import Embeddings
 from ccrk.processes import progress
 from ccrk.retrieval.instances import usable_captions
 from ccrk.retrieval.ranking import by_cosine, rank_language
 from ccrk.retrieval.results import RetrievalResult, mrv_table
+from ccrk.suspects import find_suspects
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers
 from ccrk.training.losses import OneToKLoss
+from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors, set_up_logging
 from data_scripts.files import check_output_folder, written_whole
 from objectives_ccrk import agreement_loss
@@ -68,13 +73,12 @@ class Condition:
 
 CONDITIONS = {
     "weight 0": Condition(),
-    "weight 30": Condition(30),
-    "half, weight 0": Condition(half=True),
-    "half, weight 30, the others' captions": Condition(30, half=True, text_alone=True),
-    "one random language, three times the steps": Condition(length=3, one_language=True),
     "weight 10": Condition(10),
-    "weight 100": Condition(100),
-    "half, weight 30": Condition(30, half=True),
+    "weight 30": Condition(30),
+    "one random language, three times the steps": Condition(length=3, one_language=True),
+    "weight 3": Condition(3),
+    "half, weight 0": Condition(half=True),
+    "half, weight 3, the others' captions": Condition(3, half=True, text_alone=True),
 }
 BASE = "weight 0"
 
@@ -203,14 +207,23 @@ def run_photographs(arguments: argparse.Namespace, results: Results) -> None:
         results.add(ranked, **line)
 
 
+class StopAt(transformers.TrainerCallback):
+    """Saves a checkpoint at a step, and ends the run there."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
 def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
+    """The steps before agreement comes in are those of all weights: they are trained once."""
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
-    runs = [(*run, seed) for seed in arguments.seeds for run in ((1.0, w) for w in arguments.weights)]
-    runs += [(*run, seed) for seed in arguments.seeds for run in ((0.0, w) for w in arguments.weights)]
-    for noise, weight, seed in runs:
+    for seed, noise, weight in itertools.product(arguments.seeds, arguments.errors, arguments.weights):
         key = {"data": "shapes", "condition": f"errors {noise:g}, weight {weight:g}", "seed": seed}
-        key |= {"steps": arguments.steps}
         if results.has(**key):
             continue
         consistency.TRANSLATION_NOISE = noise
@@ -220,17 +233,44 @@ def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
         )  # fmt: skip
         if not study.processor_dir.exists():
             study.prepare()
-        started = time.process_time()
-        trainer = study.build(consistency.CONDITIONS["1-to-K"], seed, study.steps)
+
+        def build(seed: int = seed, study: consistency.Study = study) -> CCRKTrainer:
+            trainer = study.build(consistency.CONDITIONS["1-to-K"], seed, study.steps)
+            trainer.args.output_dir = str(study.output_dir / f"before-{seed}")
+            return trainer
+
+        trainer = build()
+        first = round(trainer.args.agreement_start * study.steps)
+        before = Path(trainer.args.output_dir) / f"checkpoint-{first}"
+        if not before.exists():
+            trainer.add_callback(StopAt(first))
+            trainer.train()
+        trainer = build()
         trainer.loss.agreement_weight = weight
-        trainer.train()
-        seconds = time.process_time() - started
-        trainer.model.save_pretrained(study.model_dir(f"weight {weight:g}", seed))
-        trainer.processing_class.save_pretrained(study.model_dir(f"weight {weight:g}", seed))
+        started = time.process_time()
+        trainer.train(resume_from_checkpoint=str(before))
+        line = {"errors": noise, "weight": weight, "cpu_seconds": round(time.process_time() - started, 1)}
         ranked = consistency.rank(trainer.model, trainer.processing_class, study.splits["test"])
         recall = [row["mean"] for row in ranked.recall().values()]
-        found = {"recall": sum(recall) / len(recall), "mrv": ranked.mrv()["mean"]["std"]}
-        results.add(ranked, **key, errors=noise, weight=weight, ranked=found, cpu_seconds=round(seconds, 1))
+        line["ranked"] = {"recall": sum(recall) / len(recall), "mrv": ranked.mrv()["mean"]["std"]}
+        if noise and not weight:
+            model = study.output_dir / f"model-{seed}"
+            trainer.model.save_pretrained(model)
+            trainer.processing_class.save_pretrained(model)
+            line["suspects"] = suspects_found(model, noise)
+        results.add(ranked, **key, **line)
+
+
+def suspects_found(model: Path, noise: float, rows: int = 1000) -> dict:
+    """How many of the captions that are least like the others of their picture are wrong, in the data of training."""
+    dirty, right = (
+        data_scripts.load("shapes", split="train", num_train=rows, translation_noise=share) for share in (noise, 0.0)
+    )
+    suspects, _ = find_suspects(dirty, str(model))
+    right = right["captions"][:]
+    is_wrong = [suspect["caption"] not in right[suspect["row"]][suspect["language"]] for suspect in suspects]
+    planted = sum(is_wrong)
+    return {"planted": planted, "precision": {n: 100 * float(np.mean(is_wrong[:n])) for n in (planted // 2, planted)}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -249,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     photographs.add_argument("--only", nargs="+", choices=CONDITIONS, metavar="CONDITION", help="all by default")
     shapes = command("shapes", run_shapes)
     shapes.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    shapes.add_argument("--weights", nargs="+", type=float, default=[0, 10, 30])
+    shapes.add_argument("--errors", nargs="+", type=float, default=[1, 0], help="as in research/consistency; 0: none")
+    shapes.add_argument("--weights", nargs="+", type=float, default=[0, 3, 10])
     shapes.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args(argv)
     set_up_logging()

@@ -87,7 +87,7 @@ def test_results_are_written_as_they_come_and_not_found_twice(arguments, tmp_pat
 def test_the_study_of_agreement_goes_on_and_is_reported(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(agreement, "SETTING", towers.Setting(2, 1e-3, 0.3))
     monkeypatch.setattr(agreement, "BATCH", 4)
-    names = ["weight 0", "weight 30", "half, weight 0", "half, weight 30, the others' captions"]
+    names = ["weight 0", "weight 30", "half, weight 0", "half, weight 3, the others' captions"]
     command = ["photographs", *map(str, arguments)]
     agreement.main([*command, "--only", *names[:1], "--seeds", "0"])
     path = tmp_path / "out" / "results.jsonl"
