@@ -4,6 +4,9 @@
     python -m data_scripts.check xflickrco --data_dir iglue --image_dir images --splits test --languages de en
     python -m data_scripts.check multi30k --data_dir multi30k --image_dir flickr30k-images --thumbnails 12
 
+Captions that are least like the others of their picture, such as wrong translations, are found by a model:
+`python -m ccrk.suspects`.
+
 Every image is decoded. The exit code is 1 where something is missing, bad or other than published, unless
 --allow-partial; 2 where nothing could be read.
 """

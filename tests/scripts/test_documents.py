@@ -112,7 +112,7 @@ def test_commands_are_ones_that_exist(path, block):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["eval_mrv", "ccrk.search", "data_scripts.check"])
+@pytest.mark.parametrize("module", ["eval_mrv", "ccrk.search", "ccrk.suspects", "data_scripts.check"])
 def test_commands_begin_without_a_word_of_other_libraries(module):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("TORCH_LOGS", None)
