@@ -23,7 +23,7 @@ FORMAT = "1"
 EXACT_UP_TO = 1_000_000
 # Of an approximate search: of the index's partitions, which are looked at; and how many candidates for each result
 # are compared by their whole vectors.
-PROBED_SHARE = 0.2
+PROBED_SHARE = 0.1
 REFINED = 15
 _ROWS_AT_A_TIME = 10_000
 _KEPT_VERSIONS = datetime.timedelta(days=1)  # whoever searches may still read the last ones
