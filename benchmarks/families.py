@@ -13,6 +13,7 @@ embeddings there are compared with those here.
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -127,7 +128,11 @@ def save(family: str, words, folder: Path) -> None:
     if family == "SentenceTransformer":
         sentence_transformer(words, folder)
         return
-    for part in FAMILIES[family](words):
+    model, processor = FAMILIES[family](words)
+    if hasattr(model, "logit_bias"):  # as SigLIP's training began
+        model.logit_scale.data.fill_(math.log(10))
+        model.logit_bias.data.fill_(-10)
+    for part in (model, processor):
         part.save_pretrained(folder)
 
 
