@@ -32,7 +32,7 @@ An image encoder ({vision})
 and a text encoder ({text}), neither of which knows the other. Behind each is a
 linear projection, trained on {training:,} photographs of Multi30K's training part with a caption in {seen_languages}
 each. For each style {choosing} validation photographs chose steps and dropout. The {ranked} others, of validation and
-test, are ranked here; nothing before has seen them. Chance is {chance_1:.1f} % at rank 1 and {chance_5:.1f} % at 5.
+test, are ranked here and took no part in that choice. Chance is {chance_1:.1f} % at rank 1 and {chance_5:.1f} % at 5.
 
 Recall is the mean of image and text retrieval and of the languages, in percent, over {seeds} seeds, whose lowest and
 highest are in brackets. MRV is over the languages of training, with the 95 % interval of {resamples:,} draws of
