@@ -2,7 +2,12 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
+
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # transformers before 5.23, with which `benchmarks/gpu.py` has to do
+    SubConfigSpec = None
 
 # What opens a checkpoint with trust_remote_code=True. Written whole into every config.json: by itself transformers
 # writes the entry of the class that is saved, and AutoModel could not open what a head has saved.
@@ -26,6 +31,8 @@ XLM_ROBERTA_LARGE_6 = {
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
 }
+# Type and fields of each encoder where nothing else is given.
+ENCODERS = {"vision_config": ("swin", SWIN_BASE), "text_config": ("xlm-roberta", XLM_ROBERTA_LARGE_6)}
 # Fields of encoders' configurations that count something there must be.
 SIZES = (
     "embed_dim depths num_heads window_size patch_size image_size num_channels vocab_size hidden_size "
@@ -76,12 +83,13 @@ class CCRKConfig(PreTrainedConfig):
     ```"""
 
     model_type = "ccrk"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="swin", init_kwargs=SWIN_BASE),
-        "text_config": SubConfigSpec(
-            config_class=AutoConfig, model_type="xlm-roberta", init_kwargs=XLM_ROBERTA_LARGE_6
-        ),
-    }
+    if SubConfigSpec is None:
+        sub_configs = dict.fromkeys(ENCODERS, AutoConfig)
+    else:
+        sub_configs_defaults = {
+            name: SubConfigSpec(config_class=AutoConfig, model_type=kind, init_kwargs=fields)
+            for name, (kind, fields) in ENCODERS.items()
+        }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -99,6 +107,12 @@ class CCRKConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        if SubConfigSpec is None:
+            for name, (kind, fields) in ENCODERS.items():
+                given = getattr(self, name)
+                if not isinstance(given, PreTrainedConfig):
+                    given = dict(fields if given is None else given)
+                    setattr(self, name, AutoConfig.for_model(given.pop("model_type", kind), **given))
         super().__post_init__(**kwargs)
         if self.mask_token_id is None:
             self.mask_token_id = self.text_config.vocab_size - 1
