@@ -43,6 +43,15 @@ def same_image(image_ids: Tensor | None, batch_size: int, device: torch.device) 
     return image_ids[:, None] == image_ids[None, :]
 
 
+class Earlier(NamedTuple):
+    """M images of earlier batches with K captions each, as further negatives."""
+
+    image: Tensor  # (M, P), L2-normalised
+    text: Tensor  # (M, K, P), L2-normalised
+    caption_mask: Tensor  # (M, K), False where a caption is missing; of an image without any nothing is used
+    image_ids: Tensor  # (M,)
+
+
 def contrastive_loss(
     image_embeds: Tensor,
     text_embeds: Tensor,
@@ -50,6 +59,7 @@ def contrastive_loss(
     caption_mask: Tensor | None = None,
     image_ids: Tensor | None = None,
     reduction: str = "published",
+    earlier: Earlier | None = None,
 ) -> Tensor:
     """1-to-K contrastive loss: every image against all captions of the batch and every caption against all images.
 
@@ -67,6 +77,7 @@ def contrastive_loss(
             text→image term by K once more, as the published code does (its `need_divm: 0`), so there the
             images learn to find captions K times more strongly than the reverse. Where K is ragged, the mean
             number of captions per image stands for K. K × `"published"` is the published code's `need_divm: 1`.
+        earlier: rows that are negatives of the batch's, but for those of equal images; needs `image_ids`.
 
     Returns: a scalar, fp32.
     """
@@ -81,8 +92,17 @@ def contrastive_loss(
     positives = equal.repeat_interleave(num_captions, dim=1) & present
 
     lowest = torch.finfo(logits.dtype).min
-    image_to_text = _mean_positive_nll(logits.masked_fill(~present, lowest), positives)
-    text_to_image = _mean_positive_nll(logits.t(), positives.t())
+    to_text, to_image = [logits.masked_fill(~present, lowest)], [logits.t()]
+    if earlier is not None:
+        equal = image_ids[:, None] == earlier.image_ids
+        more_text = similarity(image_embeds, earlier.text.flatten(0, 1), temperature)
+        hidden = equal.repeat_interleave(num_captions, dim=1) | ~earlier.caption_mask.flatten()
+        to_text.append(more_text.masked_fill(hidden, lowest))
+        more_images = similarity(text_embeds.flatten(0, 1), earlier.image, temperature)
+        hidden = (equal | ~earlier.caption_mask.any(dim=1)).repeat_interleave(num_captions, dim=0)
+        to_image.append(more_images.masked_fill(hidden, lowest))
+    image_to_text = _mean_positive_nll(torch.cat(to_text, dim=1), positives)
+    text_to_image = _mean_positive_nll(torch.cat(to_image, dim=1), positives.t())
     if reduction == "published":
         images = caption_mask.any(dim=1).sum().clamp(min=1)
         text_to_image = text_to_image * images / present.sum().clamp(min=1)
@@ -167,9 +187,13 @@ def agreement_loss(
 
 
 def _mean_positive_nll(logits: Tensor, positives: Tensor) -> Tensor:
-    """Mean over the rows that have a positive of the mean -log softmax of its positives."""
+    """
+    Mean over the rows that have a positive of the mean -log softmax of its positives, which are among the first
+    logits: of further ones `positives` has no columns.
+    """
     count = positives.sum(dim=1)
-    nll = -logits.log_softmax(dim=1).masked_fill(~positives, 0.0).sum(dim=1) / count.clamp(min=1)
+    log_softmax = logits.log_softmax(dim=1)[:, : positives.shape[1]]
+    nll = -log_softmax.masked_fill(~positives, 0.0).sum(dim=1) / count.clamp(min=1)
     return nll.sum() / (count > 0).sum().clamp(min=1)
 
 

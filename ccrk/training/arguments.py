@@ -74,6 +74,7 @@ RANGES = {
     "logging_steps": ABOVE_0,
     "max_grad_norm": NOT_NEGATIVE,
     "max_skipped_steps": NOT_NEGATIVE,
+    "negatives_queue": NOT_NEGATIVE,
     "new_parameter_lr_scale": NOT_NEGATIVE,
     "num_train_epochs": ABOVE_0,
     "per_device_eval_batch_size": AT_LEAST_1,
@@ -155,6 +156,13 @@ class CCRKTrainingArguments(TrainingArguments):
     agreement_start: float = field(
         default=0.6,
         metadata={"help": "Share of the steps after which it comes in: captions must find pictures first."},
+    )
+    negatives_queue: int = field(
+        default=0,
+        metadata={
+            "help": "Images of earlier batches whose embeddings, in fp16 and without a gradient, are negatives beside "
+            "the batch; 0, as published: none. A resumed run begins with an empty queue."
+        },
     )
     contrastive_chunk_size: int | None = field(
         default=None,

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ccrk.embeddings import Embeddings
 from ccrk.processes import gather_with_gradient
+from ccrk.training.queue import EmbeddingQueue
 from objectives_ccrk import agreement_loss, contrastive_loss, sigmoid_loss
 
 
@@ -17,6 +18,7 @@ class OneToKLoss:
         kind: `softmax` (`objectives_ccrk.contrastive_loss`) or `sigmoid` (`objectives_ccrk.sigmoid_loss`).
         reduction: of the former.
         agreement_weight: of `objectives_ccrk.agreement_loss` beside it; 0: there is none.
+        queue: of embeddings of earlier batches, which are negatives as well, of softmax alone.
 
     Where `asks_agreement` is False, as the trainer has it before `agreement_start`, there is none either.
     """
@@ -27,8 +29,10 @@ class OneToKLoss:
         kind: str = "softmax",
         reduction: str = "symmetric",
         agreement_weight: float = 0.0,
+        queue: EmbeddingQueue | None = None,
     ):
         self.accelerator, self.kind, self.reduction = accelerator, kind, reduction
+        self.queue = queue
         self.agreement_weight, self.asks_agreement = agreement_weight, True
 
     def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +58,12 @@ class OneToKLoss:
         """The contrastive loss of the whole batch, whose embeddings and inputs are given."""
         if self.kind == "sigmoid":
             return sigmoid_loss(found.image, found.text, found.temperature, found.bias, **inputs)
-        loss = contrastive_loss(found.image, found.text, found.temperature, **inputs, reduction=self.reduction)
+        earlier = None if self.queue is None else self.queue.rows
+        loss = contrastive_loss(
+            found.image, found.text, found.temperature, **inputs, reduction=self.reduction, earlier=earlier
+        )
+        if self.queue is not None:
+            self.queue.push(found, inputs)
         # Softmax does not see a bias; data parallelism waits for a gradient of it all the same.
         return loss if found.bias is None else loss + 0.0 * found.bias.sum()
 

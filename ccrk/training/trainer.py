@@ -47,6 +47,7 @@ from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
 from ccrk.training.model_card import model_card
 from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
+from ccrk.training.queue import EmbeddingQueue
 from ccrk.training.sharding import all_parameters, check_fsdp, clamp_master, embeddings_in_root, without_shards
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.problems import Problems
@@ -98,7 +99,10 @@ class CCRKTrainer(Trainer):
         if kind == "sigmoid" and not has_bias:
             raise ValueError(f"contrastive_loss is sigmoid, but a {type(bare).__name__} has no bias; leave it out")
         reduction = bare.config.contrastive_reduction if isinstance(bare, CCRKPairModel) else "symmetric"
-        self.loss = OneToKLoss(self.accelerator, kind, reduction, self.args.agreement_weight)
+        queue = EmbeddingQueue(self.args.negatives_queue) if self.args.negatives_queue else None
+        if queue is not None and kind == "sigmoid":
+            raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; leave it out")
+        self.loss = OneToKLoss(self.accelerator, kind, reduction, self.args.agreement_weight, queue)
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(LogLines)
@@ -171,8 +175,8 @@ class CCRKTrainer(Trainer):
             "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
             "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
             "per_device_train_batch_size gradient_accumulation_steps contrastive_loss agreement_weight "
-            "agreement_start contrastive_chunk_size dataloader_drop_last train_sampling_strategy seed data_seed "
-            "metric_for_best_model"
+            "agreement_start negatives_queue contrastive_chunk_size dataloader_drop_last train_sampling_strategy seed "
+            "data_seed metric_for_best_model"
         ).split()
         arguments = self.args.to_dict()
         rows, collator = self.train_dataset, self.data_collator
