@@ -92,17 +92,17 @@ def contrastive_loss(
     positives = equal.repeat_interleave(num_captions, dim=1) & present
 
     lowest = torch.finfo(logits.dtype).min
-    to_text, to_image = [logits.masked_fill(~present, lowest)], [logits.t()]
+    to_text, to_image = logits.masked_fill(~present, lowest), logits.t()
     if earlier is not None:
         equal = image_ids[:, None] == earlier.image_ids
         more_text = similarity(image_embeds, earlier.text.flatten(0, 1), temperature)
         hidden = equal.repeat_interleave(num_captions, dim=1) | ~earlier.caption_mask.flatten()
-        to_text.append(more_text.masked_fill(hidden, lowest))
+        to_text = torch.cat([to_text, more_text.masked_fill(hidden, lowest)], dim=1)
         more_images = similarity(text_embeds.flatten(0, 1), earlier.image, temperature)
         hidden = (equal | ~earlier.caption_mask.any(dim=1)).repeat_interleave(num_captions, dim=0)
-        to_image.append(more_images.masked_fill(hidden, lowest))
-    image_to_text = _mean_positive_nll(torch.cat(to_text, dim=1), positives)
-    text_to_image = _mean_positive_nll(torch.cat(to_image, dim=1), positives.t())
+        to_image = torch.cat([to_image, more_images.masked_fill(hidden, lowest)], dim=1)
+    image_to_text = _mean_positive_nll(to_text, positives)
+    text_to_image = _mean_positive_nll(to_image, positives.t())
     if reduction == "published":
         images = caption_mask.any(dim=1).sum().clamp(min=1)
         text_to_image = text_to_image * images / present.sum().clamp(min=1)
