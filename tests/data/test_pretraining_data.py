@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -414,7 +415,8 @@ class TestAlignment:
 
 def draw(collator: CCRKCollator, row: dict) -> tuple[str | None, ...]:
     """The captions that reach the processor, None where one is masked."""
-    with patch.object(CCRKProcessor, "__call__", lambda self, images, text: {"text": text}):
+    mask = torch.ones(1, 1, 1)
+    with patch.object(CCRKProcessor, "__call__", lambda self, images, text: {"text": text, "attention_mask": mask}):
         return tuple(collator([row])["text"][0])
 
 
