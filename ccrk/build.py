@@ -140,6 +140,8 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
         kind = sentence_transformer_encoder()
         _check_no_others(model, "a model of two towers")
         return kind
+    if model.vision_model is None and model.layers is not None:
+        raise ValueError("layers is of an encoder to start from; give vision_model and text_model, or leave it out")
     if model.use_peft:
         raise ValueError("use_peft adapts a trained model; give model_name_or_path")
     if model.image_size is None:
@@ -451,6 +453,8 @@ def build_trainer(
     one_language = (data.captions_per_image or by_default) == "one"
     if data.rows == "captions" and not one_language:
         raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
+    if one_language and arguments.agreement_weight:
+        raise ValueError("agreement_weight needs captions in several languages; set captions_per_image to all")
     if one_language and data.rows is None:
         data = replace(data, rows="captions")
     checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
