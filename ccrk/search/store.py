@@ -94,7 +94,16 @@ class Store:
         """Whether anything is there that an index could be."""
         if "://" not in location and not os.path.isdir(location):
             return False
-        return "pictures" in lancedb.connect(location).list_tables().tables
+        database = lancedb.connect(location)
+        if "pictures" not in database.list_tables().tables:
+            return False
+        try:
+            database.open_table("pictures")
+        except ValueError as error:
+            if "was not found" in str(error):  # killed while it was made: a folder, and nothing in it
+                return False
+            raise
+        return True
 
     @classmethod
     def create(

@@ -243,6 +243,11 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, index):
     assert contents(index) == contents(fresh)
 
 
+def test_killed_while_its_table_is_made_it_begins_again(folder, index):
+    (index / "pictures.lance").mkdir(parents=True)
+    assert bring_up_to_date(folder, index).new == 10
+
+
 def killed_after(folder, index, milliseconds: int) -> None:
     ccrk.search.update.ROWS_PER_COMMIT = 4
     signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
