@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipConfig, SiglipModel
 
 from ccrk import CCRKConfig, CCRKForPreTraining
-from ccrk.embeddings import CCRKEncoder
+from ccrk.encoding import CCRKEncoder
 from ccrk.training.losses import OneToKLoss
 from objectives_ccrk import sampling_keys
 

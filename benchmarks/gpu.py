@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from transformers import SiglipConfig, SiglipModel
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKForPreTraining
-from ccrk.embeddings import CCRKEncoder, EncodedCaptions
+from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from ccrk.training.compilation import compile_encoders
 from ccrk.training.gradient_cache import chunked_backward
 from ccrk.training.losses import OneToKLoss

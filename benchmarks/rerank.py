@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval
-from ccrk.embeddings import CCRKEncoder, EncodedCaptions
+from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from ccrk.processes import Share
 from ccrk.retrieval.evaluate import EncodedImages, score_pairs
 from ccrk.retrieval.instances import UsableCaptions

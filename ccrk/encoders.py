@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
-from ccrk.embeddings import CCRKEncoder, Embeddings, weights_fingerprint
+from ccrk.encoding import CCRKEncoder, Embeddings, weights_fingerprint
 from ccrk.processes import process_state
 from data_scripts.files import open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel

@@ -5,7 +5,7 @@ import sys
 import pandas as pd
 from tiny import make_rows, make_spread_model
 
-from ccrk import CCRKProcessor, embeddings
+from ccrk import CCRKProcessor, encoding
 from ccrk.encoders import CCRKEncoder
 from ccrk.processes import Share
 from ccrk.retrieval import evaluate, ranking
@@ -25,6 +25,6 @@ def rank(processor_dir: str, share: Share) -> pd.DataFrame:
 
 if __name__ == "__main__":
     evaluate.CAPTIONS_PER_BLOCK, evaluate.IMAGES_PER_BLOCK = 3, 1
-    embeddings.TOKENS_PER_BATCH, ranking._SIMILARITIES_PER_CHUNK = 20, 40
+    encoding.TOKENS_PER_BATCH, ranking._SIMILARITIES_PER_CHUNK = 20, 40
     share = Share.of_this_process()
     rank(sys.argv[1], share).to_parquet(f"{sys.argv[2]}/{share.count}-{share.index}.parquet")

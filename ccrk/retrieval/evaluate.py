@@ -26,8 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ccrk.embeddings import EncodedCaptions
 from ccrk.encoders import Encoder, kind_of_encoder, load_encoder
+from ccrk.encoding import EncodedCaptions
 from ccrk.processes import Share, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
 from ccrk.retrieval.instances import usable_captions

@@ -39,16 +39,18 @@ def encode(encoder: Encoder, batch: Sequence[Prepared]) -> list[Encoded]:
     """Pictures by the model; image states with them where it gives any.
 
     Raises:
-        ValueError: an embedding is not finite.
+        ValueError: an embedding is not finite, or image states are not in half precision.
     """
     encoded = encoder.encode_images([prepared.picture for prepared in batch])
     columns = {"vector": encoded["embeds"].float().cpu()}
     if STATES in encoded:
         columns[STATES] = encoded[STATES].half().flatten(1).cpu()
-    for values in columns.values():
+    for name, values in columns.items():
         finite = torch.isfinite(values).all(dim=1)
         if not finite.all():
             path = batch[int(finite.int().argmin())].item.path
+            if name == STATES:
+                raise ValueError(f"the image states of {path} do not fit half precision; leave out --keep_states")
             raise ValueError(f"the embedding of {path} is not finite; look for the overflow in the model, or use fp32")
     rows = [{"jpeg": prepared.jpeg} for prepared in batch]
     for name, values in columns.items():
@@ -137,8 +139,11 @@ class ManyMachines:
         if not ray.is_initialized():
             try:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError) as error:
-                raise ValueError(f"there is no Ray cluster at {address}; start one with ray start --head") from error
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"this machine is of no Ray cluster at {address}; start one with ray start --head, or join one "
+                    "with ray start --address"
+                ) from error
         self.open_encoder, self.side, self.batch_size, self.encoders = open_encoder, side, batch_size, encoders
 
     def __call__(self, items: Sequence[Item], known: Collection[str]) -> Iterator[Encoded]:
@@ -151,7 +156,7 @@ class ManyMachines:
             return
         gpus, cores = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
         encoders = min(self.encoders or gpus or max(1, cores // 2), len(batches))
-        # Packed here: Ray would look into each list for a table.
+        # Packed here: Ray would look into each list for a table. Nothing is unpacked but what this run has packed.
         rows = [{"number": number, "batch": ray.cloudpickle.dumps(batch)} for number, batch in enumerate(batches)]
         prepared = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Prepare,

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ccrk.embeddings import CCRKEncoder, EncodedCaptions
 from ccrk.encoders import Encoder
+from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from data_scripts.captions import is_usable
 from data_scripts.images import read_image
 from data_scripts.sources import PICTURES

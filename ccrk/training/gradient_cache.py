@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from ccrk.embeddings import Embeddings
+from ccrk.encoding import Embeddings
 from ccrk.training.losses import OneToKLoss
 from ccrk.training.sharding import accumulating, gathered_scalars
 

@@ -3,7 +3,7 @@
 from accelerate import Accelerator
 from torch import Tensor
 
-from ccrk.embeddings import Embeddings
+from ccrk.encoding import Embeddings
 from ccrk.processes import gather_with_gradient
 from ccrk.training.queue import EmbeddingQueue
 from objectives_ccrk import agreement_loss, contrastive_loss, sigmoid_loss

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ccrk.embeddings import Embeddings
+from ccrk.encoding import Embeddings
 from objectives_ccrk import Earlier
 
 

@@ -116,8 +116,7 @@ class CCRKTrainer(Trainer):
         self.recipe: dict = {}  # what a recipe says of data and model, for `settings`
         self.skipped_steps = self._skipped_in_a_row = 0
         self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
-        self._parts: dict[str, Tensor] = {}
-        self._steps_since_log = 0
+        self._parts: dict[str, list[Tensor]] = {}
         self._images_since_log = 0
         self._captions_since_log: Tensor | int = 0  # of this process
         self._logged_at = time.perf_counter()
@@ -474,13 +473,12 @@ class CCRKTrainer(Trainer):
         return torch.stack(list(parts.values())).sum() / self.current_gradient_accumulation_steps
 
     def _record(self, values: dict[str, Tensor], inputs: dict[str, Tensor]) -> None:
-        """Sums what the next log averages, on the device: nothing waits for it here."""
+        """Keeps what the next log averages, on the device: nothing waits for it here."""
         if self.state.global_step == 0 and not self._parts:
             self._logged_at = time.perf_counter()
         for name, value in values.items():
             # A step that is not finite is skipped, and would hide all others of the same log.
-            self._parts[name] = self._parts.get(name, 0) + value.detach().nan_to_num(0.0, 0.0, 0.0)
-        self._steps_since_log += 1
+            self._parts.setdefault(name, []).append(value.detach().nan_to_num(0.0, 0.0, 0.0))
         self._images_since_log += len(inputs["image_ids"]) * self.accelerator.num_processes
         self._captions_since_log = self._captions_since_log + inputs["caption_mask"].sum()
 
@@ -489,10 +487,10 @@ class CCRKTrainer(Trainer):
         Adds to each training log the mean of every loss part and of the temperature, images and captions per second,
         and how many images could not be read so far, if any.
         """
-        if "loss" in logs and self._steps_since_log:
+        if "loss" in logs and self._parts:
             now = time.perf_counter()
-            for name, total in self._parts.items():
-                mean = self.accelerator.reduce(total / self._steps_since_log, reduction="mean")
+            for name, values in self._parts.items():  # agreement may have come in since the last log
+                mean = self.accelerator.reduce(torch.stack(values).mean(), reduction="mean")
                 logs[name] = round(mean.item(), 4)
             if self.skipped_steps:
                 logs["skipped_steps"] = self.skipped_steps
@@ -501,7 +499,7 @@ class CCRKTrainer(Trainer):
             logs["captions_per_second"] = round(captions.item() / (now - self._logged_at), 1)
             if bad := self.bad_images():
                 logs["bad_images"] = bad
-            self._parts, self._steps_since_log, self._logged_at = {}, 0, now
+            self._parts, self._logged_at = {}, now
             self._images_since_log = self._captions_since_log = 0
         super().log(logs, start_time)
 

@@ -9,7 +9,7 @@ from conftest import TINY_A
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from ccrk.embeddings import CCRKEncoder, EncodedCaptions
+from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from ccrk.retrieval.ranking import find_candidates, rerank
 from metrics.recall_at_k.recall_at_k import recall_at_k
 from modeling_ccrk import CCRKForPreTraining

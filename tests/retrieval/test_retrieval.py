@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from tiny import make_rows, make_spread_model
 
-from ccrk import embeddings
+from ccrk import encoding
 from ccrk.encoders import CCRKEncoder
 from ccrk.retrieval import evaluate, ranking
 from ccrk.retrieval.evaluate import evaluate_retrieval
@@ -68,7 +68,7 @@ def small_blocks(monkeypatch):
     """Blocks so small that the tests' few rows fill several of each kind."""
     monkeypatch.setattr(evaluate, "CAPTIONS_PER_BLOCK", 3)
     monkeypatch.setattr(evaluate, "IMAGES_PER_BLOCK", 2)
-    monkeypatch.setattr(embeddings, "TOKENS_PER_BATCH", 20)
+    monkeypatch.setattr(encoding, "TOKENS_PER_BATCH", 20)
     monkeypatch.setattr(ranking, "_SIMILARITIES_PER_CHUNK", 9)
 
 

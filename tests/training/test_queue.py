@@ -5,7 +5,7 @@ import torch
 from tiny import make_trainer
 from torch.nn import functional as F
 
-from ccrk.embeddings import Embeddings
+from ccrk.encoding import Embeddings
 from ccrk.training.queue import EmbeddingQueue
 from objectives_ccrk import contrastive_loss
 
