@@ -143,6 +143,7 @@ def opened(request, tmp_path_factory):
     return builder, layout, path
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, database=None, derandomize=True)
 @given(data=st.data())
 def test_fuzzed_lines_are_rows_or_counted(opened, data):

@@ -43,6 +43,7 @@ class TestUsable:
     def test_what_shows_is_normalised_as_published(self):
         assert normalize_caption("\u200bA dog,\xa0 \u3000red\u200d!", 40) == "\u200ba dog red\u200d"
 
+    @pytest.mark.slow
     def test_every_reader_counts_the_same(self, tmp_path, processor, caplog):
         """A caption is left out by all or by none: shards, annotations, training, evaluation and its tokenizer."""
         for caption in [*BLANK, *SHOWN, *NO_TEXT]:

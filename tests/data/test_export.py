@@ -55,6 +55,7 @@ def test_splits_and_options_of_another_builder(call, tmp_path):
     assert rows["test"][0]["image"].size == (64, 64)
 
 
+@pytest.mark.slow
 def test_push_to_hub(call, tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(

@@ -48,6 +48,7 @@ def hub():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_loaded_and_streamed(hub, tmp_path):
     parts = {
         "train-00000-of-00002": range(10),

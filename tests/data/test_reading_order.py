@@ -47,6 +47,7 @@ def make_loader(rows, processes=1, process=0, workers=0, batch_size=4, shuffle=T
 
 
 class TestReadingOrder:
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("processes", [1, 2, 3])
     def test_every_row_once_per_epoch(self, folder, processes, workers):
@@ -60,6 +61,7 @@ class TestReadingOrder:
             assert sorted(chain(*epochs[-1])) == list(range(61))
         assert epochs[0] != epochs[1]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shuffle", [False, True])
     @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 0), (3, 2)])
     def test_resuming_reads_exactly_the_rest(self, folder, shuffle, processes, workers, monkeypatch):
@@ -192,6 +194,7 @@ class TestTraining:
         resumed = run(tmp_path / "killed", resume_from_checkpoint=str(tmp_path / f"killed/checkpoint-{saved}"))
         assert resumed == whole[saved:], f"killed at step {kill_at}"
 
+    @pytest.mark.slow
     def test_too_many_damaged_images_end_the_training(self, folder, tiny_model, processor, tmp_path, monkeypatch):
         monkeypatch.setattr("data_scripts.problems.ROWS_BEFORE_STOPPING", 16)
         rows = replace(load(folder), decode=False)  # four of five photographs break after the index is made

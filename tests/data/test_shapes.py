@@ -136,6 +136,7 @@ def test_too_many_held_out_rows_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------------- splits
 
 
+@pytest.mark.slow
 def test_scene_space():
     scenes = all_scenes()
     assert len(set(scenes)) == len(scenes) == 241_920

@@ -53,6 +53,7 @@ def test_a_stream_gives_the_rows_that_loading_gives(tmp_path, monkeypatch):
             assert list(data_scripts.load(str(tmp_path / name), streaming=True, **options)) == expected, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("rows_of_a_part", [10, 1000], ids=["many parts", "one part"])

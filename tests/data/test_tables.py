@@ -174,6 +174,7 @@ def test_every_format_gives_the_same_rows(make, tmp_path):
         assert np.array_equal(np.asarray(found["image"]), np.asarray(expected))
 
 
+@pytest.mark.slow
 def test_every_format_ranks_alike(processor, tmp_path, monkeypatch):
     """The same for what is written as Parquet and as tar."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")

@@ -106,6 +106,7 @@ def test_the_published_scores_through_remote_code(expected, tmp_path):
     assert_close(logits.view_as(expected["itm_logits_all_pairs"]), expected["itm_logits_all_pairs"], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_both_heads_open_with_the_same_tensors(published, finetuned):
     pretrained = convert(published, TINY_A_CONFIG).state_dict()
     for name, tensor in convert(load_published(finetuned), TINY_A_CONFIG).state_dict().items():
@@ -137,6 +138,7 @@ def test_a_tokenizer_that_does_not_belong(size, options, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_captions_are_cut_where_the_checkpoint_was_fine_tuned(finetuned, tmp_path, capsys):
     tokenizer = ("--tokenizer", tokenizer_of(200, tmp_path / "tokenizer"))
     for options, expected in (((), (40, 40)), (("--max_words", 80, "--max_length", 60), (80, 60))):
@@ -212,6 +214,7 @@ class TestDamage:
                 run(old, tmp_path / "none", tmp_path=tmp_path)
         assert not (tmp_path / "none").exists()
 
+    @pytest.mark.slow
     def test_numbers_that_are_none(self, published, reference_model, tmp_path):
         for value in (float("nan"), float("inf")):
             broken = published["model"]["temp"] * value
@@ -260,6 +263,7 @@ class TestOutput:
         run(PRETRAINED, tmp_path / "out", tmp_path=tmp_path)
         assert (tmp_path / "out" / "model.safetensors").exists() and not list(tmp_path.glob("*.unfinished"))
 
+    @pytest.mark.slow
     def test_a_full_disk_leaves_nothing(self, reference_model, tmp_path):
         reference_model.save_pretrained(tmp_path / "folder")
         for source, output, options in ((PRETRAINED, "out", ()), (tmp_path / "folder", "out.th", ("--to_original",))):
@@ -297,6 +301,7 @@ def test_position_bias_is_resized_as_published(sizes):
     assert_close(resized, cases[f"window{sizes}.expected"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_larger_images(published, tmp_path):
     run(PRETRAINED, tmp_path / "out", "--image_size", 128, tmp_path=tmp_path)
     large, info = CCRKForPreTraining.from_pretrained(tmp_path / "out", output_loading_info=True)

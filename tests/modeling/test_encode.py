@@ -61,6 +61,7 @@ def test_embeddings_are_those_of_the_forward_whatever_the_batch(model, processor
     assert model.encode_images([], processor).shape == model.encode_texts([], processor).shape == (0, 16)
 
 
+@pytest.mark.slow
 def test_pictures_as_path_url_pil_and_array_are_the_same(model, processor, pictures, tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     pictures[0].save(path)

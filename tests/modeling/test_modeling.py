@@ -201,6 +201,7 @@ def test_fusion_returns_its_cross_attention():
     assert isinstance(model.fuse(*pairs, return_dict=False), tuple)
 
 
+@pytest.mark.slow
 def test_the_vocabulary_grows_and_shrinks(tmp_path, caplog):
     model, inputs = CCRKForPreTraining(tiny_config()), batch(vocab_size=300)
     word = model.get_input_embeddings().weight[:300].detach().clone()

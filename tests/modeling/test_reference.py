@@ -107,6 +107,7 @@ def test_masked_language_modelling(reference_model, outputs, expected):
     assert_close(cross_entropy(logits[chosen], labels[chosen]), expected["cmlm_fixed_loss"], **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_two_stage_evaluation(reference_model):
     reference = load_file(TINY_A / "two_stage_evaluation.safetensors")
     mask, k_test = reference["attention_mask"], int(reference["k_test"])

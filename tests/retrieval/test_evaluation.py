@@ -420,6 +420,7 @@ class TestEncodedBlocks:
                 run(output_dir, "--model", model, "--task", "shapes")
         return sorted((output_dir / "encoded").rglob("*.safetensors"))
 
+    @pytest.mark.slow
     def test_a_damaged_one_is_encoded_anew(self, rows, processor, tmp_path, caplog):
         encoder = CCRKEncoder(make_spread_model(len(processor.tokenizer)), processor, k_test=4)
 

@@ -43,6 +43,7 @@ def run(out, *arguments) -> None:
     eval_mrv.main([*map(str, arguments), "--task", "shapes", "--output_dir", str(out)])
 
 
+@pytest.mark.slow
 def test_each_has_its_results_and_all_one_table(rows, model, tmp_path, capsys):
     others = [arrays(tmp_path / folder / "model.npz", seed) for seed, folder in enumerate(["a", "b"])]
     out = tmp_path / "out"
@@ -140,6 +141,7 @@ def test_what_is_wrong_is_told_before_the_first_is_evaluated(rows, model, tmp_pa
         run(tmp_path / "out", "--model", model, model, "--model_for", "de=a.npz")
 
 
+@pytest.mark.slow
 def test_captions_go_into_the_template_of_each_model(rows, model, tmp_path, monkeypatch):
     given = []
     kind = evaluate.load_encoder(str(model), 0, False).__class__

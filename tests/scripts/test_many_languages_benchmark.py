@@ -23,6 +23,7 @@ def many_languages(monkeypatch):
     return many_languages
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_measured(many_languages, tmp_path):
     many_languages.main(["--output", str(tmp_path / "result.json"), "--quick"])
     result = json.loads((tmp_path / "result.json").read_text())
@@ -32,6 +33,7 @@ def test_it_writes_what_it_measured(many_languages, tmp_path):
     assert [len(times) for times in result["by_encoder"]["192 x 6 at 64 px"]["seconds"].values()] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_each_way_encodes_as_often_as_is_said(many_languages, monkeypatch):
     encoded = {}
 
@@ -60,6 +62,7 @@ def test_each_way_encodes_as_often_as_is_said(many_languages, monkeypatch):
     assert len(recall) == 3 * 6 and 0 < recall["sw", "IR@5"] <= 100
 
 
+@pytest.mark.slow
 def test_other_recall_ends_it(many_languages, monkeypatch):
     theirs = many_languages.theirs
     monkeypatch.setattr(

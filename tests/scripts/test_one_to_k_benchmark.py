@@ -22,6 +22,7 @@ def one_to_k(monkeypatch):
     return one_to_k
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_measured(one_to_k, tmp_path):
     one_to_k.main(["--output", str(tmp_path / "result.json"), "--quick"])
     result = json.loads((tmp_path / "result.json").read_text())
@@ -32,6 +33,7 @@ def test_it_writes_what_it_measured(one_to_k, tmp_path):
     assert set(result["recall"]) == set(result["mrv"]) == {"ours", "theirs", "ours, as long as theirs"}
 
 
+@pytest.mark.slow
 def test_both_start_alike_and_learn(one_to_k, monkeypatch):
     monkeypatch.setattr(one_to_k, "LEARNING_RATE", 3e-3)
     rows = one_to_k.make_rows("train", 16, 32, one_to_k.LANGUAGES)

@@ -46,6 +46,7 @@ def arguments(processor, tmp_path, monkeypatch) -> list:
     return [*given, "--output_dir", tmp_path / "out"]
 
 
+@pytest.mark.slow
 def test_results_are_written_as_they_come_and_not_found_twice(arguments, tmp_path, monkeypatch):
     trained, ends_at, train = [], ["English alone"], towers.train
 
@@ -84,6 +85,7 @@ def test_results_are_written_as_they_come_and_not_found_twice(arguments, tmp_pat
         call(towers, *arguments, monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_study_of_agreement_goes_on_and_is_reported(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(agreement, "SETTING", towers.Setting(2, 1e-3, 0.3))
     monkeypatch.setattr(agreement, "BATCH", 4)

@@ -56,6 +56,7 @@ def test_recipes_parse(name):
         assert arguments.per_device_train_batch_size * 2 == 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "data_dir", "image_dir"),
     [
@@ -80,6 +81,7 @@ def test_fine_tuning_keeps_the_best_checkpoint(data, data_dir, image_dir, checkp
     )
 
 
+@pytest.mark.slow
 def test_a_language_without_validation_captions_is_not_evaluated(coco_files, checkpoint, monkeypatch, caplog):
     recipe = [ROOT / "configs" / "finetune_coco.yaml", "--model_name_or_path", checkpoint]
     recipe += small(coco_files, coco_files / "annotations", coco_files / "images")
@@ -94,6 +96,7 @@ def test_a_language_without_validation_captions_is_not_evaluated(coco_files, che
     call(train_retrieval, *recipe, "--languages", "ja", *unevaluated, monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch):
     folders = xflickrco_files, xflickrco_files / "iglue", xflickrco_files / "images"
     english = ROOT / "configs" / "finetune_xflickrco.yaml"
@@ -107,6 +110,7 @@ def test_few_shot_goes_on_from_english(xflickrco_files, checkpoint, monkeypatch)
     CCRKForImageTextRetrieval.from_pretrained(xflickrco_files / "de")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "captions", "num_rows", "steps"),
     [
@@ -154,6 +158,7 @@ def test_a_few_shots_learn_at_the_published_rates():
     assert rates == pytest.approx(published)
 
 
+@pytest.mark.slow
 def test_pre_training(shards, checkpoint, monkeypatch):
     arguments = small(shards.parent, shards, shards)
     arguments += [

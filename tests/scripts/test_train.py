@@ -22,6 +22,7 @@ from ccrk.build import build_trainer, check_settings, run
 CONTRADICTED = RECIPE["config"] | {"vision_config": RECIPE["config"]["vision_config"] | {"image_size": 64}}
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     call(train_pretrain, recipe, monkeypatch=monkeypatch)
@@ -76,6 +77,7 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     assert "MRV over en zh" in printed and printed.count("\nzh ") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [train_pretrain, train_retrieval])
 def test_starting_from_encoders(script, swin_folder, processor, recipe, tmp_path, monkeypatch):
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
@@ -232,6 +234,7 @@ def test_wrong_values_end_in_one_line_before_the_first_step(changes, message, re
     assert not (tmp_path / "pretrain").exists() or not any((tmp_path / "pretrain").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pictures_that_cannot_be_read_end_a_run_in_one_line(workers, recipe, monkeypatch, capsys):
     argv = [str(recipe), "--dataloader_num_workers", str(workers)]
@@ -248,6 +251,7 @@ def test_pictures_that_cannot_be_read_end_a_run_in_one_line(workers, recipe, mon
         assert child.exitcode == 0
 
 
+@pytest.mark.slow
 def test_captions_keep_what_the_model_has_positions_for(recipe, tmp_path, monkeypatch, caplog):
     call(train_pretrain, recipe, "--max_length", 1000, monkeypatch=monkeypatch)
     assert "positions for 48 tokens: captions keep so many, not max_length 1000" in caplog.text
@@ -266,6 +270,7 @@ def test_checking_leaves_no_trace(recipe, monkeypatch):
     assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["- a list", "a: [1", "a: " + "[" * 3000])
 def test_a_recipe_that_is_no_mapping(text, recipe, monkeypatch):
     recipe.write_text(text)

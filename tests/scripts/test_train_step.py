@@ -23,6 +23,7 @@ def train_step(monkeypatch):
     return train_step
 
 
+@pytest.mark.slow
 def test_benchmark_writes_what_it_measured(train_step, tmp_path):
     train_step.main(["--output", str(tmp_path / "result.json"), "--quick"])
     result = json.loads((tmp_path / "result.json").read_text())

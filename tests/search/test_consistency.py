@@ -115,6 +115,7 @@ def test_the_command_writes_results_and_report(index, tmp_path, monkeypatch, cap
         main(["consistency", str(tmp_path / "index"), str(queries), "--output_dir", str(out), "--pivot", "fr"])
 
 
+@pytest.mark.slow
 def test_missing_languages_are_translated(index, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(PictureIndex, "encoder", index.encoder)
     sentences = ["red star", "green star and blue star", "two small dogs", "done it"]

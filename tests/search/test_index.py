@@ -218,6 +218,7 @@ def interrupted(folder, index, commits: int, after: bool) -> None:
     bring_up_to_date(folder, index, batch_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commits, after", [(2, False), (1, True)], ids=["before the second", "after the first"])
 def test_killed_at_a_commit_it_goes_on(folder, index, commits, after):
     write(folder / "b.jpg", b"")
@@ -233,6 +234,7 @@ def test_killed_at_a_commit_it_goes_on(folder, index, commits, after):
     assert changes.new + changes.copied < 12  # what was written is kept
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path, index):
     folder = photographs(tmp_path / "photos", 40)
     ends = [exit_code_of(killed_after, folder, index, milliseconds) for milliseconds in (15, 50, 100)]

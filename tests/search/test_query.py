@@ -92,6 +92,7 @@ def test_what_another_process_writes_is_found(colors, tmp_path):
     assert paths(colors.search("green", k=2)) == ["cold/it's/green.png", "new.png"]
 
 
+@pytest.mark.slow
 def test_approximate_search_finds_what_exact_search_finds(tmp_path):
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((100, 96))  # pictures come in kinds

@@ -162,6 +162,7 @@ def first_path(page, title: str) -> str:
     return page.locator("#results .path").first.inner_text()
 
 
+@pytest.mark.slow
 def test_type_and_go_on_by_keyboard(page):
     page.keyboard.type("rot")  # the box has the focus
     page.keyboard.press("Enter")
@@ -181,6 +182,7 @@ def test_type_and_go_on_by_keyboard(page):
     assert page.evaluate("document.documentElement.scrollWidth") == 400  # a phone does not scroll sideways
 
 
+@pytest.mark.slow
 def test_several_languages_side_by_side(page):
     page.locator("#more button").first.click()
     page.fill("#others textarea", "grün\nأزرق")
@@ -197,6 +199,7 @@ def test_several_languages_side_by_side(page):
     assert arabic.evaluate("e => getComputedStyle(e).direction") == "rtl"
 
 
+@pytest.mark.slow
 def test_what_is_not_likely_is_marked_on_the_page(page):
     page.locator("#more button").first.click()
     page.click("#language input")
@@ -209,6 +212,7 @@ def test_what_is_not_likely_is_marked_on_the_page(page):
         assert page.locator("#results .unlikely").count() == (24 if note else 16)
 
 
+@pytest.mark.slow
 def test_a_picture_dropped_in(page, tmp_path):
     page.locator("#more button").first.click()
     page.set_input_files("#picture input[type=file]", picture(tmp_path / "blue.png", (0, 0, 250)))
@@ -216,6 +220,7 @@ def test_a_picture_dropped_in(page, tmp_path):
     assert page.locator("#results .grid li").count() == 24
 
 
+@pytest.mark.slow
 def test_names_of_files_are_shown_and_not_obeyed(page):
     page.fill("#query textarea, #query input", "<b>hello</b>")
     page.keyboard.press("Enter")
@@ -227,6 +232,7 @@ def test_names_of_files_are_shown_and_not_obeyed(page):
     page.wait_for_selector("#results p:has-text('There are no words in')")
 
 
+@pytest.mark.slow
 def test_gradio_opens_nothing_else(address, index):
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.jpg", b"x" * 21_000_000)})
     assert answer.status_code == 413

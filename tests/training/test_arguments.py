@@ -93,6 +93,7 @@ class TestArguments:
         """transformers may decide it by what a model's forward takes; the Trainer says so itself."""
         assert make_trainer(tiny_model, processor, shapes, tmp_path).loss_is_scaled_for_ga is False
 
+    @pytest.mark.slow
     def test_tokens_and_a_first_evaluation(self, tiny_model, processor, shapes, tmp_path):
         arguments = {"include_num_input_tokens_seen": "non_padding", "eval_on_start": True, "eval_strategy": "steps"}
         trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=1, eval_steps=1, **arguments)
@@ -104,6 +105,7 @@ class TestArguments:
 class TestBestMetric:
     STEPS: ClassVar = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("metric", "best"), [("mrv", 1), ("eval_mrv", 1), ("mean_recall", 2), ("recall_de", 2), ("runtime", 1)]
     )

@@ -73,6 +73,7 @@ def test_a_batch_without_any_image_stops(processor, rows):
         CCRKCollator(processor, ["en"])([rows[1], rows[3]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_goes_on_and_reports(tiny_model, processor, rows, tmp_path, workers):
     arguments = CCRKTrainingArguments(

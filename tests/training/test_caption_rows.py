@@ -61,6 +61,7 @@ def test_rows_of_one_image_are_cropped_each_by_itself(images, processor):
     assert not any(torch.equal(pixels[0], other) for other in pixels[1:3])
 
 
+@pytest.mark.slow
 def test_scripts_train_on_captions_or_images(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     call(train_pretrain, recipe, "--output_dir", "pretrain", monkeypatch=monkeypatch)

@@ -15,6 +15,7 @@ from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import choose_checkpoint, what_is_wrong
 
 
+@pytest.mark.slow
 def test_resuming_continues_bit_for_bit(processor, shapes, tmp_path):
     """Model with the image encoder's weights, optimizer, schedule, random state and data position."""
 
@@ -66,6 +67,7 @@ def test_killed_and_resumed_equals_undisturbed(die_in_save, processor, shapes, t
     assert len(list(folder.glob("checkpoint-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tiny_model, processor, shapes, tmp_path, caplog):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, save_strategy="steps", save_steps=1, max_steps=3)
     trainer.train()
@@ -79,6 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_model, processor, shapes, tmp_
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.slow
 def test_resuming_without_an_optimizer_is_refused(tiny_model, processor, shapes, tmp_path):
     with pytest.raises(ValueError, match="save_only_model leaves nothing to resume from"):
         CCRKTrainingArguments(output_dir=str(tmp_path), save_only_model=True, resume_from_checkpoint="auto")
@@ -90,6 +93,7 @@ def test_resuming_without_an_optimizer_is_refused(tiny_model, processor, shapes,
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(
         tiny_model, processor, shapes, tmp_path, save_strategy="steps", save_steps=1, max_steps=2, save_total_limit=1

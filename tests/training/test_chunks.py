@@ -29,6 +29,7 @@ def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
     assert_same_gradients(gradients(chunk_size), gradients(None), 1e-5, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_both_passes_over_a_chunk_meet_the_same_dropout_and_precision(bf16, processor, shapes, tmp_path):
     torch.manual_seed(0)
@@ -52,6 +53,7 @@ def test_both_passes_over_a_chunk_meet_the_same_dropout_and_precision(bf16, proc
     assert len(second) == 3 and torch.equal(first[0], torch.cat(second))
 
 
+@pytest.mark.slow
 def test_chunked_training_logs_every_part(tiny_model, processor, shapes, tmp_path):
     options = {"contrastive_chunk_size": 4, "agreement_weight": 1000.0, "agreement_start": 0.5}
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, **options)

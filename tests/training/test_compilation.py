@@ -42,6 +42,7 @@ def test_graphs_are_whole_and_few(processor, shapes, tmp_path):
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
+@pytest.mark.slow
 def test_training_compiles_the_encoders_and_not_the_step(tiny_model, processor, shapes, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(ccrk.training.trainer, "compile_encoders", lambda *arguments: compiled.append(arguments))

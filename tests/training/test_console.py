@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from tiny import make_trainer
 
 from ccrk.training.console import LogLines, log_line
@@ -20,6 +21,7 @@ def test_figures_stand_in_columns():
     assert log_line({"eval_mrv": 0.5}, 0, 0) == "evaluated  mrv 0.5"
 
 
+@pytest.mark.slow
 def test_a_run_shows_a_line_per_log(tiny_model, processor, shapes, tmp_path, capsys):
     for disable_tqdm in (True, False):
         trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=2, disable_tqdm=disable_tqdm)

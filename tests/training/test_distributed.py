@@ -58,6 +58,7 @@ def test_launch_files_are_read_by_accelerate():
     assert (files["4xV100"].mixed_precision, files["2xA100"].mixed_precision) == ("fp16", "bf16")
 
 
+@pytest.mark.slow
 def test_ranks_of_two_processes_are_those_of_one(processor, tmp_path):
     processor.save_pretrained(tmp_path / "processor")
     worker = ROOT / "tests" / "retrieval_worker.py"

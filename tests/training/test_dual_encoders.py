@@ -195,6 +195,7 @@ def arguments(tmp_path, **others) -> list:
     return given
 
 
+@pytest.mark.slow
 def test_what_is_saved_opens_with_its_own_class(folder, tmp_path, monkeypatch):
     trained = arguments(tmp_path, learning_rate=1e-3, eval_strategy="epoch", save_steps=2)
     call(train_retrieval, "--model_name_or_path", folder, *trained, monkeypatch=monkeypatch)
@@ -217,6 +218,7 @@ def test_what_is_saved_opens_with_its_own_class(folder, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", ["image", "text"])
 def test_a_frozen_encoder_stays_as_it_is(frozen, folder, tmp_path, monkeypatch):
     trained = arguments(tmp_path, learning_rate=1e-3, freeze=frozen)
@@ -229,6 +231,7 @@ def test_a_frozen_encoder_stays_as_it_is(frozen, folder, tmp_path, monkeypatch):
     assert any(not torch.equal(p, before.get_parameter(n)) for n, p in after.named_parameters())
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_what_is_saved(processor, tmp_path, monkeypatch):
     model, own = make_clip(tokenizer(processor))
     for part in (model, own):
@@ -264,6 +267,7 @@ def test_freezing_what_is_called_otherwise_is_refused():
         freeze(torch.nn.Linear(2, 2), ["image"])
 
 
+@pytest.mark.slow
 def test_the_cards_example_embeds_as_evaluation_does(folder, tmp_path, monkeypatch, capsys):
     """Run as it stands there; padding decides what SigLIP sees of a caption."""
     call(train_retrieval, "--model_name_or_path", folder, *arguments(tmp_path, max_steps=1), monkeypatch=monkeypatch)

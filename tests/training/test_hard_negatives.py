@@ -122,6 +122,7 @@ def clip(processor, tmp_path):
     return tmp_path / "clip"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_batches_that_it_would_have_had(clip, tmp_path, monkeypatch):
     def train(out, *others, **options):
         options = {"learning_rate": 1e-3, "save_steps": 4, "max_steps": 6} | options  # an epoch has three

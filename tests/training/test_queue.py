@@ -69,6 +69,7 @@ def test_equal_images_and_what_is_not_finite_are_no_negatives():
     torch.testing.assert_close(contrastive_loss(*found[:3], **inputs, earlier=queue.rows), alone)
 
 
+@pytest.mark.slow
 def test_training_fills_it(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=3, negatives_queue=12)
     trainer.train()

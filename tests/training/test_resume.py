@@ -70,6 +70,7 @@ def resumable(finished, tmp_path, monkeypatch) -> Path:
 
 
 class TestWhatCounts:
+    @pytest.mark.slow
     def test_tokens_are_those_of_the_checkpoint(self, recipe, tmp_path, monkeypatch, caplog):
         few, more = ({"num_train": n, "num_validation": 6, "num_test": 12} for n in (16, 40))
         call(train_pretrain, changed(recipe, dataset_config=few), *SAVING, monkeypatch=monkeypatch)
@@ -99,6 +100,7 @@ class TestWhatCounts:
         assert "learning_rate 0.001 (was 0.0001)" in ignored and "max_words 9 (was 40)" in ignored
         assert "step 2 is at 0.67 epochs, in another order of rows" in ignored
 
+    @pytest.mark.slow
     def test_the_learning_rate_is_that_of_the_checkpoint(self, tiny_model, processor, shapes, tmp_path):
         """What the warning says of learning rates is so."""
         steps = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
@@ -109,12 +111,14 @@ class TestWhatCounts:
         trainer.train(resume_from_checkpoint="auto")
         assert trainer.state.log_history[-2]["learning_rate"] == before
 
+    @pytest.mark.slow
     def test_nothing_is_told_where_nothing_differs(self, resumable, monkeypatch, caplog):
         shutil.rmtree("pretrain/checkpoint-2")
         Path("pretrain/trainer_state.json").unlink()
         call(train_pretrain, "recipe.yaml", *AUTO, monkeypatch=monkeypatch)
         assert "resuming from pretrain/checkpoint-1" in caplog.text and "other settings" not in caplog.text
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("script", "changes", "message"),
         [
@@ -133,6 +137,7 @@ class TestWhatCounts:
         assert str(raised.value).startswith("error: ") and "\n" not in str(raised.value)
         assert contents(resumable / "pretrain") == before
 
+    @pytest.mark.slow
     def test_another_tokenizer_is_refused(self, tiny_model, processor, shapes, tmp_path):
         steps = {"save_strategy": "steps", "save_steps": 1}
         make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=1, **steps).train()
@@ -141,6 +146,7 @@ class TestWhatCounts:
         with pytest.raises(ValueError, match="checkpoint-1 was trained with another tokenizer"):
             make_trainer(tiny_model, other, shapes, tmp_path, **steps).train("auto")
 
+    @pytest.mark.slow
     def test_a_checkpoint_that_lacks_weights_is_refused(self, tiny_model, processor, shapes, tmp_path):
         steps = {"save_strategy": "steps", "save_steps": 1}
         make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=1, **steps).train()
@@ -185,10 +191,12 @@ class TestFinished:
         assert contents(resumable / "pretrain" / "checkpoint-2") == before
         assert steps_of(Path("pretrain")) == 2 and "checkpoint-2 has had all of 2 steps" in caplog.text
 
+    @pytest.mark.slow
     def test_more_steps_go_on(self, resumable, monkeypatch):
         call(train_pretrain, "recipe.yaml", *AUTO, "--max_steps", 3, monkeypatch=monkeypatch)
         assert steps_of(Path("pretrain")) == 3 and Path("pretrain/checkpoint-3").is_dir()
 
+    @pytest.mark.slow
     def test_the_best_is_what_a_finished_run_gives(self, tiny_model, processor, shapes, tmp_path):
         steps = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
         best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_recall"}
@@ -247,6 +255,7 @@ class TestManifest:
         manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != left_out}))
         assert what_is_wrong(manifest.parent)
 
+    @pytest.mark.slow
     def test_what_transformers_writes_while_it_saves_is_no_part(self, tiny_model, processor, shapes, tmp_path):
         trainer = make_trainer(tiny_model, processor, shapes, tmp_path, save_strategy="steps", max_steps=1)
         trainer.train()
@@ -273,6 +282,7 @@ class TestSIGTERM:
         config.text_config.hidden_dropout_prob = 0.1
         return make_trainer(CCRKForPreTraining(config), processor, rows, folder, **arguments)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("accumulation", [1, 2])
     def test_the_run_goes_on_bit_for_bit(self, accumulation, processor, shapes, tmp_path):
         same = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
@@ -290,6 +300,7 @@ class TestSIGTERM:
         weights = undisturbed.model.state_dict()
         assert all(torch.equal(weights[name], tensor) for name, tensor in resumed.model.state_dict().items())
 
+    @pytest.mark.slow
     def test_the_best_checkpoint_and_the_last_stay(self, processor, shapes, tmp_path):
         """Whose evaluation at the end of an epoch is not held amid it."""
         trainer = self.trainer(
@@ -309,6 +320,7 @@ class TestSIGTERM:
         trainer.train()
         assert evaluated == [2] and {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-3"}
 
+    @pytest.mark.slow
     def test_an_evaluation_that_is_due_is_kept(self, processor, shapes, tmp_path):
         trainer = self.trainer(processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2)
         trainer.add_callback(EndAt(2))
@@ -316,6 +328,7 @@ class TestSIGTERM:
         state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
         assert any("eval_mean_recall" in log for log in state["log_history"])
 
+    @pytest.mark.slow
     def test_it_can_be_switched_off(self, processor, shapes, tmp_path):
         trainer = self.trainer(processor, shapes, tmp_path, enable_jit_checkpoint=False)
         before = signal.getsignal(signal.SIGTERM)
@@ -375,6 +388,7 @@ class TestLora:
         )
         return "recipe.yaml"
 
+    @pytest.mark.slow
     def test_a_checkpoint_goes_on_and_evaluates(self, arguments, monkeypatch, capsys):
         call(train_retrieval, arguments, monkeypatch=monkeypatch)
         names = ("model.safetensors", "adapter/adapter_model.safetensors")
@@ -396,6 +410,7 @@ class TestLora:
         call(train_retrieval, arguments, *AUTO, monkeypatch=monkeypatch)
         assert [Path("out", name).read_bytes() for name in names] == undisturbed
 
+    @pytest.mark.slow
     def test_the_best_is_loaded_at_the_end(self, arguments, monkeypatch):
         best = ("--load_best_model_at_end", "true", "--metric_for_best_model", "mean_recall")
         worse_and_worse = lambda trainer, **_: {"eval_mean_recall": 70.0 - trainer.state.global_step}  # noqa: E731
@@ -405,6 +420,7 @@ class TestLora:
         merged = load_file("out/checkpoint-1/model.safetensors")
         assert all(torch.equal(merged[name], tensor) for name, tensor in load_file("out/model.safetensors").items())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", ["rank", "no adapters", "other weights below"])
     def test_other_adapters_are_refused(self, case, arguments, monkeypatch):
         call(train_retrieval, arguments, "--max_steps", 1, monkeypatch=monkeypatch)

@@ -42,6 +42,7 @@ def train(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_ends_with_the_same_weights(train, workers, tmp_path):
     whole = train(tmp_path / "run", "--dataloader_num_workers", workers)

@@ -198,6 +198,7 @@ numpy.savez(sys.argv[2], images=model.encode(pictures), texts=model.encode(["a r
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["two towers", "clip"])
 def test_what_is_saved_opens_with_its_own_class_alone(source, clip, image, text, pictures, tmp_path, monkeypatch):
     start = ["--model_name_or_path", clip]
@@ -238,6 +239,7 @@ def test_what_is_saved_opens_with_its_own_class_alone(source, clip, image, text,
     assert set(results["recall"]) == {"en", "de"} and results["mrv"]["languages"] == ["en", "de"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"use_peft": "true"}, {"contrastive_loss": "sigmoid"}])
 def test_a_run_goes_on_as_if_it_had_not_ended(options, image, text, tmp_path, monkeypatch):
     start = ["--vision_model", image, "--text_model", text]
@@ -257,6 +259,7 @@ def test_a_run_goes_on_as_if_it_had_not_ended(options, image, text, tmp_path, mo
         torch.testing.assert_close(goes_on[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_layers_make_a_ccrk_of_two_towers(image, processor, tmp_path, monkeypatch):
     torch.manual_seed(0)
     words = tokenizer(processor)
@@ -279,6 +282,7 @@ def test_layers_make_a_ccrk_of_two_towers(image, processor, tmp_path, monkeypatc
     assert json.loads((tmp_path / "evaluated" / "results.json").read_text())["k_test"]
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypatch):
     start = ["--vision_model", image, "--text_model", text, "--use_peft", "true", "--lora_r", "2"]
     call(train_retrieval, *start, *arguments(tmp_path, learning_rate=1e-2), monkeypatch=monkeypatch)
@@ -294,6 +298,7 @@ def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypat
     assert torch.equal(tower.get_parameter(word), before.get_parameter(word))
 
 
+@pytest.mark.slow
 def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     SentenceTransformerPair(join_towers(str(image), str(text))).save(tmp_path / "towers")
@@ -308,6 +313,7 @@ def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
     """Batch norm's statistics too; the projections behind them are trained."""
     start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text"]
@@ -326,6 +332,7 @@ def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
         assert 0 < (dense[0] - dense[1]).norm() < 0.2 * dense[0].norm()
 
 
+@pytest.mark.slow
 def test_cached_features_train_the_same_projections(image, text, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text"]

@@ -44,6 +44,7 @@ def test_an_optimizer_of_ones_own(tiny_model, processor, shapes, tmp_path):
         trainer.create_optimizer()
 
 
+@pytest.mark.slow
 def test_logs_hold_every_part(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=2)
     trainer.train()
@@ -53,6 +54,7 @@ def test_logs_hold_every_part(tiny_model, processor, shapes, tmp_path):
         assert 0.001 <= log["temperature"] <= 0.5 and log["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_averages(tiny_model, processor, shapes, tmp_path):
     """The loss is a mean: two half-weight passes over the same rows are one."""
     start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
@@ -75,6 +77,7 @@ def test_gradient_accumulation_averages(tiny_model, processor, shapes, tmp_path)
     assert logs[1]["loss"] == pytest.approx(logs[0]["loss"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_evaluation_on_several_data_sets(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=1, max_steps=1)
     trainer.eval_dataset = {"near": shapes.select(range(4)), "far": shapes.select(range(4, 8))}
@@ -83,6 +86,7 @@ def test_evaluation_on_several_data_sets(tiny_model, processor, shapes, tmp_path
     assert {"eval_near_recall_zh", "eval_near_mean_recall", "eval_far_recall_zh", "eval_far_mrv"} <= logged
 
 
+@pytest.mark.slow
 def test_evaluation_during_training(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(
         tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2, eval_k_test=2, max_steps=2
@@ -103,6 +107,7 @@ def test_languages_to_evaluate(tiny_model, processor, tmp_path):
         trainer.languages_to_evaluate(make_rows([[], []], ("en", "de")))
 
 
+@pytest.mark.slow
 def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, eval_strategy="steps", eval_steps=2, max_steps=2)
     trainer.train()
@@ -128,6 +133,7 @@ def test_model_card_tells_the_run(tiny_model, processor, shapes, tmp_path):
     assert "- Data: unnamed; languages" in model_card(trainer, "tiny").text
 
 
+@pytest.mark.slow
 def test_model_card_reports_the_weights_that_are_saved(tiny_model, processor, shapes, tmp_path):
     steps = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_recall", "save_total_limit": 1}
@@ -156,6 +162,7 @@ class Poisoned(CCRKCollator):
         return batch
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_named(tiny_model, processor, shapes, tmp_path, caplog):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=6)
     trainer.data_collator = Poisoned(processor, ["en", "de", "zh"])
@@ -168,6 +175,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(tiny_model, processor, s
     assert logs[-1]["skipped_steps"] == 1 and all(math.isfinite(log["contrastive_loss"]) for log in logs)
 
 
+@pytest.mark.slow
 def test_too_many_skipped_steps_end_the_run(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=6, max_skipped_steps=2)
     trainer.data_collator = Poisoned(processor, ["en"])
@@ -176,6 +184,7 @@ def test_too_many_skipped_steps_end_the_run(tiny_model, processor, shapes, tmp_p
         trainer.train()
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_in_fp16_lower_the_scale(tiny_model, processor, shapes, tmp_path):
     """Real fp16 and a real scaler: accelerate asks for a GPU, torch has both for CPUs."""
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path, max_steps=12)
@@ -195,6 +204,7 @@ def test_gradients_that_overflow_in_fp16_lower_the_scale(tiny_model, processor, 
     assert trainer.summary()["train_skipped_steps"] == trainer.skipped_steps
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_the_step_needs(tiny_model, processor, shapes, tmp_path, monkeypatch):
     def run_out(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -226,6 +236,7 @@ def test_losses_and_sampling_stay_in_fp32_under_bf16(tiny_model, processor, shap
         assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_image_trains(tiny_model, processor, shapes, tmp_path):
     trainer = make_trainer(tiny_model, processor, shapes.select([0]), tmp_path, per_device_train_batch_size=1)
     trainer.train()
