@@ -43,7 +43,7 @@ OWN_CAPTIONS = ""  # in place of a table
 
 def add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", help=f"a folder of pictures, at any depth; {', '.join(data_scripts.CARDS)}; {DATASETS}"
+        "source", help=f"a folder of pictures, at any depth, or its URL; {', '.join(data_scripts.CARDS)}; {DATASETS}"
     )
     parser.add_argument("index", help="folder, or URL of an object store, to write to")
     parser.add_argument(

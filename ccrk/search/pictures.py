@@ -1,5 +1,6 @@
 """The pictures of a source: which there are, and what becomes of each before a model sees it."""
 
+import datetime
 import hashlib
 import io
 import os
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import fsspec
 from PIL import Image
 
+from data_scripts.cli import one_line
 from data_scripts.images import MISSING, UNREADABLE, BadImage, picture_name, read_image
-from data_scripts.sources import PICTURES
+from data_scripts.sources import PICTURES, is_url
 from data_scripts.text import files_below
 from pictures_ccrk import MAX_BYTES
 
@@ -67,19 +70,20 @@ class Prepared:
 
 
 def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
-    """The pictures in a folder, at any depth; of anything else those of a data set.
+    """The pictures in a folder, at any depth, on a disk or an object store; of anything else those of a data set.
 
     Args:
         load: gives its rows, where there is no folder with pictures of that name.
 
     Raises:
-        ValueError, FileNotFoundError: there is neither.
+        ValueError, FileNotFoundError: there is neither, or the object store does not answer.
     """
-    if os.path.isdir(source):
-        found = pictures_in(source)
+    is_pattern = any(letter in source for letter in "*?[")
+    if os.path.isdir(source) or (is_url(source) and not is_pattern):
+        found = pictures_at(source) if is_url(source) else pictures_in(source)
         if found.items or found.bad:
             return found
-    elif os.path.isabs(source) and not os.path.exists(source) and not any(letter in source for letter in "*?["):
+    elif os.path.isabs(source) and not os.path.exists(source) and not is_pattern:
         raise FileNotFoundError(f"there is no folder {source}; is its disk mounted?")
     return pictures_of(load())
 
@@ -87,33 +91,94 @@ def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
 def pictures_in(folder: str) -> Source:
     """Every file below a folder that is called as pictures are. Links are followed."""
     root = os.path.join(os.path.abspath(folder), "")
-    items: dict[str, Item] = {}
-    bad, others = {}, Counter()
+    found = _Files()
     unlisted: list[str] = []
     for file in files_below(root, "*", lambda error: unlisted.append(os.path.join(error.filename, "")[len(root) :])):
-        if (ending := file.suffix.lower()) not in PICTURES:
-            others[ending] += 1
-            continue
-        name = str(file)[len(root) :]
-        try:
-            path = picture_name(name)
-        except UnicodeEncodeError:
-            bad[name.encode(errors="backslashreplace").decode()] = NO_UNICODE
-            continue
-        except BadImage as error:
-            bad[name] = error.reason
-            continue
-        if path in items:
-            bad[name] = TWO_FILES
+        if (path := found.path_of(name := str(file)[len(root) :])) is None:
             continue
         try:
             status = file.stat()
         except OSError:  # gone since
             continue
-        items[path] = Item(path, status.st_size, status.st_mtime_ns, _reader(file))
-    bad |= {name or root: NO_LIST for name in unlisted}
+        found.add(Item(path, status.st_size, status.st_mtime_ns, _reader(file)), name)
+    found.bad |= {name or root: NO_LIST for name in unlisted}
     beginnings = tuple(unicodedata.normalize("NFC", name).replace(os.sep, "/") for name in unlisted)
-    return Source(list(items.values()), bad, others, root, beginnings)
+    return Source(list(found.items.values()), found.bad, found.others, root, beginnings)
+
+
+def pictures_at(url: str) -> Source:
+    """Every object below a URL that fsspec knows, such as `s3://bucket/photos`, that is called as pictures are.
+
+    Raises:
+        ValueError: it cannot be listed: the package for such URLs is lacking, or the store refuses or is away.
+    """
+    try:
+        filesystem, root = fsspec.url_to_fs(url)
+        objects = filesystem.find(root, detail=True)
+    except Exception as error:  # each store has errors of its own
+        raise ValueError(f"{url} cannot be listed: {one_line(str(error))}") from error
+    root, found = root.rstrip("/") + "/", _Files()
+    for key, about in objects.items():
+        name = key.removeprefix(root)
+        if name != key and (path := found.path_of(name)) is not None:
+            size = about.get("size")
+            found.add(Item(path, size, _modified(about), _object_reader(filesystem, key, size)), name)
+    return Source(list(found.items.values()), found.bad, found.others)
+
+
+class _Files:
+    """What comes together while files are listed: the parts of a `Source`."""
+
+    def __init__(self):
+        self.items: dict[str, Item] = {}
+        self.bad: dict[str, str] = {}
+        self.others: Counter[str] = Counter()
+
+    def path_of(self, name: str) -> str | None:
+        """The path of the picture of a name below the source; None, and counted, where it is none."""
+        ending = os.path.splitext(name)[1].lower()
+        if ending not in PICTURES:
+            self.others[ending] += 1
+            return None
+        try:
+            return picture_name(name)
+        except UnicodeEncodeError:
+            self.bad[name.encode(errors="backslashreplace").decode()] = NO_UNICODE
+        except BadImage as error:
+            self.bad[name] = error.reason
+        return None
+
+    def add(self, item: Item, name: str) -> None:
+        if item.path in self.items:
+            self.bad[name] = TWO_FILES
+        else:
+            self.items[item.path] = item
+
+
+def _modified(about: dict) -> int | None:
+    """When an object was written, in nanoseconds since 1970; None where its store does not say."""
+    names = ("LastModified", "last_modified", "updated", "mtime", "created")  # S3, Azure, Google, SFTP, memory
+    moment = next((about[name] for name in names if about.get(name)), None)
+    if isinstance(moment, str):
+        try:
+            moment = datetime.datetime.fromisoformat(moment)
+        except ValueError:
+            return None
+    if isinstance(moment, datetime.datetime):
+        moment = moment.timestamp()
+    return round(moment * 1e9) if isinstance(moment, int | float) else None
+
+
+def _object_reader(filesystem: fsspec.AbstractFileSystem, key: str, size: int | None) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            return filesystem.cat_file(key, end=MAX_BYTES + 1 if (size or 0) > MAX_BYTES else None)
+        except FileNotFoundError as error:
+            raise BadImage(MISSING, key) from error
+        except Exception as error:  # each store has errors of its own
+            raise BadImage(UNREADABLE, key) from error
+
+    return read
 
 
 def _reader(file: Path) -> Callable[[], bytes]:
