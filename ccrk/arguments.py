@@ -170,9 +170,16 @@ class ModelArguments:
     caption_prompt: str | None = field(
         default=None, metadata={"help": "Before each caption of two towers, such as 'query: ' for multilingual-e5."}
     )
+    projection: str = field(
+        default="linear",
+        metadata={
+            "help": "Behind each of two towers: a linear map, or one that a layer x + GELU(W x) stands before.",
+            "choices": ["linear", "residual"],
+        },
+    )
     projection_dropout: float = field(
         default=0.0,
-        metadata={"help": "Share of what two towers give that is dropped before their projections: 0.3 if frozen."},
+        metadata={"help": "Share that is dropped before the linear map behind each of two towers: 0.3 if frozen."},
     )
     config: dict | None = field(
         default=None,

@@ -254,7 +254,12 @@ def build_dual(model: ModelArguments, kind: type[Encoder], contrastive_loss: str
             made = open_pair(model.model_name_or_path, sigmoid)
         else:
             joined = join_towers(
-                model.vision_model, model.text_model, model.pooling, model.caption_prompt, model.projection_dropout
+                model.vision_model,
+                model.text_model,
+                model.pooling,
+                model.caption_prompt,
+                model.projection_dropout,
+                residual=model.projection == "residual",
             )
             made = SentenceTransformerPair(joined, sigmoid)
     return add_adapters(made, model.lora_r) if model.use_peft else made

@@ -256,7 +256,12 @@ def open_pair(
 
 
 def join_towers(
-    vision_model: str, text_model: str, pooling: str = "mean", prompt: str | None = None, dropout: float = 0.0
+    vision_model: str,
+    text_model: str,
+    pooling: str = "mean",
+    prompt: str | None = None,
+    dropout: float = 0.0,
+    residual: bool = False,
 ) -> SentenceTransformer:
     """
     One model of an image and a text encoder of transformers, with new projections into one space.
@@ -267,7 +272,8 @@ def join_towers(
         text_model: of an encoder of text.
         pooling: of the text encoder's last states: `mean` over the tokens, or the `first` one.
         prompt: before each caption, such as "query: " for E5.
-        dropout: before the projections, the share of what the encoders give.
+        dropout: the share that is dropped before the linear projections.
+        residual: put a layer x + GELU(W x) before each linear projection.
 
     Raises:
         ValueError: one of the two cannot be opened, or is no such encoder.
@@ -276,8 +282,9 @@ def join_towers(
         towers = {"image": image_tower(vision_model), "text": text_tower(text_model, pooling)}
     routes = {}
     for modality, (modules, width) in towers.items():
+        hidden = [Dense(width, width, activation_function=nn.GELU(), use_residual=True)] if residual else []
         projection = Dense(width, PROJECTION_DIM, bias=False, activation_function=None)
-        routes[modality] = [*modules, *([Dropout(dropout)] if dropout else []), projection]
+        routes[modality] = [*modules, *hidden, *([Dropout(dropout)] if dropout else []), projection]
     prompts = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}
     return SentenceTransformer(modules=[Router(routes), Normalize()], device="cpu", **prompts)
 

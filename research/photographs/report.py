@@ -30,15 +30,16 @@ PAGE = """# Two frozen towers on photographs
 
 An image encoder ({vision})
 and a text encoder ({text}), neither of which knows the other. Behind each is a
-linear projection, trained on {training:,} photographs of Multi30K's training part with a caption in {seen_languages}
-each. For each style {choosing} validation photographs chose steps and dropout. The {ranked} others, of validation and
-test, are ranked here and took no part in that choice. Chance is {chance_1:.1f} % at rank 1 and {chance_5:.1f} % at 5.
+projection, trained on {training:,} photographs of Multi30K's training part with a caption in {seen_languages}
+each. For each style {choosing} validation photographs chose the steps, 400 or 800, and whether the projection is
+linear or has a layer x + GELU(W x) before it (`--projection residual`). The {ranked} others, of validation and test,
+are ranked here and took no part in that choice. Chance is {chance_1:.1f} % at rank 1 and {chance_5:.1f} % at 5.
 
 Recall is the mean of image and text retrieval and of the languages, in percent, over {seeds} seeds, whose lowest and
 highest are in brackets. MRV is over the languages of training, with the 95 % interval of {resamples:,} draws of
 photographs. Time is a core's, of training, once the towers have encoded everything.
 
-| style | R@1 | R@5 | R@5, languages never trained | MRV std | seconds | steps, rate, dropout |
+| style | R@1 | R@5 | R@5, languages never trained | MRV std | seconds | steps, rate, dropout, projection |
 |---|---:|---:|---:|---:|---:|---|
 {styles}
 
@@ -75,9 +76,9 @@ The same by the product's own commands, on the split that was written there:
 
 ```bash
 accelerate launch train_retrieval.py --vision_model V --text_model T --caption_prompt "query: " --freeze image text \\
-    --cache_image_features true --cache_caption_features true --projection_dropout 0.3 --learning_rate 1e-3 \\
-    --dataset outputs/towers/photographs.jsonl --image_dir flickr30k-images --languages {seen_options} \\
-    --caption_columns {seen_columns} \\
+    --cache_image_features true --cache_caption_features true --projection {projection} --projection_dropout 0.3 \\
+    --learning_rate 1e-3 --dataset outputs/towers/photographs.jsonl --image_dir flickr30k-images \\
+    --languages {seen_options} --caption_columns {seen_columns} \\
     --per_device_train_batch_size 256 --max_steps 800 --output_dir outputs/frozen
 python eval_mrv.py --model outputs/frozen --task outputs/towers/photographs.jsonl --image_dir flickr30k-images \\
     --languages {all_options} --mrv_languages {seen_options} \\
@@ -111,6 +112,10 @@ def difference(found: dict) -> str:
     return f"{found['difference']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
 
 
+def projection(setting: dict) -> str:
+    return "residual" if setting["residual"] else "linear"
+
+
 def columns(languages: list[str]) -> str:
     return " ".join(f"{language}=caption_{language}" for language in languages)
 
@@ -129,7 +134,8 @@ def page(found: dict, models: dict[str, dict]) -> str:
         rows.append(
             f"| {style} | {over_seeds(own['R@1']['seen'])} | {over_seeds(own['R@5']['seen'])} | "
             f"{over_seeds(own['R@5']['never trained'])} | {with_interval(own['mrv'], own['mrv_interval'], 2)} | "
-            f"{own['seconds']:.0f} | {chosen['steps']}, {chosen['learning_rate']:g}, {chosen['dropout']:g} |"
+            f"{own['seconds']:.0f} | {chosen['steps']}, {chosen['learning_rate']:g}, {chosen['dropout']:g}, "
+            f"{projection(chosen)} |"
         )
         means = [mean(own["R@5"][name]) for name in SEEN + UNSEEN]
         by_language.append(f"| {style} | {' | '.join(f'{value:.1f}' for value in means)} |")
@@ -158,6 +164,7 @@ def page(found: dict, models: dict[str, dict]) -> str:
         all_options=" ".join(SEEN + UNSEEN),
         seen_columns=columns(SEEN),
         unseen_columns=columns(UNSEEN),
+        projection=projection(next(iter(styles.values()))["setting"]),
     )
 
 

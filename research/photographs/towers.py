@@ -64,9 +64,10 @@ class Setting:
     steps: int
     learning_rate: float
     dropout: float  # before the projections
+    residual: bool = False  # a layer stands before each of them, see `join_towers`
 
 
-SETTINGS = [Setting(*values) for values in itertools.product((400, 800), (1e-3,), (0.0, 0.3))]
+SETTINGS = [Setting(*values) for values in itertools.product((400, 800), (1e-3,), (0.3,), (False, True))]
 
 # Style → its loss, and which captions (of the K of each image) a step of it sees.
 OURS = "1-to-K"  # the first: others are compared with it
@@ -224,12 +225,18 @@ def write_table(split: Split, path: Path) -> None:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def run_style(pair: SentenceTransformerPair, style: str, split: Split) -> tuple[Setting, list[RetrievalResult], float]:
-    """The setting that was chosen, the ranks of each seed by it, and a core's seconds of a training run."""
+def run_style(
+    pairs: dict[bool, SentenceTransformerPair], style: str, split: Split
+) -> tuple[Setting, list[RetrievalResult], float]:
+    """The setting that was chosen, the ranks of each seed by it, and a core's seconds of a training run.
+
+    Args:
+        pairs: the towers with what stands behind them, by `Setting.residual`.
+    """
     seconds = []
 
     def trained(setting: Setting, seed: int) -> tuple[float, RetrievalResult]:
-        started = time.process_time()
+        pair, started = pairs[setting.residual], time.process_time()
         train(pair, style, setting, split.training, seed)
         seconds.append(time.process_time() - started)
         return recall_at(split.chooses.evaluate(pair), 5, SEEN), split.ranked.evaluate(pair)
@@ -255,13 +262,18 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: what is there is of other towers, photographs or settings.
     """
-    joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
-    pair = SentenceTransformerPair(joined).eval()
-    encoder = SentenceTransformerEncoder(pair)
+    options = {"prompt": arguments.caption_prompt, "dropout": 0.3}
+    pairs = {
+        residual: SentenceTransformerPair(
+            join_towers(arguments.vision_model, arguments.text_model, **options, residual=residual)
+        )
+        for residual in (False, True)
+    }
+    encoder = SentenceTransformerEncoder(pairs[False].eval())
     split = load_split(arguments, encoder)
     write_table(split, arguments.output_dir / "photographs.jsonl")
     about = {
-        "towers": [described(pair.path(modality)[0].model) for modality in ("image", "text")],
+        "towers": [described(encoder.model.path(modality)[0].model) for modality in ("image", "text")],
         "features": [encoder.features_fingerprint(modality) for modality in ("image", "text")],
         "photographs": {
             "training": len(split.training.rows),
@@ -277,7 +289,7 @@ def run(arguments: argparse.Namespace) -> None:
     for style in STYLES:
         if style in found["styles"]:
             continue
-        chosen, results, seconds = run_style(pair, style, split)
+        chosen, results, seconds = run_style(pairs, style, split)
         ranks = pooled(results)
         if style == OURS:
             with written_whole(ranks_of_ours) as unfinished:

@@ -298,6 +298,20 @@ def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypat
     assert torch.equal(tower.get_parameter(word), before.get_parameter(word))
 
 
+def test_residual_projection(image, text, tmp_path):
+    """x + GELU(W x + b), then a linear map: by modules that any installation of sentence-transformers has."""
+    join_towers(str(image), str(text), residual=True).save_pretrained(str(tmp_path / "joined"))
+    model = SentenceTransformer(str(tmp_path / "joined"), device="cpu")
+    *tower, hidden, projection = model[0].sub_modules["text"]
+    inputs = model.preprocess(["a dog on a beach"])
+    with torch.no_grad():
+        features = torch.nn.Sequential(*tower)(dict(inputs))["sentence_embedding"]
+        expected = projection.linear(features + torch.nn.functional.gelu(hidden.linear(features)))
+    torch.testing.assert_close(
+        torch.from_numpy(model.encode(["a dog on a beach"])), torch.nn.functional.normalize(expected, dim=-1)
+    )
+
+
 @pytest.mark.slow
 def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -315,8 +329,8 @@ def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_pa
 
 @pytest.mark.slow
 def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
-    """Batch norm's statistics too; the projections behind them are trained."""
-    start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text"]
+    """Batch norm's statistics too; what is behind them is trained."""
+    start = ["--vision_model", image, "--text_model", text, "--freeze", "image", "text", "--projection", "residual"]
     call(train_retrieval, *start, *arguments(tmp_path), monkeypatch=monkeypatch)
     after = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     untrained = [transformers.AutoModel.from_pretrained(folder) for folder in (image, text)]
@@ -325,11 +339,12 @@ def test_frozen_towers_stay_as_they_are(image, text, tmp_path, monkeypatch):
         for name, tensor in before.state_dict().items():
             if "pooler" not in name:
                 assert torch.equal(tower[name], tensor), name
-    torch.manual_seed(42)  # the default, from which the projections started
-    start = join_towers(str(image), str(text))
+    torch.manual_seed(42)  # the default, from which what is behind them started
+    start = join_towers(str(image), str(text), residual=True)
     for modality in ("image", "text"):
-        dense = [model[0].sub_modules[modality][-1].linear.weight for model in (start, after)]
-        assert 0 < (dense[0] - dense[1]).norm() < 0.2 * dense[0].norm()
+        for place in (-2, -1):
+            dense = [model[0].sub_modules[modality][place].linear.weight for model in (start, after)]
+            assert 0 < (dense[0] - dense[1]).norm() < 0.2 * dense[0].norm()
 
 
 @pytest.mark.slow
