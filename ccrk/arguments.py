@@ -111,6 +111,13 @@ class DataArguments:
             "encoders)."
         },
     )
+    text_only_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "Captions of rows whose picture is missing take part in agreement: as many in a step as there "
+            "are pictures (dual encoders)."
+        },
+    )
     max_train_rows: int | None = field(default=None, metadata={"help": "Train on the first N images only."})
     augmentation: str = field(
         default="none",

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from PIL import Image
@@ -46,15 +45,15 @@ from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.captions import check_captions, warn_of_long_captions
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
-from ccrk.training.features import caption_features, image_features
+from ccrk.training.features import cache_features
 from ccrk.training.hard_negatives import hard_negative_sampler
+from ccrk.training.text_rows import check_text_rows, text_rows
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
 from data_scripts.cli import InputError, one_line, one_line_errors
 from data_scripts.files import check_output_folder, open_model, open_pretrained
 from data_scripts.options import data_options
-from data_scripts.problems import Problems
 from data_scripts.shards import ShardRows
 from data_scripts.streams import EndlessRows
 from data_scripts.tokenizer import train_tokenizer
@@ -74,7 +73,7 @@ NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?
 
 
 def load_rows(
-    data: DataArguments, split: str, languages: Sequence[str] | None = None, streaming: bool = False
+    data: DataArguments, split: str, languages: Sequence[str] | None = None, streaming: bool = False, **others
 ) -> datasets.Dataset | ShardRows:
     """One split of the recipe's data set."""
     options = data_scripts.merge_options(
@@ -84,6 +83,7 @@ def load_rows(
         streaming=streaming,
         few_shot=data.few_shot,
         max_bad_fraction=data.max_bad_fraction,
+        **others,
     )
     return data_scripts.load(data.dataset, **options)
 
@@ -342,45 +342,6 @@ def _evaluate(module: torch.nn.Module, *_) -> None:
     module.eval()
 
 
-def cache_features(trainer: CCRKTrainer, model: ModelArguments) -> None:
-    """
-    Encodes pictures, or captions, by a frozen encoder once, for the batches of `trainer`, whose rows then have no
-    pictures any more. Rows whose picture cannot be read are left out, and counted.
-
-    Raises:
-        ValueError: the encoder is not frozen, or what is asked of pictures makes others of them in each step.
-    """
-    asked = [name for name in ("image", "caption") if getattr(model, f"cache_{name}_features")]
-    for name in asked:
-        encoder = "text" if name == "caption" else name
-        if encoder not in (model.freeze or ()):
-            raise ValueError(f"cache_{name}_features needs an encoder that stays as it is; add --freeze {encoder}")
-        if isinstance(trainer.encoder, CCRKEncoder):
-            raise ValueError(f"cache_{name}_features is of dual encoders: fusion looks at more of them; leave it out")
-    collator, rows = trainer.data_collator, trainer.train_dataset
-    if "image" in asked and collator.augmentation is not None:
-        raise ValueError("cache_image_features keeps a picture as it is; leave it out, or augmentation")
-    images = rows.images if isinstance(rows, CaptionRows) else rows
-    if asked and not isinstance(images, datasets.Dataset):
-        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; leave out streaming")
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "features"
-    trainer.encoder.model.eval()
-    if "image" in asked:
-        trainer.encoder.take_features("image")
-        problems = Problems("training images", trainer.problems.max_bad_fraction)
-        collator.image_features = image_features(trainer.encoder, images, folder, problems)
-        problems.check()
-        is_readable = ~np.isnan(collator.image_features.of(images["image_id"]).numpy()).any(axis=1)
-        if not is_readable.all():
-            images = images.select(np.flatnonzero(is_readable))
-            logger.warning("%d of %d rows left out: no readable picture", (~is_readable).sum(), len(is_readable))
-        images = images.remove_columns("image")
-    if "caption" in asked:
-        trainer.encoder.take_features("text")
-        collator.caption_features = caption_features(trainer.encoder, images, folder)
-    trainer.train_dataset = CaptionRows(images) if isinstance(rows, CaptionRows) else images
-
-
 @contextlib.contextmanager
 def blaming(settings: str) -> Iterator[None]:
     """Whatever is raised inside becomes a ValueError of one line that begins with the settings to blame for it."""
@@ -460,6 +421,8 @@ def build_trainer(
         raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
     if one_language and arguments.agreement_weight:
         raise ValueError("agreement_weight needs captions in several languages; set captions_per_image to all")
+    if data.text_only_rows:
+        check_text_rows(data, arguments, kind)
     if one_language and data.rows is None:
         data = replace(data, rows="captions")
     checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
@@ -467,6 +430,7 @@ def build_trainer(
     with arguments.main_process_first(desc="preparing the data"):
         train_rows = load_rows(data, "train", streaming=data.streaming)
         eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
+        alone = text_rows(load_rows(data, "train", text_only=True)) if data.text_only_rows else None
     is_stream = isinstance(train_rows, datasets.IterableDataset)
     if is_stream:
         check_stream(data, arguments)
@@ -533,7 +497,7 @@ def build_trainer(
     trainer = CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(inputs, languages, one_language, augmentation, arguments.seed),
+        data_collator=CCRKCollator(inputs, languages, one_language, augmentation, arguments.seed, text_rows=alone),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,

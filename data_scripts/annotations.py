@@ -50,6 +50,8 @@ class AnnotationConfig(datasets.BuilderConfig):
         split: only this split is read and its photographs checked.
         languages: caption languages; by default those that the data set has in this split.
         max_bad_fraction: the share of rows that may be bad, see `data_scripts.problems`.
+        text_only: in place of the rows with a photograph those whose photograph is missing, where they have captions
+            in two languages at least.
     """
 
     data_dir: str | None = None
@@ -57,6 +59,7 @@ class AnnotationConfig(datasets.BuilderConfig):
     split: str = "train"
     languages: Sequence[str] | None = None
     max_bad_fraction: float = MAX_BAD_FRACTION
+    text_only: bool = False
 
     # Set by each data set.
     dataset = ""
@@ -229,12 +232,20 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
             )
         in_images = Problems(f"{self.config.source} images", self.config.max_bad_fraction, rows=len(annotations))
         # A stream would wait for it at every start, and decodes its images where it can leave the bad ones out.
-        decode = not dl_manager.is_streaming
+        decode = not dl_manager.is_streaming and not self.config.text_only
         rows = [
             (number, {"image": image, "image_id": annotation.image_id, "captions": annotation.captions})
             for number, (annotation, image) in enumerate(self.check_images(annotations, in_images, decode))
-            if image is not None and any(annotation.captions.values())
+            if (image is None) == self.config.text_only
+            and sum(map(bool, annotation.captions.values())) > self.config.text_only
         ]
+        if self.config.text_only:
+            if not rows:
+                raise ValueError(
+                    f"{self.config.source}: no row without a photograph has captions in two of "
+                    f"{', '.join(self.config.languages)}; leave out text_only_rows"
+                )
+            return [datasets.SplitGenerator(name=self.config.split, gen_kwargs={"rows": rows})]
         in_images.check()
         if not rows:
             raise FileNotFoundError(
@@ -250,7 +261,7 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, rows: list[tuple[int, dict]]) -> Iterator[tuple[int, dict]]:
         for number, row in rows:
-            yield number, {**row, "image": self.encoded(row["image"])}
+            yield number, {**row, "image": None if row["image"] is None else self.encoded(row["image"])}
 
     def read_annotations(self) -> tuple[list[Annotation], Problems]:
         """The annotations of the split, and what was wrong in their files."""

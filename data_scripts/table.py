@@ -124,7 +124,9 @@ class TableConfig(AnnotationConfig):
             except BadImage as error:
                 problems.bad(error.reason, where)
                 continue
-            if row is None:
+            if row is None and self.text_only:
+                row = TableRow("", where, {}, where, table.split)
+            elif row is None:
                 problems.bad(NO_PICTURE, where)
                 continue
             told = record.get(columns.split) if columns.split else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -86,6 +87,8 @@ class CCRKCollator:
         image_features: of a frozen image encoder (`ccrk.training.features`): a batch then has `image_embeds` (B, D) in
             place of pixels, and no picture is read.
         caption_features: of a frozen text encoder: `text_embeds` (B, K, D) in place of tokens.
+        text_rows: rows without a picture, of which B are drawn for each batch: what is made of captions then has 2B
+            rows, theirs behind those of the pictures.
 
     An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
     any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
@@ -99,6 +102,7 @@ class CCRKCollator:
     seed: int = 0
     image_features: "Features | None" = None
     caption_features: "Features | None" = None
+    text_rows: datasets.Dataset | None = None
     # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
 
@@ -116,6 +120,8 @@ class CCRKCollator:
                 images.append(picture if self.augmentation is None else self.augmentation(picture))
                 drawn = [self._draw(texts) for texts in self._to_draw_from(row)]
                 captions.append([self._draw(drawn)] if self.one_language else drawn)
+        if self.text_rows is not None:
+            captions += self._captions_alone(rows)
         batch = {
             **self._tensors(rows, images, captions),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in rows]),
@@ -123,6 +129,12 @@ class CCRKCollator:
         if isinstance(self.processor, CCRKProcessor):
             batch["caption_lengths"] = batch["attention_mask"].sum(dim=-1).clamp(min=1).tolist()
         return batch | {"problems": problems} if problems.first else batch
+
+    def _captions_alone(self, rows: Sequence[dict]) -> list[list[str | None]]:
+        """Captions of as many rows without a picture; which ones follows from the first of the batch."""
+        with seeded(f"{self.seed} {int(self.epoch)} {rows[0]['image_id']} alone"):
+            drawn = random.sample(range(len(self.text_rows)), min(len(rows), len(self.text_rows)))
+            return [[self._draw(texts) for texts in self._to_draw_from(self.text_rows[row])] for row in drawn]
 
     def _tensors(self, rows: Sequence[dict], images: list, captions: list[list[str | None]]) -> dict[str, Tensor]:
         if self.image_features is None and self.caption_features is None:

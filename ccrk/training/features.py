@@ -6,18 +6,24 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import torch
 from torch import Tensor
 
-from ccrk.encoders import Encoder
+from ccrk.encoders import CCRKEncoder, Encoder
 from ccrk.processes import Share, process_state, progress
 from ccrk.training.collator import stable_id
+from data_scripts.caption_rows import CaptionRows
 from data_scripts.captions import is_usable
 from data_scripts.images import BadImage, read_image
 from data_scripts.problems import Problems
+
+if TYPE_CHECKING:
+    from ccrk.arguments import ModelArguments
+    from ccrk.training.trainer import CCRKTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -165,3 +171,43 @@ def _whole_blocks(journal: Path, array: np.ndarray) -> set[int]:
         ):
             whole.add(int(number))
     return whole
+
+
+def cache_features(trainer: "CCRKTrainer", model: "ModelArguments") -> None:
+    """
+    Encodes pictures, or captions, by a frozen encoder once, for the batches of `trainer`, whose rows then have no
+    pictures any more. Rows whose picture cannot be read are left out, and counted.
+
+    Raises:
+        ValueError: the encoder is not frozen, or what is asked of pictures makes others of them in each step.
+    """
+    asked = [name for name in ("image", "caption") if getattr(model, f"cache_{name}_features")]
+    for name in asked:
+        encoder = "text" if name == "caption" else name
+        if encoder not in (model.freeze or ()):
+            raise ValueError(f"cache_{name}_features needs an encoder that stays as it is; add --freeze {encoder}")
+        if isinstance(trainer.encoder, CCRKEncoder):
+            raise ValueError(f"cache_{name}_features is of dual encoders: fusion looks at more of them; leave it out")
+    collator, rows = trainer.data_collator, trainer.train_dataset
+    if "image" in asked and collator.augmentation is not None:
+        raise ValueError("cache_image_features keeps a picture as it is; leave it out, or augmentation")
+    images = rows.images if isinstance(rows, CaptionRows) else rows
+    if asked and not isinstance(images, datasets.Dataset):
+        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; leave out streaming")
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "features"
+    trainer.encoder.model.eval()
+    if "image" in asked:
+        trainer.encoder.take_features("image")
+        problems = Problems("training images", trainer.problems.max_bad_fraction)
+        collator.image_features = image_features(trainer.encoder, images, folder, problems)
+        problems.check()
+        is_readable = ~np.isnan(collator.image_features.of(images["image_id"]).numpy()).any(axis=1)
+        if not is_readable.all():
+            images = images.select(np.flatnonzero(is_readable))
+            logger.warning("%d of %d rows left out: no readable picture", (~is_readable).sum(), len(is_readable))
+        images = images.remove_columns("image")
+    if "caption" in asked:
+        trainer.encoder.take_features("text")
+        captions = [own.select_columns("captions") for own in (images, collator.text_rows) if own is not None]
+        collator.caption_features = caption_features(trainer.encoder, datasets.concatenate_datasets(captions), folder)
+    trainer.train_dataset = CaptionRows(images) if isinstance(rows, CaptionRows) else images

@@ -1,5 +1,6 @@
 """1-to-K: one loss for every encoder, over the embeddings of all processes, beside the losses that it brings."""
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -39,18 +40,28 @@ class OneToKLoss:
         """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss.
 
         Args:
-            found: this process's embeddings.
-            inputs: `caption_mask` (B, K), and `image_ids` (B,), equal for equal images.
+            found: this process's embeddings, of B images and N rows of captions: those behind the first B are of no
+                image and take part in agreement alone.
+            inputs: `caption_mask` (N, K), and `image_ids` (B,), equal for equal images.
         """
         return {**self.of_embeddings(found, inputs), **self.shares(found)}
 
     def of_embeddings(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of the whole batch's embeddings, the same on every process; each as it enters the sum."""
-        found = found._replace(image=self.of_all(found.image), text=self.of_all(found.text))
-        inputs = {name: self.accelerator.gather(inputs[name]) for name in ("caption_mask", "image_ids")}
-        losses = {"contrastive_loss": self.contrastive(found, inputs)}
+        ids, mask = inputs["image_ids"], inputs["caption_mask"]
+        paired = found._replace(image=self.of_all(found.image), text=self.of_all(found.text[: len(ids)]))
+        of_pairs = {
+            "caption_mask": self.accelerator.gather(mask[: len(ids)]),
+            "image_ids": self.accelerator.gather(ids),
+        }
+        losses = {"contrastive_loss": self.contrastive(paired, of_pairs)}
         if self.agreement_weight and self.asks_agreement:
-            agreement = agreement_loss(found.image, found.text, found.temperature, **inputs)
+            text = paired.text
+            if len(mask) > len(ids):
+                text = torch.cat([text, self.of_all(found.text[len(ids) :])])
+                alone = self.accelerator.gather(mask[len(ids) :])
+                of_pairs["caption_mask"] = torch.cat([of_pairs["caption_mask"], alone])
+            agreement = agreement_loss(paired.image, text, found.temperature, **of_pairs)
             losses["agreement_loss"] = self.agreement_weight * agreement
         return losses
 

@@ -59,9 +59,11 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         "eval_results": _eval_results(trainer, evaluation) or None,
     }
     kept = f", of which step {best:,}, the best in evaluation, is kept" if best is not None else ""
+    text_rows = getattr(trainer.data_collator, "text_rows", None)
+    alone = "" if text_rows is None else f"; captions of {len(text_rows):,} rows without a picture, in agreement"
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     training = [
-        f"- Data: {_describe(trainer.train_dataset)}; languages {_markdown(' '.join(languages))}",
+        f"- Data: {_describe(trainer.train_dataset)}; languages {_markdown(' '.join(languages))}{alone}",
         f"- Started from: {_markdown(' and '.join(Path(source).name for source in sources)) or 'no checkpoint'}",
         f"- {trainer.state.global_step:,} steps of {batch} pictures{kept}, learning rate {arguments.learning_rate:g}, "
         f"weight decay {arguments.weight_decay:g}, seed {arguments.seed}; all arguments are in `training_args.bin`",

@@ -440,6 +440,9 @@ class CCRKTrainer(Trainer):
             torch.OutOfMemoryError: with what the step needs, and what to try.
         """
         self.loss.asks_agreement = self.state.global_step >= self.args.agreement_start * self.state.max_steps
+        if not self.loss.asks_agreement and len(inputs["caption_mask"]) > (rows := len(inputs["image_ids"])):
+            of_captions = self.encoder.inputs.text_names | {"caption_mask"}  # rows without a picture wait for it
+            inputs = {name: value[:rows] if name in of_captions else value for name, value in inputs.items()}
         clamp_master(self.encoder.model)
         step = super().training_step if self.args.contrastive_chunk_size is None else self.chunked_step
         try:

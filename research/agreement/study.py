@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import data_scripts
-from ccrk.encoders import Embeddings
 from ccrk.processes import progress
 from ccrk.retrieval.instances import usable_captions
 from ccrk.retrieval.ranking import by_cosine, rank_language
@@ -40,7 +39,6 @@ from ccrk.training.losses import OneToKLoss
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors, set_up_logging
 from data_scripts.files import check_output_folder, written_whole
-from objectives_ccrk import agreement_loss
 from research.consistency import study as consistency
 from research.photographs import towers
 from research.photographs.towers import SEEN, UNSEEN, Photographs, Setting, load_split, recall_at
@@ -96,17 +94,6 @@ class WithTextAlone(Photographs):
             yield batch | {"text_embeds": torch.cat([batch["text_embeds"], self.alone[drawn]])}
 
 
-class LossWithTextAlone(OneToKLoss):
-    """Rows behind those of the images take part in agreement alone."""
-
-    def of_embeddings(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        rows, mask, ids = len(found.image), inputs["caption_mask"], inputs["image_ids"]
-        paired = found._replace(text=found.text[:rows])
-        contrastive = self.contrastive(paired, {"caption_mask": mask[:rows], "image_ids": ids})
-        agreement = agreement_loss(found.image, found.text, found.temperature, mask, ids)
-        return {"contrastive_loss": contrastive, "agreement_loss": self.agreement_weight * agreement}
-
-
 def train(pair: SentenceTransformerPair, condition: Condition, training: Photographs, seed: int) -> None:
     """By `towers.train`, as the condition has it."""
     if condition.half:
@@ -119,9 +106,8 @@ def train(pair: SentenceTransformerPair, condition: Condition, training: Photogr
             ]
         )
         training = WithTextAlone(kept.rows, kept.image, kept.caption, alone) if condition.text_alone else kept
-    kind = LossWithTextAlone if condition.text_alone else OneToKLoss
     _, chosen = towers.STYLES["1-to-1: one random language" if condition.one_language else towers.OURS]
-    towers.STYLES["agreement"] = functools.partial(kind, agreement_weight=condition.weight), chosen
+    towers.STYLES["agreement"] = functools.partial(OneToKLoss, agreement_weight=condition.weight), chosen
     towers.train(pair, "agreement", replace(SETTING, steps=condition.length * SETTING.steps), training, seed)
 
 
