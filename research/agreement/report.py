@@ -57,10 +57,16 @@ def against(folder: Path, lines: list[dict], base: list[dict], languages: list[s
     return compare(ours, theirs, languages)["mrv"]
 
 
+def bases_of(name: str, runs: dict[str, list[dict]]) -> list[str]:
+    """The conditions that one is held against."""
+    of_its_kind = next((f"{kind}, {BASE}" for kind in ("half", "residual") if name.startswith(kind)), BASE)
+    bases = [of_its_kind] if name.startswith("half") else [of_its_kind, BASE]
+    return [base for base in dict.fromkeys(bases) if base in runs and base != name]
+
+
 def photographs(folder: Path, runs: dict[str, list[dict]]) -> str:
     rows, minus = [], []
     for name, lines in runs.items():
-        base = runs["half, weight 0" if name.startswith("half") else BASE]
 
         def of(group: str, figure: str, lines: list[dict] = lines) -> list[float]:
             return [line["ranked"][group][figure] for line in lines]
@@ -76,27 +82,26 @@ def photographs(folder: Path, runs: dict[str, list[dict]]) -> str:
                 over_seeds(of("never trained", "mrv"), 2),
             ]
         )
-        if lines is base:
-            continue
-        by_seed = {line["seed"]: line for line in base}
-        pairs = [(line, by_seed[line["seed"]]) for line in lines if line["seed"] in by_seed]
-        gains = {
-            group: [ours["ranked"][group]["R@5"] - theirs["ranked"][group]["R@5"] for ours, theirs in pairs]
-            for group in ("seen", "never trained")
-        }
-        cells = []
-        for group, languages in (("seen", SEEN), ("never trained", UNSEEN)):
-            found = against(folder, lines, base, languages)
-            before = np.mean([theirs["ranked"][group]["mrv"] for _, theirs in pairs])
-            cells += [
-                over_seeds(gains[group]),
-                difference(found),
-                f"{100 * found['difference'] / before:+.0f} %",
-            ]
-        minus.append([f"{name}, minus {base[0]['condition']}", *cells])
+        minus += [[f"{name}, minus {base}", *minus_base(folder, lines, runs[base])] for base in bases_of(name, runs)]
     head = ["", "seeds", "R@1", "R@5", "MRV", "R@5, never trained", "MRV, never trained"]
     of_minus = ["", "R@5", "MRV", "in percent", "R@5, never trained", "MRV", "in percent"]
     return f"{table(head, rows)}\n\n{table(of_minus, minus)}"
+
+
+def minus_base(folder: Path, lines: list[dict], base: list[dict]) -> list[str]:
+    """Differences of recall and MRV, over the seeds that both have."""
+    by_seed = {line["seed"]: line for line in base}
+    pairs = [(line, by_seed[line["seed"]]) for line in lines if line["seed"] in by_seed]
+    cells = []
+    for group, languages in (("seen", SEEN), ("never trained", UNSEEN)):
+        found = against(folder, lines, base, languages)
+        before = np.mean([theirs["ranked"][group]["mrv"] for _, theirs in pairs])
+        cells += [
+            over_seeds([ours["ranked"][group]["R@5"] - theirs["ranked"][group]["R@5"] for ours, theirs in pairs]),
+            difference(found),
+            f"{100 * found['difference'] / before:+.0f} %",
+        ]
+    return cells
 
 
 def without_training(base: list[dict]) -> str:
@@ -148,11 +153,11 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
                 np.mean(recall), np.mean(mrv), np.std(mrv), np.std(recall), "s" if name.startswith("half") else "o",
                 label=name, capsize=2,
             )  # fmt: skip
-        weights = [runs[name] for name in (BASE, "weight 3", "weight 10", "weight 30") if name in runs]
-        mean = np.array(
-            [np.mean([[o["ranked"][group][w] for w in ("R@5", "mrv")] for o in own], 0) for own in weights]
-        )
-        axis.plot(*mean.T, color="grey", linewidth=0.8, zorder=0)
+        for kind, weights in (("", (0, 3, 10, 30)), ("residual, ", (0, 5, 15, 30))):
+            own = [runs[name] for weight in weights if (name := f"{kind}weight {weight}") in runs]
+            mean = [np.mean([[o["ranked"][group][w] for w in ("R@5", "mrv")] for o in lines], 0) for lines in own]
+            if mean:
+                axis.plot(*np.array(mean).T, color="grey", linewidth=0.8, zorder=0)
         axis.set(title=title, xlabel="R@5, percent", ylabel="MRV, ranks")
     axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=110)

@@ -34,7 +34,7 @@ from ccrk.retrieval.instances import usable_captions
 from ccrk.retrieval.ranking import by_cosine, rank_language
 from ccrk.retrieval.results import RetrievalResult, mrv_table
 from ccrk.suspects import find_suspects
-from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers
+from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair
 from ccrk.training.losses import OneToKLoss
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors, set_up_logging
@@ -60,6 +60,7 @@ class Condition:
         one_language: a step sees one caption of an image, in a random language.
         half: half of the training photographs are withheld.
         text_alone: the captions of those that are withheld take part in agreement.
+        residual: of the projections, see `join_towers`.
     """
 
     weight: float = 0.0
@@ -67,6 +68,7 @@ class Condition:
     one_language: bool = False
     half: bool = False
     text_alone: bool = False
+    residual: bool = False
 
 
 CONDITIONS = {
@@ -77,6 +79,10 @@ CONDITIONS = {
     "weight 3": Condition(3),
     "half, weight 0": Condition(half=True),
     "half, weight 3, the others' captions": Condition(3, half=True, text_alone=True),
+    "residual, weight 0": Condition(residual=True),
+    "residual, weight 5": Condition(5, residual=True),
+    "residual, weight 15": Condition(15, residual=True),
+    "residual, weight 30": Condition(30, residual=True),
 }
 BASE = "weight 0"
 
@@ -108,7 +114,8 @@ def train(pair: SentenceTransformerPair, condition: Condition, training: Photogr
         training = WithTextAlone(kept.rows, kept.image, kept.caption, alone) if condition.text_alone else kept
     _, chosen = towers.STYLES["1-to-1: one random language" if condition.one_language else towers.OURS]
     towers.STYLES["agreement"] = functools.partial(OneToKLoss, agreement_weight=condition.weight), chosen
-    towers.train(pair, "agreement", replace(SETTING, steps=condition.length * SETTING.steps), training, seed)
+    setting = replace(SETTING, steps=condition.length * SETTING.steps, residual=condition.residual)
+    towers.train(pair, "agreement", setting, training, seed)
 
 
 @torch.no_grad()
@@ -174,15 +181,14 @@ class Results:
 
 def run_photographs(arguments: argparse.Namespace, results: Results) -> None:
     towers.BATCH = BATCH
-    joined = join_towers(arguments.vision_model, arguments.text_model, prompt=arguments.caption_prompt, dropout=0.3)
-    pair = SentenceTransformerPair(joined).eval()
-    split = load_split(arguments, SentenceTransformerEncoder(pair))
+    pairs = towers.pairs_of(arguments)
+    split = load_split(arguments, SentenceTransformerEncoder(pairs[False].eval()))
     runs = [(name, seed) for seed in arguments.seeds for name in arguments.only or CONDITIONS]
     for name, seed in progress(runs, "photographs"):
         key = {"data": "photographs", "condition": name, "seed": seed}
         if results.has(**key):
             continue
-        started = time.process_time()
+        pair, started = pairs[CONDITIONS[name].residual], time.process_time()
         train(pair, CONDITIONS[name], split.training, seed)
         seconds = time.process_time() - started
         ranked = split.ranked.evaluate(pair)

@@ -225,14 +225,21 @@ def write_table(split: Split, path: Path) -> None:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def pairs_of(arguments: argparse.Namespace) -> dict[bool, SentenceTransformerPair]:
+    """The towers with what stands behind them, by `Setting.residual`."""
+    options = {"prompt": arguments.caption_prompt, "dropout": SETTINGS[0].dropout}
+    return {
+        residual: SentenceTransformerPair(
+            join_towers(arguments.vision_model, arguments.text_model, **options, residual=residual)
+        )
+        for residual in (False, True)
+    }
+
+
 def run_style(
     pairs: dict[bool, SentenceTransformerPair], style: str, split: Split
 ) -> tuple[Setting, list[RetrievalResult], float]:
-    """The setting that was chosen, the ranks of each seed by it, and a core's seconds of a training run.
-
-    Args:
-        pairs: the towers with what stands behind them, by `Setting.residual`.
-    """
+    """The setting that was chosen, the ranks of each seed by it, and a core's seconds of a training run."""
     seconds = []
 
     def trained(setting: Setting, seed: int) -> tuple[float, RetrievalResult]:
@@ -262,13 +269,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: what is there is of other towers, photographs or settings.
     """
-    options = {"prompt": arguments.caption_prompt, "dropout": 0.3}
-    pairs = {
-        residual: SentenceTransformerPair(
-            join_towers(arguments.vision_model, arguments.text_model, **options, residual=residual)
-        )
-        for residual in (False, True)
-    }
+    pairs = pairs_of(arguments)
     encoder = SentenceTransformerEncoder(pairs[False].eval())
     split = load_split(arguments, encoder)
     write_table(split, arguments.output_dir / "photographs.jsonl")
