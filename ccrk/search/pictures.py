@@ -114,6 +114,7 @@ def pictures_at(url: str) -> Source:
     """
     try:
         filesystem, root = fsspec.url_to_fs(url)
+        filesystem.invalidate_cache()  # of listings, in a process that has listed it before
         objects = filesystem.find(root, detail=True)
     except Exception as error:  # each store has errors of its own
         raise ValueError(f"{url} cannot be listed: {one_line(str(error))}") from error
