@@ -41,8 +41,13 @@ def make_batch(ragged: bool, doubled: bool, seed: int = 5) -> dict[str, torch.Te
     }
 
 
-def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> dict:
-    """The losses of the whole batch's embeddings, and each parameter's gradient as the optimizer would see it."""
+def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool, alone: bool = False) -> dict:
+    """
+    The losses of the whole batch's embeddings, and each parameter's gradient as the optimizer would see it.
+
+    Args:
+        alone: every fourth row has no picture.
+    """
     torch.manual_seed(0)
     model = CCRKForPreTraining(tiny_config())
     arguments = CCRKTrainingArguments(output_dir=output_dir, use_cpu=True, report_to="none", agreement_weight=3.0)
@@ -52,14 +57,20 @@ def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> dict:
     inputs = {name: value[rank * share : (rank + 1) * share] for name, value in make_batch(ragged, doubled).items()}
     # The other losses are left out here: what they leave without a gradient is not an error.
     wrapped = DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
-    loss = sum(trainer.loss.of_embeddings(trainer.encoder.embed(wrapped, inputs), inputs).values())
+    found = trainer.encoder.embed(wrapped, inputs)
+    if alone:
+        paired = [row for row in range(share) if row % 4 != 3]
+        order = [*paired, *range(3, share, 4)]
+        found = found._replace(image=found.image[paired], text=found.text[order])
+        inputs |= {"caption_mask": inputs["caption_mask"][order], "image_ids": inputs["image_ids"][paired]}
+    loss = sum(trainer.loss.of_embeddings(found, inputs).values())
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), "world": world, "gradients": gradients}
 
 
-def save_contrastive_gradients(output_dir: str, ragged: bool, doubled: bool) -> None:
-    result = contrastive_gradients(output_dir, ragged, doubled)
+def save_contrastive_gradients(output_dir: str, *what: bool) -> None:
+    result = contrastive_gradients(output_dir, *what)
     if torch.distributed.get_rank() == 0:
         torch.save(result, f"{output_dir}/result.pt")
 
@@ -171,7 +182,8 @@ def _in_process(rank: int, count: int, port: int, function: Callable, arguments:
 
 if __name__ == "__main__":
     if sys.argv[1] == "gradients":
-        in_processes(2, save_contrastive_gradients, sys.argv[2], "ragged" in sys.argv[3:], "doubled" in sys.argv[3:])
+        what = [name in sys.argv[3:] for name in ("ragged", "doubled", "alone")]
+        in_processes(2, save_contrastive_gradients, sys.argv[2], *what)
     else:
         with tempfile.TemporaryDirectory() as folder:
             print(trajectory_difference(folder, steps=int(sys.argv[1])))

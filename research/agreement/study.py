@@ -83,6 +83,7 @@ CONDITIONS = {
     "residual, weight 5": Condition(5, residual=True),
     "residual, weight 15": Condition(15, residual=True),
     "residual, weight 30": Condition(30, residual=True),
+    "residual, one random language, three times the steps": Condition(length=3, one_language=True, residual=True),
 }
 BASE = "weight 0"
 
