@@ -125,11 +125,12 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
             raise ValueError(
                 f"{model.model_name_or_path} can be evaluated, not trained; give the same model of transformers"
             )
+        _check_not_of_towers(model, model.model_name_or_path)
         kind = kind_of_encoder(model.model_name_or_path)
         if kind is not CCRKEncoder and head is CCRKForPreTraining:
             raise ValueError(f"{model.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")
         if kind is not CCRKEncoder:
-            _check_no_others(model, model.model_name_or_path, ("vision_model", "text_model", "caption_prompt"))
+            _check_no_others(model, model.model_name_or_path, ("vision_model", "text_model"))
         elif model.layers is not None:
             raise ValueError("layers is of an encoder to start from, and a checkpoint has its own; leave it out")
         return kind
@@ -140,6 +141,7 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
         kind = sentence_transformer_encoder()
         _check_no_others(model, "a model of two towers")
         return kind
+    _check_not_of_towers(model, "a CCRK")
     if model.vision_model is None and model.layers is not None:
         raise ValueError("layers is of an encoder to start from; give vision_model and text_model, or leave it out")
     if model.use_peft:
@@ -162,6 +164,13 @@ def _check_no_others(model: ModelArguments, source: str, others: Sequence[str] =
     ):
         if given := [name for name in names if getattr(model, name) is not None]:
             raise ValueError(f"{given[0]} is of {whose}, and {source} is another; leave it out")
+
+
+def _check_not_of_towers(model: ModelArguments, source: str) -> None:
+    """ValueError where there are arguments of what stands behind two towers."""
+    names, default = ("pooling", "caption_prompt", "projection", "projection_dropout"), ModelArguments()
+    if given := [name for name in names if getattr(model, name) != getattr(default, name)]:
+        raise ValueError(f"{given[0]} is of two towers, and {source} is another; leave it out")
 
 
 def build_processor(
@@ -430,7 +439,9 @@ def build_trainer(
     with arguments.main_process_first(desc="preparing the data"):
         train_rows = load_rows(data, "train", streaming=data.streaming)
         eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
-        alone = text_rows(load_rows(data, "train", text_only=True)) if data.text_only_rows else None
+        alone = None
+        if data.text_only_rows:
+            alone = text_rows(load_rows(data, "train", list(train_rows.features["captions"]), text_only=True))
     is_stream = isinstance(train_rows, datasets.IterableDataset)
     if is_stream:
         check_stream(data, arguments)

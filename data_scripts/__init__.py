@@ -133,6 +133,12 @@ def make_builder(
     return builder_class(cache_dir=cache_dir, **config)
 
 
+def options_of(name: str) -> set[str]:
+    """The options that a data set takes; of those of `load` the ones that it reads."""
+    module_name, class_name = card_of(name).builder.split(":")
+    return _declared_fields(getattr(import_module(module_name), class_name).BUILDER_CONFIG_CLASS)
+
+
 def merge_options(dataset_config: Mapping[str, Any], **given) -> dict[str, Any]:
     """Arguments of `load` but for the name: those that are given and not None, and the others, a data set's own.
 

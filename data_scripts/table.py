@@ -84,6 +84,8 @@ class TableConfig(AnnotationConfig):
         self.dataset, self.splits = self.data_dir, (self.split,)  # which splits there are, the rows will tell
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction is a share between 0 and 1, not {self.validation_fraction}")
+        if self.text_only and self.streaming:
+            raise ValueError("text_only rows are not streamed; leave out one of the two")
         self.tables = open_tables(self.data_dir, self.streaming)
         self.root = os.path.commonpath([table.folder for table in self.tables])  # the folder of all tables
         self.columns: dict[str | None, Columns] = {}
@@ -124,10 +126,8 @@ class TableConfig(AnnotationConfig):
             except BadImage as error:
                 problems.bad(error.reason, where)
                 continue
-            if row is None and self.text_only:
-                row = TableRow("", where, {}, where, table.split)
-            elif row is None:
-                problems.bad(NO_PICTURE, where)
+            if row is None:
+                problems.absent(NO_PICTURE, where)
                 continue
             told = record.get(columns.split) if columns.split else None
             if told is not None:
@@ -226,7 +226,7 @@ class TableConfig(AnnotationConfig):
             return TableRow(path, own_id or picture_name(path), {}, where, table.split or SPLIT_NAMES.get(first))
         contents, name = _contents(value, where)
         if contents is None:
-            return None
+            return TableRow("", own_id or where, {}, where, table.split) if self.text_only else None
         digest = hashlib.sha256(contents).hexdigest()
         place = Place(table, position)
         return TableRow(name or digest, own_id or "", {}, where, table.split, place, columns.image, digest)
@@ -254,8 +254,12 @@ class TableConfig(AnnotationConfig):
             first = merged.setdefault(key, row)
             if first is row:
                 continue
-            if row.digest != first.digest or (
-                row.place is None and picture_name(row.image) != picture_name(first.image)
+            if not first.image:  # of text alone: the picture may come in a later record
+                first.image, first.place = row.image, row.place
+                first.column, first.digest = row.column, row.digest
+            elif row.image and (
+                row.digest != first.digest
+                or (row.place is None and picture_name(row.image) != picture_name(first.image))
             ):
                 self.in_tables.bad(ANOTHER_PICTURE, f"{row.where}: {row.image_id}, which {first.where} has as well")
                 continue
@@ -380,6 +384,8 @@ class AnyTable(AnnotatedImages):
     def locate(self, annotation: TableRow) -> str | tuple[Place, str]:
         if annotation.place is not None:
             return annotation.place, annotation.column
+        if not annotation.image:
+            raise BadImage(MISSING, annotation.where)
         return super().locate(annotation)
 
     def encoded(self, image: str | tuple[Place, str]) -> str | bytes:

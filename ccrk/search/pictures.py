@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import datasets
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from PIL import Image
 
 from data_scripts.cli import one_line
 from data_scripts.images import MISSING, UNREADABLE, BadImage, picture_name, read_image
-from data_scripts.sources import PICTURES, is_url
+from data_scripts.sources import FORMATS, PICTURES, is_url
 from data_scripts.text import files_below
 from pictures_ccrk import MAX_BYTES
 
@@ -79,7 +80,8 @@ def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
         ValueError, FileNotFoundError: there is neither, or the object store does not answer.
     """
     is_pattern = any(letter in source for letter in "*?[")
-    if os.path.isdir(source) or (is_url(source) and not is_pattern):
+    is_table = source.lower().endswith(tuple(FORMATS))
+    if os.path.isdir(source) or (is_url(source) and not is_pattern and not is_table):
         found = pictures_at(source) if is_url(source) else pictures_in(source)
         if found.items or found.bad:
             return found
@@ -115,7 +117,7 @@ def pictures_at(url: str) -> Source:
     try:
         filesystem, root = fsspec.url_to_fs(url)
         filesystem.invalidate_cache()  # of listings, in a process that has listed it before
-        objects = filesystem.find(root, detail=True)
+        objects = _objects(filesystem, root)
     except Exception as error:  # each store has errors of its own
         raise ValueError(f"{url} cannot be listed: {one_line(str(error))}") from error
     root, found = root.rstrip("/") + "/", _Files()
@@ -125,6 +127,27 @@ def pictures_at(url: str) -> Source:
             size = about.get("size")
             found.add(Item(path, size, _modified(about), _object_reader(filesystem, key, size)), name)
     return Source(list(found.items.values()), found.bad, found.others)
+
+
+def _objects(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict]:
+    """
+    Key → what its store says, of every object below a folder. By a way of the store's own where there is one: fsspec's
+    goes through folder by folder, and leaves out those that it cannot list, whose pictures would be taken for deleted.
+    """
+    is_async = isinstance(filesystem, AsyncFileSystem)
+    base, name = (AsyncFileSystem, "_find") if is_async else (fsspec.AbstractFileSystem, "find")
+    if getattr(type(filesystem), name) is not getattr(base, name):
+        return filesystem.find(root, detail=True)
+    found, folders, seen = {}, [root.rstrip("/")], set()
+    while folders:
+        seen.add(folder := folders.pop())
+        for about in filesystem.ls(folder, detail=True):
+            key = about["name"]
+            if about["type"] != "directory":
+                found[key] = about
+            elif key.startswith(f"{folder}/") and (key := key.rstrip("/")) not in seen:
+                folders.append(key)
+    return found
 
 
 class _Files:
@@ -173,7 +196,7 @@ def _modified(about: dict) -> int | None:
 def _object_reader(filesystem: fsspec.AbstractFileSystem, key: str, size: int | None) -> Callable[[], bytes]:
     def read() -> bytes:
         try:
-            return filesystem.cat_file(key, end=MAX_BYTES + 1 if (size or 0) > MAX_BYTES else None)
+            return filesystem.cat_file(key, end=MAX_BYTES + 1 if size is None or size > MAX_BYTES else None)
         except FileNotFoundError as error:
             raise BadImage(MISSING, key) from error
         except Exception as error:  # each store has errors of its own

@@ -87,8 +87,8 @@ class CCRKCollator:
         image_features: of a frozen image encoder (`ccrk.training.features`): a batch then has `image_embeds` (B, D) in
             place of pixels, and no picture is read.
         caption_features: of a frozen text encoder: `text_embeds` (B, K, D) in place of tokens.
-        text_rows: rows without a picture, of which B are drawn for each batch: what is made of captions then has 2B
-            rows, theirs behind those of the pictures.
+        text_rows: rows without a picture, of which B are drawn for each batch, or all where there are fewer: what is
+            made of captions then has their rows behind the B of the pictures.
 
     An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
     any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those

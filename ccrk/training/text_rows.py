@@ -4,6 +4,7 @@ import logging
 
 import datasets
 
+import data_scripts
 from ccrk.arguments import DataArguments
 from ccrk.encoders import CCRKEncoder, Encoder
 from ccrk.training.arguments import CCRKTrainingArguments
@@ -17,6 +18,8 @@ def check_text_rows(data: DataArguments, arguments: CCRKTrainingArguments, kind:
         raise ValueError("text_only_rows take part in agreement alone; set agreement_weight, or leave them out")
     if kind is CCRKEncoder:
         raise ValueError("text_only_rows is of dual encoders; leave it out")
+    if "text_only" not in data_scripts.options_of(data.dataset):
+        raise ValueError(f"text_only_rows needs annotations of photographs, and {data.dataset} has none; leave it out")
     if data.streaming:
         raise ValueError("text_only_rows takes rows that are all known before; leave out streaming")
     if arguments.contrastive_chunk_size is not None:

@@ -184,6 +184,7 @@ class CCRKTrainer(Trainer):
         settings["data"] = getattr(rows, "_fingerprint", None)
         if isinstance(collator, CCRKCollator):
             settings |= {"languages": " ".join(collator.languages), "one_language": collator.one_language}
+            settings["text_rows"] = getattr(collator.text_rows, "_fingerprint", None)
         if hasattr(self.model, "peft_config"):  # adapters are nothing without the weights that they were trained on
             frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
             settings["frozen_weights"] = weights_fingerprint(frozen)

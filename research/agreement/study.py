@@ -194,7 +194,7 @@ def run_photographs(arguments: argparse.Namespace, results: Results) -> None:
         seconds = time.process_time() - started
         ranked = split.ranked.evaluate(pair)
         line = key | {"chooses": figures(split.chooses.evaluate(pair)), "ranked": figures(ranked)}
-        line |= {"setting": asdict(CONDITIONS[name]) | asdict(SETTING), "cpu_seconds": round(seconds, 1)}
+        line |= {"setting": asdict(SETTING) | asdict(CONDITIONS[name]), "cpu_seconds": round(seconds, 1)}
         if name == BASE:
             line["without training"] = without_training(pair, split.chooses, split.ranked)
         results.add(ranked, **line)

@@ -9,6 +9,7 @@ is of languages, in each model and in all, and of models, by `rank_std` and MRV 
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -23,8 +24,6 @@ from ccrk.retrieval.intervals import read_ranks
 from ccrk.retrieval.results import mrv_table, shared_ranks
 from data_scripts.cli import one_line_errors
 from data_scripts.text import read_text
-
-MARKERS = "o^sDvP*X"
 
 
 def labelled(evaluation: Path, languages: list[str]) -> tuple[dict[str, float], float]:
@@ -47,7 +46,7 @@ def compare(models: dict[str, tuple[Path, Path]]) -> dict:
     """What both measures say of each model's languages, and how far they order them alike."""
     found = {}
     for name, (consistency, evaluation) in models.items():
-        without = json.loads(read_text(consistency / "results.json"))
+        without = json.loads(read_text(consistency / "results.json", "has ccrk.search consistency been run?"))
         differences, mrv = labelled(evaluation, [without["pivot"], *without["against_pivot"]])
         found[name] = {
             "drift": {language: own["rank_drift"]["mean"] for language, own in without["against_pivot"].items()},
@@ -75,7 +74,7 @@ def plot(found: dict, path: Path) -> None:
         xlabel="rank drift against the pivot, without labels",
         ylabel="difference of ranks, with labels",
     )
-    for (name, own), marker in zip(found["models"].items(), MARKERS, strict=False):
+    for (name, own), marker in zip(found["models"].items(), itertools.cycle("o^sDvP*X"), strict=False):
         axes.scatter(list(own["drift"].values()), list(own["labelled"].values()), s=24, marker=marker, label=name)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False)
@@ -95,8 +94,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=model, metavar="NAME=CONSISTENCY,EVALUATION")
     parser.add_argument("--output_dir", type=Path, required=True, help="for drift.json and drift.png")
     arguments = parser.parse_args()
+    models = dict(arguments.models)
+    if len(models) < len(arguments.models):
+        parser.error("two models have one NAME")
     with one_line_errors():
-        found = compare(dict(arguments.models))
+        found = compare(models)
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
         (arguments.output_dir / "drift.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
         plot(found, arguments.output_dir / "drift.png")

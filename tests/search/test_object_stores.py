@@ -2,8 +2,10 @@
 
 import datetime
 
+import datasets
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from search_builders import Colors, bring_up_to_date, contents, photographs, picture
 
 from ccrk.search.pictures import UNREADABLE, _modified, open_source
@@ -51,6 +53,30 @@ def test_what_a_store_does_not_give_is_tried_again(store, tmp_path, monkeypatch)
         changes = bring_up_to_date(URL, index := tmp_path / "index")
     assert changes.damaged == {UNREADABLE: 10}
     assert bring_up_to_date(URL, index).new == 10
+
+
+def test_a_folder_that_cannot_be_listed_deletes_nothing(tmp_path, monkeypatch):
+    """fsspec's way through folders, which most stores have, leaves it out by itself."""
+    url, ls = f"file://{photographs(tmp_path / 'photos', 10)}", LocalFileSystem.ls
+    bring_up_to_date(url, index := tmp_path / "index")
+    before = contents(index)
+
+    def refused(self, path, *others, **options):
+        if path.rstrip("/").endswith("/a"):
+            raise PermissionError(path)
+        return ls(self, path, *others, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "ls", refused)
+        with pytest.raises(ValueError, match=r"photos cannot be listed: .*/a"):
+            bring_up_to_date(url, index)
+    assert contents(index) == before and len(before) == 10
+
+
+def test_a_table_at_a_url_is_opened_without_a_list(monkeypatch):
+    monkeypatch.setattr("ccrk.search.pictures.pictures_at", lambda url: pytest.fail(f"{url} was listed"))
+    table = datasets.Dataset.from_list([{"image": {"bytes": b"1", "path": None}, "image_id": "one"}])
+    assert [item.path for item in open_source("memory://bucket/rows.parquet", lambda: table).items] == ["one"]
 
 
 @pytest.mark.parametrize("url, reason", [("nowhere://bucket", "nowhere"), ("memory://bucket/none", "none")])

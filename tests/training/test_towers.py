@@ -398,6 +398,14 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
             {"captions_per_image": "all", "languages": ["en"]},
             "captions_per_image is all, but there is one language, en; name several",
         ),
+        (
+            {"vision_model": None, "text_model": None, "model_name_or_path": "clip", "projection": "residual"},
+            "projection is of two towers, and .*clip is another; leave it out",
+        ),
+        (
+            {"layers": "all", "image_size": 32, "projection_dropout": 0.3},
+            "projection_dropout is of two towers, and a CCRK is another; leave it out",
+        ),
         ({"projection_dropout": 1}, "projection_dropout is 1.0; it must be at least 0 and below 1"),
     ],
 )
