@@ -143,10 +143,11 @@ def shapes(runs: dict[str, list[dict]]) -> str:
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
     """MRV against recall: what is lower at the same height from the left is more consistent at equal recall."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for axis, (group, title) in zip(
         axes, (("seen", ", ".join(SEEN)), ("never trained", f"{', '.join(UNSEEN)}, never trained")), strict=True
     ):
+        axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
         for name, lines in runs.items():
             recall, mrv = ([line["ranked"][group][what] for line in lines] for what in ("R@5", "mrv"))
             axis.errorbar(
@@ -159,7 +160,7 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
             if mean:
                 axis.plot(*np.array(mean).T, color="grey", linewidth=0.8, zorder=0)
         axis.set(title=title, xlabel="R@5, percent", ylabel="MRV, ranks")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -80,10 +80,10 @@ accelerate launch train_retrieval.py --vision_model V --text_model T --caption_p
     --languages {seen_options} --caption_columns {seen_columns} \\
     --per_device_train_batch_size 256 --max_steps {steps} --output_dir outputs/frozen
 accelerate launch train_retrieval.py --model_name_or_path outputs/frozen --use_peft true --lora_r 16 --freeze image \\
-    --cache_image_features true --learning_rate 3e-4 P --per_device_train_batch_size 64 --max_steps 200 \\
-    --output_dir outputs/lora
+    --cache_image_features true --bf16 true --learning_rate 3e-4 P --per_device_train_batch_size 64 \\
+    --max_steps 200 --output_dir outputs/lora
 accelerate launch train_retrieval.py --vision_model V --text_model T --layers all --image_size 224 --freeze image \\
-    --captions_per_image all --learning_rate 2e-4 P --per_device_train_batch_size 32 --max_steps 120 \\
+    --captions_per_image all --learning_rate 5e-4 P --per_device_train_batch_size 16 --max_steps 300 \\
     --output_dir outputs/ccrk
 python eval_mrv.py --model outputs/frozen --task outputs/towers/photographs.jsonl --image_dir flickr30k-images \\
     --languages {all_options} --mrv_languages {seen_options} \\

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import spearmanr
 
 from ccrk.retrieval.intervals import read_ranks
@@ -76,6 +77,10 @@ def plot(found: dict, path: Path) -> None:
     )
     for (name, own), marker in zip(found["models"].items(), itertools.cycle("o^sDvP*X"), strict=False):
         axes.scatter(list(own["drift"].values()), list(own["labelled"].values()), s=24, marker=marker, label=name)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
