@@ -41,12 +41,15 @@ def make_batch(ragged: bool, doubled: bool, seed: int = 5) -> dict[str, torch.Te
     }
 
 
-def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool, alone: bool = False) -> dict:
+def contrastive_gradients(
+    output_dir: str, ragged: bool, doubled: bool, alone: bool = False, sigmoid: bool = False
+) -> dict:
     """
     The losses of the whole batch's embeddings, and each parameter's gradient as the optimizer would see it.
 
     Args:
         alone: every fourth row has no picture.
+        sigmoid: by this loss, and not by softmax.
     """
     torch.manual_seed(0)
     model = CCRKForPreTraining(tiny_config())
@@ -63,6 +66,8 @@ def contrastive_gradients(output_dir: str, ragged: bool, doubled: bool, alone: b
         order = [*paired, *range(3, share, 4)]
         found = found._replace(image=found.image[paired], text=found.text[order])
         inputs |= {"caption_mask": inputs["caption_mask"][order], "image_ids": inputs["image_ids"][paired]}
+    if sigmoid:
+        trainer.loss.kind, found = "sigmoid", found._replace(bias=torch.tensor(-2.0))
     loss = sum(trainer.loss.of_embeddings(found, inputs).values())
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -182,7 +187,7 @@ def _in_process(rank: int, count: int, port: int, function: Callable, arguments:
 
 if __name__ == "__main__":
     if sys.argv[1] == "gradients":
-        what = [name in sys.argv[3:] for name in ("ragged", "doubled", "alone")]
+        what = [name in sys.argv[3:] for name in ("ragged", "doubled", "alone", "sigmoid")]
         in_processes(2, save_contrastive_gradients, sys.argv[2], *what)
     else:
         with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,9 @@ WORKER = ROOT / "tests" / "distributed_worker.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [(), ("ragged", "doubled"), ("ragged", "doubled", "alone")], ids=" and ".join)
+@pytest.mark.parametrize(
+    "what", [(), ("ragged", "doubled"), ("ragged", "doubled", "alone", "sigmoid")], ids=" and ".join
+)
 def test_contrastive_loss_and_gradients_are_exact(tmp_path, what):
     run_script(tmp_path / "log", WORKER, "gradients", tmp_path, *what)
     two = torch.load(tmp_path / "result.pt", weights_only=True)

@@ -166,7 +166,7 @@ def test_chunks_give_the_gradient_of_the_batch(kind, chunk_size, processor, shap
         trainer = trainer_of(model, own, shapes, tmp_path, **options)
         return loss_and_gradients(trainer, shapes)
 
-    assert_same_gradients(gradients(chunk_size), gradients(None), 1e-4, 1e-7)
+    assert_same_gradients(gradients(chunk_size), gradients(None), 1e-5, 1e-7)
 
 
 def test_the_loss_is_that_which_the_model_was_trained_by(processor, shapes, tmp_path):
