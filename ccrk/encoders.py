@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file
 
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
-from ccrk.encoding import CCRKEncoder, Embeddings, weights_fingerprint
+from ccrk.encoding import CCRKEncoder, Embeddings, tokenizer_settings, weights_fingerprint
 from ccrk.processes import process_state
 from data_scripts.files import open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
@@ -260,7 +260,7 @@ class DualEncoder:
     @property
     def fingerprint(self) -> str:
         return weights_fingerprint(
-            self.model.state_dict(), str(self.inputs.image_processor), str(self.inputs.tokenizer)
+            self.model.state_dict(), str(self.inputs.image_processor), tokenizer_settings(self.inputs.tokenizer)
         )
 
     def tower(self, modality: str) -> torch.nn.Module:
@@ -282,8 +282,10 @@ class DualEncoder:
 
     def features_fingerprint(self, modality: str) -> str:
         """Changes with what decides `features`."""
-        own = self.inputs.image_processor if modality == "image" else f"{self.inputs.tokenizer} {self.inputs.options}"
-        return weights_fingerprint(self.tower(modality).state_dict(), str(own))
+        weights = self.tower(modality).state_dict()
+        if modality == "image":
+            return weights_fingerprint(weights, str(self.inputs.image_processor))
+        return weights_fingerprint(weights, f"{tokenizer_settings(self.inputs.tokenizer)} {self.inputs.options}")
 
     def take_features(self, modality: str) -> None:
         """From here on batches may hold `features` in place of what they are made of."""

@@ -139,3 +139,8 @@ def weights_fingerprint(weights: dict[str, Tensor], *settings: str) -> str:
         digest.update(f"{name} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def tokenizer_settings(tokenizer) -> str:
+    """What of a tokenizer tells it from others, for `weights_fingerprint`: not the folder that it was opened from."""
+    return str(tokenizer).replace(f"name_or_path={tokenizer.name_or_path!r}", "")

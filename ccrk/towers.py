@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
-from ccrk.encoders import Embeddings, PairInputs, positions_for_tokens, weights_fingerprint
+from ccrk.encoders import Embeddings, PairInputs, positions_for_tokens
+from ccrk.encoding import tokenizer_settings, weights_fingerprint
 from data_scripts.cli import mistake, one_line
 from data_scripts.files import open_model, open_pretrained, without_warnings
 
@@ -184,7 +185,9 @@ class SentenceTransformerEncoder:
         if any(isinstance(module, Pooling) for module in modules):  # in place of the encoder's own
             weights = {name: tensor for name, tensor in weights.items() if ".pooler." not in name}
         settings = [str(modules), *(module.config.to_json_string() for module in modules if hasattr(module, "config"))]
-        own = self.inputs.image_processor if modality == "image" else f"{self.inputs.tokenizer} {self.inputs.prompt}"
+        own = f"{tokenizer_settings(self.inputs.tokenizer)} {self.inputs.prompt}"
+        if modality == "image":
+            own = self.inputs.image_processor
         return weights_fingerprint(weights, str(own), *settings)
 
     def take_features(self, modality: str) -> None:
@@ -199,7 +202,7 @@ class SentenceTransformerEncoder:
 
     @property
     def fingerprint(self) -> str:
-        settings = [str(self.model.model), str(self.inputs.prompt), str(self.inputs.tokenizer)]
+        settings = [str(self.model.model), str(self.inputs.prompt), tokenizer_settings(self.inputs.tokenizer)]
         settings += [tower.config.to_json_string() for tower in self.model.towers()]
         return weights_fingerprint(self.model.state_dict(), str(self.inputs.image_processor), *settings)
 

@@ -17,7 +17,7 @@ import eval_mrv
 import train_pretrain
 import train_retrieval
 from ccrk.build import freeze
-from ccrk.encoders import DualEncoder, DualInputs
+from ccrk.encoders import DualEncoder, DualInputs, load_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
 from ccrk.training.trainer import CCRKTrainer
@@ -154,6 +154,23 @@ def trainer_of(model, own, rows, folder, **arguments) -> CCRKTrainer:
         eval_dataset=rows.select(range(6)),
         processing_class=own,
     )
+
+
+def test_a_model_is_known_wherever_it_lies(processor, tmp_path, monkeypatch):
+    """An index, and cached features, outlive another working directory and a folder that is moved."""
+    torch.manual_seed(0)
+    for part in make_clip(tokenizer(processor)):
+        part.save_pretrained(tmp_path / "clip")
+
+    def fingerprints(folder):
+        encoder = load_encoder(str(folder), 0, False)
+        return [encoder.fingerprint, *map(encoder.features_fingerprint, ("image", "text"))]
+
+    found = fingerprints(tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    assert fingerprints("clip") == found
+    (tmp_path / "clip").rename(tmp_path / "moved")
+    assert fingerprints("moved") == found
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -298,6 +298,20 @@ def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypat
     assert torch.equal(tower.get_parameter(word), before.get_parameter(word))
 
 
+def test_a_model_is_known_wherever_it_lies(image, text, tmp_path, monkeypatch):
+    SentenceTransformerPair(join_towers(str(image), str(text))).save(tmp_path / "joined")
+
+    def fingerprints(folder):
+        encoder = load_encoder(str(folder), 0, False)
+        return [encoder.fingerprint, *map(encoder.features_fingerprint, ("image", "text"))]
+
+    found = fingerprints(tmp_path / "joined")
+    monkeypatch.chdir(tmp_path)
+    assert fingerprints("joined") == found
+    (tmp_path / "joined").rename(tmp_path / "moved")
+    assert fingerprints("moved") == found
+
+
 def test_residual_projection(image, text, tmp_path):
     """x + GELU(W x + b), then a linear map: by modules that any installation of sentence-transformers has."""
     join_towers(str(image), str(text), residual=True).save_pretrained(str(tmp_path / "joined"))
