@@ -113,9 +113,8 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "CLIP": Family(clip),
-    "SigLIP": Family(
-        siglip, 150, 3e-3
-    ),  # the sigmoid loss begins with a bias of -10, and takes longer to leave chance
+    # By the sigmoid loss, which begins with a bias of -10, they take longer to leave chance.
+    "SigLIP": Family(siglip, 150, 3e-3),
     "SigLIP 2": Family(siglip2, 300),
     "VisionTextDualEncoder": Family(vision_text_dual_encoder),
     "SentenceTransformer": Family(sentence_transformer),
@@ -232,18 +231,18 @@ def measure(family: str, captions: list[str], steps: int, sizes: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         start = Path(folder) / "start"
         save(family, make_tokenizer(captions), start)
-        result: dict = {"recall": {"untrained": recall(load_encoder(str(start), 0, False), rows)}, "seconds": {}}
+        result: dict = {
+            "steps": steps,
+            "recall": {"untrained": recall(load_encoder(str(start), 0, False), rows)},
+            "seconds": {},
+        }
         for number in ("one", "all"):
             trained = Path(folder) / number
             result["seconds"][number] = train(start, number, steps, FAMILIES[family].learning_rate, sizes, trained)
             encoder = load_encoder(str(trained), 0, False)
             result["recall"][number] = recall(encoder, rows)
         result["opened_by"], result["difference"] = compare_elsewhere(trained, encoder, rows, Path(folder))
-    return (
-        result
-        | {"steps": steps}
-        | {"ratio": {k: value / result["recall"]["one"][k] for k, value in result["recall"]["all"].items()}}
-    )
+    return result | {"ratio": {k: value / result["recall"]["one"][k] for k, value in result["recall"]["all"].items()}}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -72,6 +72,11 @@ STREAMED_ROWS_FOR_TOKENIZER = 20_000
 NO_CAPTIONS = "no row has a usable caption; are these the languages of the data?"
 
 
+# Arguments that only one kind of model takes.
+OF_CCRK = ("config", "layers", "image_size", "max_words", "max_length")
+BEHIND_TOWERS = ("pooling", "caption_prompt", "projection", "projection_dropout")
+
+
 def load_rows(
     data: DataArguments, split: str, languages: Sequence[str] | None = None, streaming: bool = False, **others
 ) -> datasets.Dataset | ShardRows:
@@ -125,12 +130,13 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
             raise ValueError(
                 f"{model.model_name_or_path} can be evaluated, not trained; give the same model of transformers"
             )
-        _check_not_of_towers(model, model.model_name_or_path)
+        _refuse(model, BEHIND_TOWERS, "two towers", model.model_name_or_path)
         kind = kind_of_encoder(model.model_name_or_path)
         if kind is not CCRKEncoder and head is CCRKForPreTraining:
             raise ValueError(f"{model.model_name_or_path} is no CCRK; train_retrieval.py trains it by 1-to-K")
         if kind is not CCRKEncoder:
-            _check_no_others(model, model.model_name_or_path, ("vision_model", "text_model"))
+            _refuse(model, OF_CCRK, "CCRK models", model.model_name_or_path)
+            _refuse(model, ("vision_model", "text_model"), "two towers", model.model_name_or_path)
         elif model.layers is not None:
             raise ValueError("layers is of an encoder to start from, and a checkpoint has its own; leave it out")
         return kind
@@ -139,9 +145,9 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
     is_ccrk = model.config is not None or model.layers is not None or head is CCRKForPreTraining
     if model.vision_model is not None and not is_ccrk:
         kind = sentence_transformer_encoder()
-        _check_no_others(model, "a model of two towers")
+        _refuse(model, OF_CCRK, "CCRK models", "a model of two towers")
         return kind
-    _check_not_of_towers(model, "a CCRK")
+    _refuse(model, BEHIND_TOWERS, "two towers", "a CCRK")
     if model.vision_model is None and model.layers is not None:
         raise ValueError("layers is of an encoder to start from; give vision_model and text_model, or leave it out")
     if model.use_peft:
@@ -156,21 +162,11 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
     return CCRKEncoder
 
 
-def _check_no_others(model: ModelArguments, source: str, others: Sequence[str] = ()) -> None:
-    """ValueError where there are arguments of CCRK, or `others`, which a model from this source does not take."""
-    for names, whose in (
-        (("config", "layers", "image_size", "max_words", "max_length"), "CCRK models"),
-        (others, "two towers"),
-    ):
-        if given := [name for name in names if getattr(model, name) is not None]:
-            raise ValueError(f"{given[0]} is of {whose}, and {source} is another; leave it out")
-
-
-def _check_not_of_towers(model: ModelArguments, source: str) -> None:
-    """ValueError where there are arguments of what stands behind two towers."""
-    names, default = ("pooling", "caption_prompt", "projection", "projection_dropout"), ModelArguments()
+def _refuse(model: ModelArguments, names: Sequence[str], whose: str, source: str) -> None:
+    """ValueError where there are arguments that a model from this source does not take."""
+    default = ModelArguments()
     if given := [name for name in names if getattr(model, name) != getattr(default, name)]:
-        raise ValueError(f"{given[0]} is of two towers, and {source} is another; leave it out")
+        raise ValueError(f"{given[0]} is of {whose}, and {source} is another; leave it out")
 
 
 def build_processor(

@@ -10,6 +10,8 @@ from torch import Tensor
 from ccrk.encoders import OPEN_CLIP, weights_fingerprint
 from data_scripts.cli import one_line
 
+FOLDER = "local-dir:"  # what open_clip's names of folders begin with
+
 
 class OpenClipEncoder:
     """
@@ -45,7 +47,8 @@ class OpenClipEncoder:
 
     @property
     def fingerprint(self) -> str:
-        tokenizer = f"{type(self.tokenizer).__name__} of {self.name}"
+        name = "" if self.name.startswith(FOLDER) else self.name  # wherever it lies
+        tokenizer = f"{type(self.tokenizer).__name__} of {name}"
         return weights_fingerprint(self.model.state_dict(), str(self.transform), tokenizer)
 
     @property
@@ -79,7 +82,7 @@ def check_name(name_or_path: str) -> tuple[str, str | None]:
     if (folder := Path(given)).is_dir():
         if not (folder / "open_clip_config.json").is_file():
             raise ValueError(f"{given} holds no open_clip_config.json; name a folder that open_clip has saved")
-        return f"local-dir:{given}", None
+        return f"{FOLDER}{given}", None
     name, _, tag = given.rpartition("/")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not tags:

@@ -75,10 +75,8 @@ def splits_of(name: str, **options) -> list[str]:
         options: those of `load`, without the split.
     """
     if name in CARDS:
-        module_name, class_name = card_of(name).builder.split(":")
-        module = import_module(module_name)
-        config_class = getattr(module, class_name).BUILDER_CONFIG_CLASS
-        splits = getattr(config_class, "splits", None) or module.SPLITS
+        module, builder_class = _builder_of(name)
+        splits = getattr(builder_class.BUILDER_CONFIG_CLASS, "splits", None) or module.SPLITS
         return [split for split in ("train", "validation", "test") if split in splits]
     return make_builder(name, split=None, **options).config.found_splits
 
@@ -102,10 +100,8 @@ def make_builder(
             f"there is no data set, file or folder {name!r}; one on the Hub is called OWNER/NAME, known are "
             f"{', '.join(CARDS)}"
         )
-    module_name, class_name = card_of(name).builder.split(":")
+    module, builder_class = _builder_of(name)
     data_dir = data_dir if name in CARDS else name
-    module = import_module(module_name)
-    builder_class = getattr(module, class_name)
 
     if languages is not None:
         codes = languages if is_of(languages, Sequence) and all(is_of(code, str) for code in languages) else ()
@@ -135,8 +131,15 @@ def make_builder(
 
 def options_of(name: str) -> set[str]:
     """The options that a data set takes; of those of `load` the ones that it reads."""
+    _, builder_class = _builder_of(name)
+    return _declared_fields(builder_class.BUILDER_CONFIG_CLASS)
+
+
+def _builder_of(name: str) -> tuple[types.ModuleType, type[datasets.GeneratorBasedBuilder]]:
+    """The module of a data set, and its builder there."""
     module_name, class_name = card_of(name).builder.split(":")
-    return _declared_fields(getattr(import_module(module_name), class_name).BUILDER_CONFIG_CLASS)
+    module = import_module(module_name)
+    return module, getattr(module, class_name)
 
 
 def merge_options(dataset_config: Mapping[str, Any], **given) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import M2M100Config, M2M100ForConditionalGeneration, M2M100Tokenizer, PreTrainedTokenizerFast
 
 from ccrk import CCRKConfig, CCRKForPreTraining
+from ccrk.encoders import load_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
 from ccrk.training.trainer import CCRKTrainer
@@ -185,3 +186,16 @@ def tiny_translator(folder: Path, sentences: list[str]) -> Path:
     network.generation_config.update(max_length=12, num_beams=2, forced_eos_token_id=2)
     network.save_pretrained(folder)
     return folder
+
+
+def assert_known_wherever_it_lies(folder, monkeypatch) -> None:
+    """What an index and cached features know a saved model by: not its folder, nor the working directory."""
+
+    def fingerprints(name) -> list[str]:
+        encoder = load_encoder(str(name), 0, False)
+        return [encoder.fingerprint, *map(encoder.features_fingerprint, ("image", "text"))]
+
+    found = fingerprints(folder)
+    monkeypatch.chdir(folder.parent)
+    assert fingerprints(folder.name) == found
+    assert fingerprints(folder.rename(folder.parent / "moved")) == found

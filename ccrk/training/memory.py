@@ -53,7 +53,9 @@ def memory_advice(encoder: "Encoder", model: nn.Module, inputs: dict[str, Tensor
     """What a step of these inputs needs about, from a forward of two of its images, and how to need less."""
     inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     batch_size, (rows, num_captions) = len(inputs["image_ids"]), inputs["caption_mask"].shape
-    with_text_alone = rows > batch_size  # which no chunks hold
+    smaller = f"--contrastive_chunk_size {max(1, batch_size // 4)}"
+    if rows > batch_size:  # which chunks do not go with
+        smaller = "to leave out --text_only_rows"
     device = inputs["caption_mask"].device
     if device.type != "cpu":
         torch.accelerator.empty_cache()
@@ -68,11 +70,6 @@ def memory_advice(encoder: "Encoder", model: nn.Module, inputs: dict[str, Tensor
     return (
         f"out of memory: a step of {batch_size} images × {num_captions} captions needs about "
         f"{(state + per_image * batch_size) / gib:.2f} GiB{has}: {state / gib:.2f} for parameters, gradients and "
-        f"AdamW, and {per_image / gib:.3f} for each image; try "
-        + (
-            "to leave out --text_only_rows"
-            if with_text_alone
-            else f"--contrastive_chunk_size {max(1, batch_size // 4)}"
-        )
-        + ", --bf16 true, --activation_checkpointing true, or a smaller --per_device_train_batch_size"
+        f"AdamW, and {per_image / gib:.3f} for each image; try {smaller}, "
+        "--bf16 true, --activation_checkpointing true, or a smaller --per_device_train_batch_size"
     )

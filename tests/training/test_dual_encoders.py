@@ -10,14 +10,14 @@ import torch
 import transformers
 from conftest import ROOT
 from PIL import Image
-from tiny import assert_same_gradients, call, loss_and_gradients, tokenizer
+from tiny import assert_known_wherever_it_lies, assert_same_gradients, call, loss_and_gradients, tokenizer
 from torch.nn import functional as F
 
 import eval_mrv
 import train_pretrain
 import train_retrieval
 from ccrk.build import freeze
-from ccrk.encoders import DualEncoder, DualInputs, load_encoder
+from ccrk.encoders import DualEncoder, DualInputs
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
 from ccrk.training.trainer import CCRKTrainer
@@ -157,20 +157,9 @@ def trainer_of(model, own, rows, folder, **arguments) -> CCRKTrainer:
 
 
 def test_a_model_is_known_wherever_it_lies(processor, tmp_path, monkeypatch):
-    """An index, and cached features, outlive another working directory and a folder that is moved."""
-    torch.manual_seed(0)
     for part in make_clip(tokenizer(processor)):
         part.save_pretrained(tmp_path / "clip")
-
-    def fingerprints(folder):
-        encoder = load_encoder(str(folder), 0, False)
-        return [encoder.fingerprint, *map(encoder.features_fingerprint, ("image", "text"))]
-
-    found = fingerprints(tmp_path / "clip")
-    monkeypatch.chdir(tmp_path)
-    assert fingerprints("clip") == found
-    (tmp_path / "clip").rename(tmp_path / "moved")
-    assert fingerprints("moved") == found
+    assert_known_wherever_it_lies(tmp_path / "clip", monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -13,7 +13,7 @@ import transformers
 from builders import isolated
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from tiny import call, make_rows, tokenizer
+from tiny import assert_known_wherever_it_lies, call, make_rows, tokenizer
 from torch.nn import functional as F
 
 import eval_mrv
@@ -300,16 +300,7 @@ def test_adapters_are_merged_into_what_is_saved(image, text, tmp_path, monkeypat
 
 def test_a_model_is_known_wherever_it_lies(image, text, tmp_path, monkeypatch):
     SentenceTransformerPair(join_towers(str(image), str(text))).save(tmp_path / "joined")
-
-    def fingerprints(folder):
-        encoder = load_encoder(str(folder), 0, False)
-        return [encoder.fingerprint, *map(encoder.features_fingerprint, ("image", "text"))]
-
-    found = fingerprints(tmp_path / "joined")
-    monkeypatch.chdir(tmp_path)
-    assert fingerprints("joined") == found
-    (tmp_path / "joined").rename(tmp_path / "moved")
-    assert fingerprints("moved") == found
+    assert_known_wherever_it_lies(tmp_path / "joined", monkeypatch)
 
 
 def test_residual_projection(image, text, tmp_path):
