@@ -6,14 +6,16 @@
 It needs PyTorch, transformers and accelerate. First come checks: outputs against the CPU, attention implementations
 against one another, gradients, a step in chunks, what a step says that runs out of memory, going on from a checkpoint.
 Then times, with random weights: steps of training and re-ranking against the published procedures, written out in
-`benchmarks/train_step.py` and here; encoding; 1-to-K of a SigLIP of base size against a caption at a time; the index
-where lancedb is installed. After each part `outputs/gpu.json` is written and its rows are printed: a run that is cut
-short is worth what it has done. The exit status is 1 where a part has failed.
+`benchmarks/train_step.py` and here; encoding; decoding of JPEG files, on the device as well; 1-to-K of a SigLIP of
+base size against a caption at a time; the index where lancedb is installed. After each part `outputs/gpu.json` is
+written and its rows are printed: a run that is cut short is worth what it has done. The exit status is 1 where a part
+has failed.
 """
 
 import argparse
 import contextlib
 import importlib.util
+import io
 import json
 import platform
 import statistics
@@ -33,6 +35,7 @@ import torch
 import train_step
 import transformers
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import SiglipConfig, SiglipModel
@@ -45,6 +48,7 @@ from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import memory_advice
 from ccrk.training.optimizer import published_epsilon
 from objectives_ccrk import sampling_keys, sigmoid_loss
+from pictures_ccrk import read_image
 
 RERANK_LENGTH = 80  # tokens that the published code pads captions to
 NO_DROPOUT = train_step.NO_DROPOUT
@@ -452,6 +456,44 @@ def encoding_times(run: Run) -> dict:
     return {"images/s": run.sizes.batch / images, "captions/s": run.sizes.batch / captions}
 
 
+def decoding_times(run: Run) -> dict:
+    """JPEG files to squares of the model's size: by Pillow in a worker, as here, and by torchvision on the device."""
+    if importlib.util.find_spec("torchvision") is None:
+        return {"skipped": "torchvision is not installed"}
+    from torchvision.io import decode_jpeg
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import resize
+
+    size = CCRKConfig(**run.sizes.pretraining).vision_config.image_size
+    files = []
+    for seed in range(run.sizes.batch):
+        coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((640, 480)).save(file := io.BytesIO(), "JPEG", quality=90)
+        files.append(file.getvalue())
+
+    def in_a_worker() -> Tensor:
+        pictures = [
+            read_image(file, target_size=size).resize((size, size), Image.Resampling.BICUBIC) for file in files
+        ]
+        return torch.from_numpy(np.stack(pictures)).to(run.device).permute(0, 3, 1, 2)
+
+    def on_the_device() -> Tensor:
+        encoded = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+        decoded = decode_jpeg(encoded, device=run.device)
+        return torch.stack(
+            [resize(picture, [size, size], InterpolationMode.BICUBIC, antialias=True) for picture in decoded]
+        )
+
+    differ = (in_a_worker().int() - on_the_device().int()).abs().float().mean().item()
+    worker, device = (len(files) / run.time(decode) for decode in (in_a_worker, on_the_device))
+    return {
+        "a worker, images/s": worker,
+        "torchvision on the device, images/s": device,
+        "ratio": device / worker,
+        "levels of 255 they differ by": differ,
+    }
+
+
 def siglip_times(run: Run) -> dict:
     """A step of ten captions an image: every image encoded once, against ten steps of one caption an image."""
     torch.manual_seed(0)
@@ -504,6 +546,7 @@ PARTS: list[tuple[str, float, Callable[[Run], dict]]] = [
     ("step, K = 10", 60, step_times(10, compiled=False)),
     ("re-ranking", 40, rerank_times),
     ("encoding", 20, encoding_times),
+    ("decoding", 15, decoding_times),
     ("step, K = 4", 50, step_times(4, compiled=False)),
     ("SigLIP-B", 40, siglip_times),
     ("step, K = 10, compiled", 150, step_times(10, compiled=True)),

@@ -86,6 +86,7 @@ CONDITIONS = {
     "residual, one random language, three times the steps": Condition(length=3, one_language=True, residual=True),
 }
 BASE = "weight 0"
+SHAPES = ("1-to-K", "1-to-K + pairs", "K = 2", "K = 4")  # of research/consistency
 
 
 @dataclass
@@ -211,12 +212,25 @@ class StopAt(transformers.TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+def shapes_name(condition: str, noise: float, weight: float) -> str:
+    """What a run on the shapes is called: 1-to-K, of which most are, goes without saying."""
+    named = f"errors {noise:g}, weight {weight:g}"
+    return named if condition == "1-to-K" else f"{condition}, {named}"
+
+
+def shapes_trainer(study: consistency.Study, condition: consistency.Condition, seed: int, folder: Path) -> CCRKTrainer:
+    trainer = study.build(condition, seed, study.steps)
+    trainer.args.output_dir = str(folder)
+    return trainer
+
+
 def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
     """The steps before agreement comes in are those of all weights: they are trained once."""
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
-    for seed, noise, weight in itertools.product(arguments.seeds, arguments.errors, arguments.weights):
-        key = {"data": "shapes", "condition": f"errors {noise:g}, weight {weight:g}", "seed": seed}
+    runs = itertools.product(arguments.seeds, arguments.errors, arguments.conditions, arguments.weights)
+    for seed, noise, name, weight in progress(list(runs), "shapes"):
+        key = {"data": "shapes", "condition": shapes_name(name, noise, weight), "seed": seed}
         if results.has(**key):
             continue
         consistency.TRANSLATION_NOISE = noise
@@ -226,15 +240,13 @@ def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
         )  # fmt: skip
         if not study.processor_dir.exists():
             study.prepare()
+        condition = consistency.CONDITIONS[name]
+        folder = study.output_dir / f"before-{consistency.file_name(name)}-{seed}"
 
-        def build(seed: int = seed, study: consistency.Study = study) -> CCRKTrainer:
-            trainer = study.build(consistency.CONDITIONS["1-to-K"], seed, study.steps)
-            trainer.args.output_dir = str(study.output_dir / f"before-{seed}")
-            return trainer
-
+        build = functools.partial(shapes_trainer, study, condition, seed, folder)
         trainer = build()
         first = round(trainer.args.agreement_start * study.steps)
-        before = Path(trainer.args.output_dir) / f"checkpoint-{first}"
+        before = folder / f"checkpoint-{first}"
         if not before.exists():
             trainer.add_callback(StopAt(first))
             trainer.train()
@@ -244,9 +256,10 @@ def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
         trainer.train(resume_from_checkpoint=str(before))
         line = {"errors": noise, "weight": weight, "cpu_seconds": round(time.process_time() - started, 1)}
         ranked = consistency.rank(trainer.model, trainer.processing_class, study.splits["test"])
-        recall = [row["mean"] for row in ranked.recall().values()]
-        line["ranked"] = {"recall": sum(recall) / len(recall), "mrv": ranked.mrv()["mean"]["std"]}
-        if noise and not weight:
+        own = {language: ranked.ranks[language] for language in condition.languages or ranked.ranks}
+        recall = [ranked.recall()[language]["mean"] for language in own]
+        line["ranked"] = {"recall": sum(recall) / len(recall), "mrv": mrv_table(own)["mean"]["std"]}
+        if name == "1-to-K" and noise and not weight:
             model = study.output_dir / f"model-{seed}"
             trainer.model.save_pretrained(model)
             trainer.processing_class.save_pretrained(model)
@@ -281,9 +294,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     photographs.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     photographs.add_argument("--only", nargs="+", choices=CONDITIONS, metavar="CONDITION", help="all by default")
     shapes = command("shapes", run_shapes)
-    shapes.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    shapes.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     shapes.add_argument("--errors", nargs="+", type=float, default=[1, 0], help="as in research/consistency; 0: none")
-    shapes.add_argument("--weights", nargs="+", type=float, default=[0, 3, 10])
+    shapes.add_argument("--weights", nargs="+", type=float, default=[0, 1, 3, 10])
+    shapes.add_argument(
+        "--conditions", nargs="+", choices=SHAPES, default=["1-to-K"], metavar="CONDITION", help=", ".join(SHAPES)
+    )
     shapes.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args(argv)
     set_up_logging()

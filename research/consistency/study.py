@@ -53,6 +53,7 @@ from ccrk.retrieval.results import RetrievalResult
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator, seeded
 from ccrk.training.losses import OneToKLoss
+from ccrk.training.queue import EmbeddingQueue
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors
 from objectives_ccrk import contrastive_loss
@@ -80,7 +81,8 @@ class Condition:
         equal_compute_to: a condition whose counted operations it may use up, instead of as many steps.
         languages: trained on; all of the data's by default. The first is the pivot's.
         missing: share of captions left out at random.
-        config: other fields of CCRKConfig; batch_size: images per step; learning_rate: as a multiple of the recipe's.
+        config: other fields of CCRKConfig; batch_size: images per step; queue: images of earlier batches that are
+            negatives as well (`negatives_queue`); learning_rate: as a multiple of the recipe's.
         start_from: a condition whose model is fine-tuned by the retrieval head; shots: on that many rows alone.
     """
 
@@ -94,6 +96,7 @@ class Condition:
     missing: float = 0.0
     config: dict = field(default_factory=dict)
     batch_size: int = 64
+    queue: int = 0
     learning_rate: float = 1.0
     start_from: str | None = None
     shots: int | None = None
@@ -161,6 +164,8 @@ PARTS: dict[str, list[Condition]] = {
         Condition("30 % of captions missing", missing=0.3),
         Condition("batch 32, twice the steps", batch_size=32, length=2.0),
         Condition("batch 128, half the steps", batch_size=128, length=0.5),
+        Condition("negatives of the last 128 images", queue=128),
+        Condition("negatives of the last 512 images", queue=512),
         Condition("projection 32", config={"projection_dim": 32}),
         Condition("projection 256", config={"projection_dim": 256}),
         Condition("pairs from the first step", pairs_from=0.0),
@@ -344,7 +349,8 @@ class Study:
         )
         trainer.encoder = StudyEncoder(trainer, condition)
         loss = PivotLoss if condition.style == "pivot" else OneToKLoss
-        trainer.loss = loss(trainer.accelerator, reduction=condition.reduction)
+        queue = EmbeddingQueue(condition.queue) if condition.queue else None
+        trainer.loss = loss(trainer.accelerator, reduction=condition.reduction, queue=queue)
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -23,8 +23,9 @@ def test_it_runs_with_pytorch_alone(tmp_path):
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     found = json.loads((tmp_path / "outputs" / "gpu.json").read_text())
-    assert len(found) == 14 and not any(part.keys() & {"error", "failed", "skipped"} for part in found.values())
+    assert len(found) == 15 and not any(part.keys() & {"error", "failed", "skipped"} for part in found.values())
     assert found["check: resume"]["weights"] == 0.0 and found["step, K = 10"]["ratio"] > 0
+    assert found["decoding"]["levels of 255 they differ by"] < 1  # the same pictures, upright and of the same size
     assert "| check: gradients | published |" in ended.stdout
 
 
