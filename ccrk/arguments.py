@@ -111,6 +111,13 @@ class DataArguments:
             "encoders)."
         },
     )
+    agreement_languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Further languages, whose captions take part in agreement alone: so they keep up while others are "
+            "fine-tuned; needs agreement_weight."
+        },
+    )
     text_only_rows: bool = field(
         default=False,
         metadata={

@@ -42,7 +42,7 @@ from ccrk.encoders import (
 )
 from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
-from ccrk.training.captions import check_captions, warn_of_long_captions
+from ccrk.training.captions import check_agreement, check_captions, warn_of_long_captions
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
 from ccrk.training.features import cache_features
@@ -420,12 +420,14 @@ def build_trainer(
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
     kind = kind_of_model(model_arguments, head)
-    by_default = "one" if head is CCRKForImageTextRetrieval and kind is CCRKEncoder else "all"
-    one_language = (data.captions_per_image or by_default) == "one"
+    is_published = head is CCRKForImageTextRetrieval and kind is CCRKEncoder and not data.agreement_languages
+    one_language = (data.captions_per_image or ("one" if is_published else "all")) == "one"
     if data.rows == "captions" and not one_language:
         raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
-    if one_language and arguments.agreement_weight:
-        raise ValueError("agreement_weight needs captions in several languages; set captions_per_image to all")
+    check_agreement(data, arguments, one_language)
+    in_agreement = data.agreement_languages or []
+    if in_agreement:
+        data = replace(data, languages=[*data.languages, *in_agreement])
     if data.text_only_rows:
         check_text_rows(data, arguments, kind)
     if one_language and data.rows is None:
@@ -465,7 +467,7 @@ def build_trainer(
         if not one_language:
             check_captions(data, train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
-    languages = list(train_rows.features["captions"])
+    languages = sorted(train_rows.features["captions"], key=in_agreement.__contains__)  # the others first, as they are
     if data.rows == "captions":
         if data.streaming and not isinstance(train_rows, datasets.Dataset):
             logger.warning("the captions of a stream are not numbered: a row is an image with one that is drawn")
@@ -504,7 +506,15 @@ def build_trainer(
     trainer = CCRKTrainer(
         model=model,
         args=arguments,
-        data_collator=CCRKCollator(inputs, languages, one_language, augmentation, arguments.seed, text_rows=alone),
+        data_collator=CCRKCollator(
+            inputs,
+            languages,
+            one_language,
+            augmentation,
+            arguments.seed,
+            text_rows=alone,
+            agreement_only=len(in_agreement),
+        ),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=processor,

@@ -6,6 +6,7 @@ import datasets
 
 from ccrk.arguments import DataArguments
 from ccrk.encoders import PairInputs
+from ccrk.training.arguments import CCRKTrainingArguments
 from data_scripts.captions import is_usable
 from data_scripts.files import without_warnings
 
@@ -32,6 +33,22 @@ def check_captions(data: DataArguments, dataset: datasets.Dataset) -> None:
     if data.captions_per_image == "all":
         raise ValueError(f"captions_per_image is all, but {found}; {cure}, or leave captions_per_image out")
     logger.warning("%s: a picture is trained with one caption, which is no 1-to-K; %s", found, cure)
+
+
+def check_agreement(data: DataArguments, arguments: CCRKTrainingArguments, one_language: bool) -> None:
+    """Raises ValueError where no captions would agree, or some were there for nothing."""
+    if not data.agreement_languages:
+        if one_language and arguments.agreement_weight:
+            raise ValueError("agreement_weight needs captions in several languages; set captions_per_image to all")
+        return
+    if not arguments.agreement_weight:
+        raise ValueError("agreement_languages take part in agreement alone; set agreement_weight, or leave them out")
+    if not data.languages:
+        raise ValueError("agreement_languages stand beside those that are trained as ever; name these by languages")
+    if twice := sorted(set(data.languages) & set(data.agreement_languages)):
+        raise ValueError(f"{twice[0]} is among languages and agreement_languages; leave it out of one of them")
+    if one_language:
+        raise ValueError("captions_per_image is one, but agreement_languages are beside it; leave out one of them")
 
 
 def warn_of_long_captions(dataset: datasets.Dataset, inputs: PairInputs) -> None:

@@ -89,6 +89,7 @@ class CCRKCollator:
         caption_features: of a frozen text encoder: `text_embeds` (B, K, D) in place of tokens.
         text_rows: rows without a picture, of which B are drawn for each batch, or all where there are fewer: what is
             made of captions then has their rows behind the B of the pictures.
+        agreement_only: the last so many languages take part in agreement alone, see `OneToKLoss`.
 
     An image that cannot be read is counted in the batch's `problems` (`data_scripts.problems`; there only if there are
     any), and a readable row of the batch takes its row's place: all processes go on with equally many rows, and those
@@ -103,6 +104,7 @@ class CCRKCollator:
     image_features: "Features | None" = None
     caption_features: "Features | None" = None
     text_rows: datasets.Dataset | None = None
+    agreement_only: int = 0
     # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
 

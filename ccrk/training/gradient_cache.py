@@ -69,7 +69,7 @@ def chunked_backward(
         with contextlib.nullcontext() if is_last else accumulating(accelerator, model):
             torch.manual_seed(seed)
             with in_precision():
-                found = encoder.embed(model, chunk)
+                found = encoder.embed(model, loss.for_encoder(chunk))
             shares = loss.shares(found)
             total = (found.image * image_gradient).sum() + (found.text * text_gradient).sum()
             for scalar, gradient in zip((found.temperature, found.bias), gradients[2:], strict=False):

@@ -20,6 +20,7 @@ class OneToKLoss:
         reduction: of the former.
         agreement_weight: of `objectives_ccrk.agreement_loss` beside it; 0: there is none.
         queue: of embeddings of earlier batches, which are negatives as well, of softmax alone.
+        agreement_only: of the K captions the last so many take part in agreement alone.
 
     Where `asks_agreement` is False, as the trainer has it before `agreement_start`, there is none either.
     """
@@ -31,9 +32,10 @@ class OneToKLoss:
         reduction: str = "symmetric",
         agreement_weight: float = 0.0,
         queue: EmbeddingQueue | None = None,
+        agreement_only: int = 0,
     ):
         self.accelerator, self.kind, self.reduction = accelerator, kind, reduction
-        self.queue = queue
+        self.queue, self.agreement_only = queue, agreement_only
         self.agreement_weight, self.asks_agreement = agreement_weight, True
 
     def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +56,9 @@ class OneToKLoss:
             "caption_mask": self.accelerator.gather(mask[: len(ids)]),
             "image_ids": self.accelerator.gather(ids),
         }
-        losses = {"contrastive_loss": self.contrastive(paired, of_pairs)}
+        contrasted = slice(of_pairs["caption_mask"].shape[1] - self.agreement_only)
+        own = of_pairs | {"caption_mask": of_pairs["caption_mask"][:, contrasted]}
+        losses = {"contrastive_loss": self.contrastive(paired._replace(text=paired.text[:, contrasted]), own)}
         if self.agreement_weight and self.asks_agreement:
             text = paired.text
             if len(mask) > len(ids):
@@ -64,6 +68,14 @@ class OneToKLoss:
             agreement = agreement_loss(paired.image, text, found.temperature, **of_pairs)
             losses["agreement_loss"] = self.agreement_weight * agreement
         return losses
+
+    def for_encoder(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch as the encoder is to see it, whose own losses take no caption that is there for agreement alone."""
+        if not self.agreement_only:
+            return inputs
+        mask = inputs["caption_mask"].clone()
+        mask[:, -self.agreement_only :] = False
+        return inputs | {"caption_mask": mask}
 
     def contrastive(self, found: Embeddings, inputs: dict[str, Tensor]) -> Tensor:
         """The contrastive loss of the whole batch, whose embeddings and inputs are given."""

@@ -59,8 +59,10 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         "eval_results": _eval_results(trainer, evaluation) or None,
     }
     kept = f", of which step {best:,}, the best in evaluation, is kept" if best is not None else ""
-    text_rows = getattr(trainer.data_collator, "text_rows", None)
-    alone = "" if text_rows is None else f"; captions of {len(text_rows):,} rows without a picture, in agreement"
+    text_rows, only = trainer.data_collator.text_rows, trainer.data_collator.agreement_only
+    alone = f", of which {_markdown(' '.join(languages[-only:]))} in agreement alone" if only else ""
+    if text_rows is not None:
+        alone += f"; captions of {len(text_rows):,} rows without a picture, in agreement"
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     training = [
         f"- Data: {_describe(trainer.train_dataset)}; languages {_markdown(' '.join(languages))}{alone}",

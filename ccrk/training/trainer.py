@@ -102,7 +102,8 @@ class CCRKTrainer(Trainer):
         queue = EmbeddingQueue(self.args.negatives_queue) if self.args.negatives_queue else None
         if queue is not None and kind == "sigmoid":
             raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; leave it out")
-        self.loss = OneToKLoss(self.accelerator, kind, reduction, self.args.agreement_weight, queue)
+        only = getattr(self.data_collator, "agreement_only", 0)
+        self.loss = OneToKLoss(self.accelerator, kind, reduction, self.args.agreement_weight, queue, only)
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(LogLines)
@@ -416,7 +417,8 @@ class CCRKTrainer(Trainer):
         One forward through the wrapped model gives everything that they need.
         """
         self._count_images(inputs)
-        found = self.encoder.embed(model, inputs | {"sampling_keys": self.sampling_keys(inputs)})
+        seen = self.loss.for_encoder(inputs | {"sampling_keys": self.sampling_keys(inputs)})
+        found = self.encoder.embed(model, seen)
         parts = self.loss(found, inputs)
         self._record({**parts, "temperature": found.temperature.squeeze()}, inputs)
         loss = torch.stack(list(parts.values())).sum()

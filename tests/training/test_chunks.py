@@ -9,9 +9,9 @@ from ccrk.training.losses import OneToKLoss
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 8])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "agreement_only"), [(False, 0), (True, 1)])
 def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
-    chunk_size, checkpointing, processor, shapes, tmp_path
+    chunk_size, checkpointing, agreement_only, processor, shapes, tmp_path
 ):
     class ContrastiveAlone(OneToKLoss):
         def shares(self, found):
@@ -23,7 +23,8 @@ def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
         if checkpointing:
             model.activation_checkpointing_enable()
         trainer = make_trainer(model, processor, shapes, tmp_path, contrastive_chunk_size=chunk_size)
-        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction, agreement_weight=10.0)
+        options = {"agreement_weight": 10.0, "agreement_only": agreement_only}
+        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction, **options)
         return loss_and_gradients(trainer, shapes)
 
     assert_same_gradients(gradients(chunk_size), gradients(None), 1e-5, 1e-9)
