@@ -22,9 +22,12 @@ from ccrk.retrieval.intervals import RESAMPLES, compare, read_ranks
 from ccrk.retrieval.results import RetrievalResult
 from data_scripts.files import written_whole
 from research.agreement.study import BASE, BATCH, SEEN, SETTING, UNSEEN, ranks_file
+from research.consistency import report as consistency_report
+from research.consistency.study import without_forgetting
 from research.photographs import towers
 
 HERE = Path(__file__).parent
+START = "1-to-K + pairs"  # of research/consistency: the model that is fine-tuned
 
 SUSPECTS = """`python -m ccrk.suspects`, with the model that was trained on these captions at weight 0, on 1,000 rows
 of them: how many of the captions least like the others of their picture are wrong; {}."""
@@ -122,23 +125,51 @@ def without_training(base: list[dict]) -> str:
 
 
 def shapes(runs: dict[str, list[dict]]) -> str:
-    rows = [
-        [
-            name,
-            ", ".join(f"{line['ranked']['recall']:.1f}" for line in lines),
-            ", ".join(f"{line['ranked']['mrv']:.2f}" for line in lines),
-        ]
-        for name, lines in sorted(runs.items(), key=lambda run: (-run[1][0]["errors"], run[1][0]["weight"]))
-    ]
+    rows = []
+    for name, lines in sorted(runs.items(), key=lambda run: (run[0].split("errors")[0], *order(run[1][0]))):
+        unweighted = runs.get(f"{name.rpartition('weight')[0]}weight 0", [])
+        before = {line["seed"]: line["ranked"] for line in unweighted}
+        pairs = [(line["ranked"], before[line["seed"]]) for line in lines if line["seed"] in before]
+        cells = ["", ""]
+        if pairs and lines is not unweighted:
+            cells = [f"{np.mean([ours['recall'] - theirs['recall'] for ours, theirs in pairs]):+.1f}"]
+            cells += [f"{100 * np.mean([ours['mrv'] / theirs['mrv'] - 1 for ours, theirs in pairs]):+.0f} %"]
+        figures = [[line["ranked"][figure] for line in lines] for figure in ("recall", "mrv")]
+        rows.append([name, str(len(lines)), over_seeds(figures[0]), over_seeds(figures[1], 2), *cells])
     lines = [line for own in runs.values() for line in own if "suspects" in line]
     told = [
         f"seed {line['seed']}: of {line['suspects']['planted']:,} wrong captions, "
         + ", ".join(f"{share:.1f} % of the first {int(n):,}" for n, share in line["suspects"]["precision"].items())
         for line in lines
     ]
-    return (
-        table(["", "mean recall of each seed", "MRV"], rows) + "\n\n" + SUSPECTS.format("; ".join(told) or "not run")
-    )
+    head = ["", "seeds", "mean recall", "MRV", "recall, minus weight 0", "MRV, in percent"]
+    return table(head, rows) + "\n\n" + SUSPECTS.format("; ".join(told) or "not run")
+
+
+def order(line: dict) -> tuple[float, float]:
+    return -line["errors"], line["weight"]
+
+
+def fine_tuning(study: Path) -> str:
+    """From a folder of research/consistency/study.py: fine-tuned on English, and what that does to the others."""
+    report = consistency_report.Report(study, study)
+    ways = [condition.name for condition in without_forgetting(START) if condition.queue == 0]
+    names = report.present([START, f"{START}, then English", *ways])
+    rows = []
+    for name in names:
+        own = report.results[report.results["condition"] == name]
+        others = own[[f"recall_{language}" for language in report.languages if language != "en"]].mean(axis=1)
+        cells = [
+            over_seeds(own["recall_en"].tolist()),
+            over_seeds(others.tolist()),
+            over_seeds(own["mrv_std"].tolist(), 2),
+        ]
+        for other in names[:2]:
+            lines, _ = report.differences([name], [other])
+            cells.append(lines[-1].split(" | ")[4] if name != other else "")
+        rows.append([name.removeprefix(f"{START}, ") if name != START else "before", str(len(own)), *cells])
+    head = ["", "seeds", "recall, English", "the nine others", "MRV", "MRV, minus before", "minus then English"]
+    return table(head, rows)
 
 
 def draw(runs: dict[str, list[dict]], path: Path) -> None:
@@ -169,6 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="where study.py wrote results.jsonl")
     parser.add_argument("docs", type=Path, help="where the document goes")
+    parser.add_argument(
+        "--finetuning", type=Path, help="output_dir of research/consistency/study.py --parts finetuning"
+    )
     arguments = parser.parse_args()
     found: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     lines = (arguments.output_dir / "results.jsonl").read_text(encoding="utf-8").splitlines()
@@ -182,6 +216,7 @@ def main() -> None:
         photographs=photographs(arguments.output_dir, found["photographs"]),
         without_training=without_training(found["photographs"][BASE]),
         shapes=shapes(found["shapes"]) if found["shapes"] else "Not run.",
+        finetuning=fine_tuning(arguments.finetuning) if arguments.finetuning else "Not run.",
         resamples=f"{RESAMPLES:,}",
         steps=SETTING.steps,
         batch=BATCH,

@@ -482,8 +482,11 @@ class Report:
         steps = [c for c in PARTS["finetuning"] if c.start_from and self.seeds(c.name)]
         in_order = dict.fromkeys(name for condition in steps for name in (condition.start_from, condition.name))
         return [
-            "English by the retrieval head, contrastive and matching loss, and from there 100 rows of German: each a "
-            "sixth of the steps, at the paper's ratios of learning rates (0.3 and 0.1 of pre-training's).",
+            "English by the retrieval head, contrastive and matching loss, and from there 100 rows of German: each "
+            "a sixth of the steps, at the paper's ratios of learning rates (0.3 and 0.1 of pre-training's). With "
+            "agreement: the other languages' captions of the same images take part in that loss alone, at the "
+            "weight that is named. Averaged: so much of the weights at the end, the rest of those before. All "
+            "languages: 1-to-K goes on; a queue has embeddings of that many earlier images as further negatives.",
             "",
             *self.table(list(in_order)),
             "",

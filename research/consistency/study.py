@@ -56,6 +56,7 @@ from ccrk.training.losses import OneToKLoss
 from ccrk.training.queue import EmbeddingQueue
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors
+from data_scripts.shapes import MISTRANSLATED
 from objectives_ccrk import contrastive_loss
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,8 @@ class Condition:
         config: other fields of CCRKConfig; batch_size: images per step; queue: images of earlier batches that are
             negatives as well (`negatives_queue`); learning_rate: as a multiple of the recipe's.
         start_from: a condition whose model is fine-tuned by the retrieval head; shots: on that many rows alone.
+        agreement_weight: of the agreement loss; agreement_languages: what takes part in it alone.
+        averaged: share of the weights at the end in a mean with those at the start.
     """
 
     name: str
@@ -100,6 +103,9 @@ class Condition:
     learning_rate: float = 1.0
     start_from: str | None = None
     shots: int | None = None
+    agreement_weight: float = 0.0
+    agreement_languages: tuple[str, ...] = ()
+    averaged: float = 1.0
 
 
 # Share of the steps after which matching and masked LM come in. The paper's encoders are pre-trained; from scratch the
@@ -143,6 +149,31 @@ def fine_tuned(start: str) -> list[Condition]:
     ]
 
 
+def without_forgetting(start: str) -> list[Condition]:
+    """Fine-tuning on English so that the other languages might keep up; and on all, with earlier negatives."""
+    options = {"pairs_from": 0.0, "length": 1 / 6, "learning_rate": 0.3, "start_from": start}
+    others = tuple(language for language in MISTRANSLATED if language != "en")
+    alone = f"{start}, then English"
+    return [
+        Condition(f"{start}, then all languages", **options),
+        *(Condition(f"{start}, then all languages, queue of {n}", queue=n, **options) for n in (128, 512)),
+        *(
+            Condition(
+                f"{alone}, with agreement {weight}",
+                languages=("en",),
+                agreement_languages=others,
+                agreement_weight=weight,
+                **options,
+            )
+            for weight in (1, 3, 10)
+        ),
+        *(
+            Condition(f"{alone}, averaged {share:g}", languages=("en",), averaged=share, **options)
+            for share in (0.5, 0.75)
+        ),
+    ]
+
+
 PARTS: dict[str, list[Condition]] = {
     "styles": STYLES + [with_pairs(condition) for condition in STYLES if condition.name != LONGER],
     "languages": [
@@ -157,6 +188,7 @@ PARTS: dict[str, list[Condition]] = {
             for start in ("1-to-K + pairs", f"{LONGER} + pairs", "pivot + pairs")
             for condition in fine_tuned(start)
         ),
+        *without_forgetting("1-to-K + pairs"),
     ],
     "ablations": [
         Condition("temperature starts at 0.03", config={"temperature_init_value": 0.03}),
@@ -164,8 +196,7 @@ PARTS: dict[str, list[Condition]] = {
         Condition("30 % of captions missing", missing=0.3),
         Condition("batch 32, twice the steps", batch_size=32, length=2.0),
         Condition("batch 128, half the steps", batch_size=128, length=0.5),
-        Condition("negatives of the last 128 images", queue=128),
-        Condition("negatives of the last 512 images", queue=512),
+        Condition("queue of 128", queue=128),
         Condition("projection 32", config={"projection_dim": 32}),
         Condition("projection 256", config={"projection_dim": 256}),
         Condition("pairs from the first step", pairs_from=0.0),
@@ -299,7 +330,7 @@ class Study:
         rows = self.splits["train"]
         if condition.shots is not None:
             rows = rows.select(range(condition.shots))
-        languages = list(condition.languages or rows.features["captions"])
+        languages = [*(condition.languages or rows.features["captions"]), *condition.agreement_languages]
         if condition.style == "pivot":  # English first
             languages.sort(key=lambda language: language != "en")
         rows = rows.map(
@@ -342,6 +373,7 @@ class Study:
                 ("pivot", "other") if condition.style == "pivot" else languages,
                 one_language=condition.style == "1-to-1",
                 seed=seed,
+                agreement_only=len(condition.agreement_languages),
                 condition=condition,
             ),
             train_dataset=rows.cast_column("image", datasets.Image(decode=False)),
@@ -350,7 +382,15 @@ class Study:
         trainer.encoder = StudyEncoder(trainer, condition)
         loss = PivotLoss if condition.style == "pivot" else OneToKLoss
         queue = EmbeddingQueue(condition.queue) if condition.queue else None
-        trainer.loss = loss(trainer.accelerator, reduction=condition.reduction, queue=queue)
+        trainer.loss = loss(
+            trainer.accelerator,
+            reduction=condition.reduction,
+            agreement_weight=condition.agreement_weight,
+            queue=queue,
+            agreement_only=len(condition.agreement_languages),
+        )
+        if condition.start_from is not None:  # a model that finds pictures
+            trainer.args.agreement_start = 0.0
         trainer.remove_callback(PrinterCallback)
         return trainer
 
@@ -384,8 +424,11 @@ class Study:
         curve = CurveCallback(trainer.processing_class, self.splits["validation"], steps)
         trainer.add_callback(curve)
         started = time.perf_counter()
+        start = {name: weights.detach().clone() for name, weights in trainer.model.named_parameters()}
         trainer.train()
         seconds = time.perf_counter() - started - curve.seconds
+        for name, weights in trainer.model.named_parameters():
+            weights.data = start[name].lerp(weights.data, condition.averaged)
         if any(other.start_from == condition.name for other in CONDITIONS.values()):
             trainer.model.save_pretrained(self.model_dir(condition.name, seed))
         result = rank(trainer.model, trainer.processing_class, self.splits["test"])
@@ -462,14 +505,19 @@ def finished(path: Path) -> set[tuple[str, int]]:
         return {(line["condition"], int(line["seed"])) for line in csv.DictReader(file)}
 
 
+def as_json(condition: Condition) -> dict:
+    """Its fields, as JSON has them: tuples are lists."""
+    return json.loads(json.dumps(asdict(condition)))
+
+
 def check_same_study(study: Study, names: Sequence[str]) -> None:
     """Runs of another size, or of a condition that has changed its meaning, must not stand in one table."""
     path = study.output_dir / "study.json"
     settings = {name: getattr(study, name) for name in ("dataset", "steps", "num_train", "num_test")}
     found = json.loads(path.read_text()) if path.exists() else {"settings": settings, "conditions": {}}
-    # As JSON has them: tuples are lists.
-    conditions = json.loads(json.dumps({name: asdict(CONDITIONS[name]) for name in names}))
-    changed = [name for name in names if found["conditions"].get(name, conditions[name]) != conditions[name]]
+    conditions = {name: as_json(CONDITIONS[name]) for name in names}
+    there = {name: as_json(Condition(**found["conditions"][name])) for name in names if name in found["conditions"]}
+    changed = [name for name in there if there[name] != conditions[name]]
     if found["settings"] != settings or changed:
         what = f"of other conditions called {', '.join(changed)}" if changed else f"of {found['settings']}"
         raise ValueError(f"{study.output_dir} holds a study {what}; name another folder")
@@ -521,7 +569,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(
                     f"{name!r} starts from {condition.start_from!r} with seed {seed}; run that first, or with it"
                 )
-            if missing := sorted(set(condition.languages or ()) - set(study.splits["train"].features["captions"])):
+            asked = {*(condition.languages or ()), *condition.agreement_languages}
+            if missing := sorted(asked - set(study.splits["train"].features["captions"])):
                 raise ValueError(f"{name!r} trains on {', '.join(missing)}, which {study.dataset} does not have")
 
     context = get_context("spawn")

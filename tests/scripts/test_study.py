@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_scripts.shapes import MISTRANSLATED, Shapes
 from objectives_ccrk import contrastive_loss
+from research.agreement import report as agreement_report
 from research.consistency import report
 from research.consistency.study import (
     CONDITIONS,
@@ -34,6 +35,8 @@ ONCE = (  # with one
     "1-to-K + pairs",
     "1-to-K + pairs, then English",
     "1-to-K + pairs, then English, then 100 German",
+    "1-to-K + pairs, then English, with agreement 10",
+    "1-to-K + pairs, then English, averaged 0.5",
     "K = 2",
     "positives drawn evenly",
 )
@@ -116,6 +119,19 @@ def test_the_pivot_never_shows_the_image_another_language(study):
     texts = [captions["en"] for captions in study.splits["train"]["captions"]]
     for row in trainer.train_dataset.select(range(5)):
         assert trainer.data_collator._captions(row)["pivot"] in texts
+
+
+def test_fine_tuning_without_forgetting(study, results):
+    before = next(line for line in results if line["condition"] == "1-to-K + pairs")
+    averaged = CONDITIONS["1-to-K + pairs, then English, averaged 0.5"]
+    line, _ = study.run(replace(averaged, name="all of it from before", averaged=0.0), 0)
+    assert line["mean_recall"] == float(before["mean_recall"]) and line["mrv_std"] == float(before["mrv_std"])
+
+    trainer = study.build(CONDITIONS["1-to-K + pairs, then English, with agreement 10"], 0, 1)
+    languages, only = trainer.data_collator.languages, trainer.loss.agreement_only
+    assert languages[0] == "en" and only == len(languages) - 1 == 9 and trainer.args.agreement_start == 0
+    page = agreement_report.fine_tuning(study.output_dir)
+    assert "| before | 1 | " in page and "| then English, with agreement 10 | 1 | " in page
 
 
 def test_captions_are_left_out_at_the_stated_share(study):
