@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from conftest import ROOT
 
 from ccrk import CCRKForImageTextRetrieval
@@ -55,13 +56,26 @@ def test_the_python_blocks_of_the_readme_run_one_after_the_other(demo):
     assert namespace["recall"] == {"recall@1": 50.0} and namespace["mrv"]["std"] > 0
 
 
+def test_weights_are_averaged_as_told(demo, tmp_path):
+    before = CCRKForImageTextRetrieval.from_pretrained(tmp_path / "outputs/demo/finetune")
+    after = [weights.detach().clone() for weights in before.parameters()]
+    for weights in before.parameters():
+        weights.data = weights.data + 1
+    before.save_pretrained(tmp_path / "outputs/demo/pretrain")
+    (block,) = (block for path, block in (own.values for own in blocks("python")) if path.name == "consistency.md")
+    exec(compile(textwrap.dedent(block), "consistency.md", "exec"), {})
+    averaged = CCRKForImageTextRetrieval.from_pretrained(tmp_path / "outputs/averaged")
+    for weights, own in zip(averaged.parameters(), after, strict=True):
+        torch.testing.assert_close(weights.data, own + 0.5)
+
+
 @pytest.mark.parametrize(("path", "block"), blocks("python"))
 def test_every_python_block_is_run(path, block):
     if path.name == "CONTRIBUTING.md":
         assert block.strip() in (ROOT / "data_scripts/cards.py").read_text()
     else:
-        # By the test above, by test_encode.py and by test_query.py.
-        assert path.name in ("README.md", "checkpoints.md", "search.md")
+        # By the tests above, by test_encode.py and by test_query.py.
+        assert path.name in ("README.md", "consistency.md", "checkpoints.md", "search.md")
 
 
 @functools.cache
