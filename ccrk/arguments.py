@@ -114,8 +114,9 @@ class DataArguments:
     agreement_languages: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Further languages, whose captions take part in agreement alone: so they keep up while others are "
-            "fine-tuned; needs agreement_weight."
+            "help": "Languages beside those of languages: their captions enter agreement, and neither contrast nor "
+            "matching nor masked LM. So they keep up while others are fine-tuned. All captions of a picture are "
+            "then taken at once (captions_per_image all), and an epoch goes through pictures."
         },
     )
     text_only_rows: bool = field(

@@ -104,17 +104,19 @@ def check_stream(data: DataArguments, arguments: CCRKTrainingArguments) -> None:
         raise ValueError("max_train_rows takes the first of all rows, and a stream is shared out; leave it out")
 
 
-def keep_usable_rows(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Leaves out the rows without a single usable caption, and reports how many."""
+def keep_usable_rows(dataset: datasets.Dataset, beside: Sequence[str] = ()) -> datasets.Dataset:
+    """Leaves out the rows without a single usable caption in languages that are not `beside`, and reports how many."""
+    languages = [language for language in dataset.features["captions"] if language not in beside]
     kept = [
         row
         for row, captions in enumerate(dataset["captions"])
-        if any(is_usable(caption) for texts in captions.values() for caption in texts)
+        if any(is_usable(caption) for language in languages for caption in captions[language])
     ]
     if not kept:
         raise ValueError(NO_CAPTIONS)
     if len(kept) < len(dataset):
-        logger.warning("%d of %d rows left out: no usable caption", len(dataset) - len(kept), len(dataset))
+        in_these = f" in {' '.join(languages)}" if beside else ""
+        logger.warning("%d of %d rows left out: no usable caption%s", len(dataset) - len(kept), len(dataset), in_these)
         dataset = dataset.select(kept)
     return dataset
 
@@ -420,14 +422,14 @@ def build_trainer(
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
     kind = kind_of_model(model_arguments, head)
-    is_published = head is CCRKForImageTextRetrieval and kind is CCRKEncoder and not data.agreement_languages
-    one_language = (data.captions_per_image or ("one" if is_published else "all")) == "one"
+    takes_one = head is CCRKForImageTextRetrieval and kind is CCRKEncoder and data.agreement_languages is None
+    one_language = (data.captions_per_image or ("one" if takes_one else "all")) == "one"
+    check_agreement(data, arguments, one_language)
     if data.rows == "captions" and not one_language:
         raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
-    check_agreement(data, arguments, one_language)
-    in_agreement = data.agreement_languages or []
-    if in_agreement:
-        data = replace(data, languages=[*data.languages, *in_agreement])
+    beside = data.agreement_languages or []
+    if beside:
+        data = replace(data, languages=[*data.languages, *beside])
     if data.text_only_rows:
         check_text_rows(data, arguments, kind)
     if one_language and data.rows is None:
@@ -463,11 +465,11 @@ def build_trainer(
             arguments.seed if arguments.data_seed is None else arguments.data_seed,
         )
     else:
-        train_rows = keep_usable_rows(train_rows)
+        train_rows = keep_usable_rows(train_rows, beside)
         if not one_language:
             check_captions(data, train_rows)
         train_rows = train_rows.cast_column("image", datasets.Image(decode=False))
-    languages = sorted(train_rows.features["captions"], key=in_agreement.__contains__)  # the others first, as they are
+    languages = [language for language in train_rows.features["captions"] if language not in beside] + beside
     if data.rows == "captions":
         if data.streaming and not isinstance(train_rows, datasets.Dataset):
             logger.warning("the captions of a stream are not numbered: a row is an image with one that is drawn")
@@ -513,7 +515,7 @@ def build_trainer(
             augmentation,
             arguments.seed,
             text_rows=alone,
-            agreement_only=len(in_agreement),
+            agreement_only=len(beside),
         ),
         train_dataset=train_rows,
         eval_dataset=eval_rows,

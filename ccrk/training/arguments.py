@@ -153,9 +153,12 @@ class CCRKTrainingArguments(TrainingArguments):
             "batch's images alike in all languages; 0, as published: none."
         },
     )
-    agreement_start: float = field(
-        default=0.6,
-        metadata={"help": "Share of the steps after which it comes in: captions must find pictures first."},
+    agreement_start: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the steps after which it comes in, since captions must find pictures first: 0.6 unless "
+            "given, with agreement_languages 0."
+        },
     )
     negatives_queue: int = field(
         default=0,

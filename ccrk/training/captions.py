@@ -20,7 +20,7 @@ def check_captions(data: DataArguments, dataset: datasets.Dataset) -> None:
     Before 1-to-K: a warning where each picture has captions in one language alone.
 
     Raises:
-        ValueError: the same, where captions_per_image asks for all of them.
+        ValueError: the same, where captions_per_image or agreement_languages ask for several.
     """
     languages = list(dataset.features["captions"])
     if len(languages) == 1:
@@ -30,25 +30,35 @@ def check_captions(data: DataArguments, dataset: datasets.Dataset) -> None:
         cure = "put those of a picture into one row, or name the column that equal pictures share (image_id_column)"
     else:
         return
-    if data.captions_per_image == "all":
-        raise ValueError(f"captions_per_image is all, but {found}; {cure}, or leave captions_per_image out")
+    for name, is_set in (
+        ("captions_per_image is all", data.captions_per_image == "all"),
+        ("agreement_languages are given", data.agreement_languages is not None),
+    ):
+        if is_set:
+            raise ValueError(f"{name}, but {found}; {cure}, or leave {name.split()[0]} out")
     logger.warning("%s: a picture is trained with one caption, which is no 1-to-K; %s", found, cure)
 
 
 def check_agreement(data: DataArguments, arguments: CCRKTrainingArguments, one_language: bool) -> None:
     """Raises ValueError where no captions would agree, or some were there for nothing."""
-    if not data.agreement_languages:
+    if data.agreement_languages is None:
         if one_language and arguments.agreement_weight:
             raise ValueError("agreement_weight needs captions in several languages; set captions_per_image to all")
         return
+    beside = data.agreement_languages
+    if not beside or len(set(beside)) < len(beside):
+        raise ValueError(f"agreement_languages is a list of different codes such as ['de', 'fr'], not {beside!r}")
     if not arguments.agreement_weight:
         raise ValueError("agreement_languages take part in agreement alone; set agreement_weight, or leave them out")
     if not data.languages:
         raise ValueError("agreement_languages stand beside those that are trained as ever; name these by languages")
-    if twice := sorted(set(data.languages) & set(data.agreement_languages)):
+    if twice := sorted(set(data.languages) & set(beside)):
         raise ValueError(f"{twice[0]} is among languages and agreement_languages; leave it out of one of them")
-    if one_language:
-        raise ValueError("captions_per_image is one, but agreement_languages are beside it; leave out one of them")
+    if one_language or data.rows == "captions":
+        name = "captions_per_image is one" if one_language else "rows is captions"
+        raise ValueError(
+            f"{name}, but agreement_languages take all captions of a picture at once; leave out one of them"
+        )
 
 
 def warn_of_long_captions(dataset: datasets.Dataset, inputs: PairInputs) -> None:

@@ -132,6 +132,14 @@ class CCRKCollator:
             batch["caption_lengths"] = batch["attention_mask"].sum(dim=-1).clamp(min=1).tolist()
         return batch | {"problems": problems} if problems.first else batch
 
+    def __post_init__(self):
+        contrasted = len(self.languages) - self.agreement_only
+        if self.agreement_only and (self.one_language or not 0 < contrasted < len(self.languages)):
+            raise ValueError(
+                f"agreement_only is {self.agreement_only} of {len(self.languages)} languages"
+                f"{' of which one is drawn' if self.one_language else ''}; leave one or more that pictures meet"
+            )
+
     def _captions_alone(self, rows: Sequence[dict]) -> list[list[str | None]]:
         """Captions of as many rows without a picture; which ones follows from the first of the batch."""
         with seeded(f"{self.seed} {int(self.epoch)} {rows[0]['image_id']} alone"):
@@ -172,7 +180,9 @@ class CCRKCollator:
         captions = [row["captions"][language] for language in self.languages]
         if not row.get("aligned"):
             return captions
-        translations = [texts for texts in zip_longest(*captions) if any(map(is_usable, texts))]
+        contrasted = len(captions) - self.agreement_only  # a draw has one of these, where there is any
+        every = [texts for texts in zip_longest(*captions) if any(map(is_usable, texts))]
+        translations = [texts for texts in every if any(map(is_usable, texts[:contrasted]))] or every
         return list(zip(random.choice(translations))) if translations else captions
 
     def _draw(self, captions: Sequence[str | None]) -> str | None:

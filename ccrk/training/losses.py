@@ -22,7 +22,8 @@ class OneToKLoss:
         queue: of embeddings of earlier batches, which are negatives as well, of softmax alone.
         agreement_only: of the K captions the last so many take part in agreement alone.
 
-    Where `asks_agreement` is False, as the trainer has it before `agreement_start`, there is none either.
+    The trainer sets `agreement_only` as its collator has it, and `asks_agreement`: False before `agreement_start`,
+    when there is none either.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class OneToKLoss:
             "caption_mask": self.accelerator.gather(mask[: len(ids)]),
             "image_ids": self.accelerator.gather(ids),
         }
-        contrasted = slice(of_pairs["caption_mask"].shape[1] - self.agreement_only)
-        own = of_pairs | {"caption_mask": of_pairs["caption_mask"][:, contrasted]}
-        losses = {"contrastive_loss": self.contrastive(paired._replace(text=paired.text[:, contrasted]), own)}
+        contrasted = mask.shape[1] - self.agreement_only
+        own = of_pairs | {"caption_mask": of_pairs["caption_mask"][:, :contrasted]}
+        losses = {"contrastive_loss": self.contrastive(paired._replace(text=paired.text[:, :contrasted]), own)}
         if self.agreement_weight and self.asks_agreement:
             text = paired.text
             if len(mask) > len(ids):

@@ -59,7 +59,7 @@ def model_card(trainer: Trainer, hub_id: str, **metadata) -> ModelCard:
         "eval_results": _eval_results(trainer, evaluation) or None,
     }
     kept = f", of which step {best:,}, the best in evaluation, is kept" if best is not None else ""
-    text_rows, only = trainer.data_collator.text_rows, trainer.data_collator.agreement_only
+    text_rows, only = (getattr(trainer.data_collator, name, None) for name in ("text_rows", "agreement_only"))
     alone = f", of which {_markdown(' '.join(languages[-only:]))} in agreement alone" if only else ""
     if text_rows is not None:
         alone += f"; captions of {len(text_rows):,} rows without a picture, in agreement"

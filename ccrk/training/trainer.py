@@ -102,8 +102,14 @@ class CCRKTrainer(Trainer):
         queue = EmbeddingQueue(self.args.negatives_queue) if self.args.negatives_queue else None
         if queue is not None and kind == "sigmoid":
             raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; leave it out")
-        only = getattr(self.data_collator, "agreement_only", 0)
-        self.loss = OneToKLoss(self.accelerator, kind, reduction, self.args.agreement_weight, queue, only)
+        self.agreement_only = getattr(self.data_collator, "agreement_only", 0)
+        if self.agreement_only and not self.args.agreement_weight:
+            raise ValueError("captions are there for agreement alone; set agreement_weight")
+        if self.args.agreement_start is None:  # a model is fine-tuned that finds pictures already
+            self.args.agreement_start = 0.0 if self.agreement_only else 0.6
+        self.loss = OneToKLoss(
+            self.accelerator, kind, reduction, self.args.agreement_weight, queue, self.agreement_only
+        )
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(LogLines)
@@ -185,6 +191,7 @@ class CCRKTrainer(Trainer):
         settings["data"] = getattr(rows, "_fingerprint", None)
         if isinstance(collator, CCRKCollator):
             settings |= {"languages": " ".join(collator.languages), "one_language": collator.one_language}
+            settings["agreement_only"] = collator.agreement_only or None
             settings["text_rows"] = getattr(collator.text_rows, "_fingerprint", None)
         if hasattr(self.model, "peft_config"):  # adapters are nothing without the weights that they were trained on
             frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
@@ -442,6 +449,7 @@ class CCRKTrainer(Trainer):
         Raises:
             torch.OutOfMemoryError: with what the step needs, and what to try.
         """
+        self.loss.agreement_only = self.agreement_only
         self.loss.asks_agreement = self.state.global_step >= self.args.agreement_start * self.state.max_steps
         if not self.loss.asks_agreement and len(inputs["caption_mask"]) > (rows := len(inputs["image_ids"])):
             of_captions = self.encoder.inputs.text_names | {"caption_mask"}  # rows without a picture wait for it

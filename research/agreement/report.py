@@ -153,8 +153,19 @@ def order(line: dict) -> tuple[float, float]:
 def fine_tuning(study: Path) -> str:
     """From a folder of research/consistency/study.py: fine-tuned on English, and what that does to the others."""
     report = consistency_report.Report(study, study)
+    bases = START, f"{START}, then English"
     ways = [condition.name for condition in without_forgetting(START) if condition.queue == 0]
-    names = report.present([START, f"{START}, then English", *ways])
+    names = report.present([*bases, *ways])
+    if lacking := [name for name in bases if name not in names]:
+        raise ValueError(f"{study} has no run of {lacking[0]!r}; run it, or leave out --finetuning")
+
+    def mrv_minus(name: str, other: str) -> str:
+        seeds = report.seeds(name, other)
+        if name == other or not seeds:
+            return ""
+        (value, drawn), (base, of_base) = (consistency_report.resampled(study, own, seeds) for own in (name, other))
+        return consistency_report.with_interval(value[2] - base[2], drawn[:, 2] - of_base[:, 2], 2, "+")
+
     rows = []
     for name in names:
         own = report.results[report.results["condition"] == name]
@@ -164,11 +175,17 @@ def fine_tuning(study: Path) -> str:
             over_seeds(others.tolist()),
             over_seeds(own["mrv_std"].tolist(), 2),
         ]
-        for other in names[:2]:
-            lines, _ = report.differences([name], [other])
-            cells.append(lines[-1].split(" | ")[4] if name != other else "")
+        cells += [mrv_minus(name, other) for other in bases]
         rows.append([name.removeprefix(f"{START}, ") if name != START else "before", str(len(own)), *cells])
-    head = ["", "seeds", "recall, English", "the nine others", "MRV", "MRV, minus before", "minus then English"]
+    head = [
+        "",
+        "seeds",
+        "recall, English",
+        f"the {len(report.languages) - 1} others",
+        "MRV",
+        "MRV, minus before",
+        "minus then English",
+    ]
     return table(head, rows)
 
 

@@ -86,7 +86,7 @@ class Condition:
             negatives as well (`negatives_queue`); learning_rate: as a multiple of the recipe's.
         start_from: a condition whose model is fine-tuned by the retrieval head; shots: on that many rows alone.
         agreement_weight: of the agreement loss; agreement_languages: what takes part in it alone.
-        averaged: share of the weights at the end in a mean with those at the start.
+        averaged: share of the weights at the end in a mean with those at the start, which the curve does not show.
     """
 
     name: str

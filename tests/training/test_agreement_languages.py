@@ -12,7 +12,11 @@ from torch.nn import functional as F
 
 import train_retrieval
 from ccrk import CCRKForPreTraining
+from ccrk.arguments import DataArguments
+from ccrk.build import keep_usable_rows
 from ccrk.encoders import Embeddings
+from ccrk.training.captions import check_captions
+from ccrk.training.collator import CCRKCollator
 from ccrk.training.losses import OneToKLoss
 from objectives_ccrk import agreement_loss, contrastive_loss
 
@@ -40,7 +44,7 @@ def test_before_agreement_comes_in_they_are_as_if_not_there(chunk_size, processo
         options = {"agreement_weight": 3.0, "agreement_start": 0.9, "contrastive_chunk_size": chunk_size}
         trainer = make_trainer(model, processor, shapes, tmp_path, languages, **options)
         trainer.state.max_steps = 4
-        trainer.loss.agreement_only = agreement_only
+        trainer.agreement_only = agreement_only
         return loss_and_gradients(trainer, shapes)
 
     found = gradients(("en", "de", "zh"), 1)
@@ -58,7 +62,7 @@ def fine_tune(tiny_model, processor, tmp_path, monkeypatch):
         values = {name: value for name, value in RECIPE.items() if name not in ("config", "image_size")}
         values |= {"model_name_or_path": str(tmp_path / "start"), "output_dir": str(tmp_path / "out")}
         values |= {"languages": ["en"], "agreement_languages": ["de", "zh"]}
-        values |= {"agreement_weight": 3.0, "agreement_start": 0.0} | others
+        values |= {"agreement_weight": 3.0} | others
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
         call(train_retrieval, recipe, monkeypatch=monkeypatch)
@@ -74,6 +78,8 @@ def test_fine_tuning_on_english(fine_tune):
     assert all(log["agreement_loss"] > 0 and log["matching_loss"] > 0 for log in logs if "loss" in log)
     [evaluation] = [log for log in logs if "eval_mrv" in log]
     assert {"eval_recall_en", "eval_recall_de", "eval_recall_zh"} <= evaluation.keys()
+    arguments = torch.load(out / "training_args.bin", weights_only=False)
+    assert arguments.agreement_start == 0.0 and evaluation["step"] == 2
     assert "languages en de zh, of which de zh in agreement alone" in (out / "README.md").read_text()
 
 
@@ -83,10 +89,46 @@ def test_fine_tuning_on_english(fine_tune):
         ({"agreement_weight": None}, "agreement_languages take part in agreement alone; set agreement_weight"),
         ({"languages": None}, "agreement_languages stand beside those that are trained as ever; name these by"),
         ({"agreement_languages": ["en", "de"]}, "en is among languages and agreement_languages; leave it out of one"),
-        ({"captions_per_image": "one"}, "captions_per_image is one, but agreement_languages are beside it"),
+        ({"captions_per_image": "one"}, "captions_per_image is one, but agreement_languages take all captions"),
+        ({"rows": "captions"}, "rows is captions, but agreement_languages take all captions of a picture at once"),
+        (
+            {"agreement_languages": ["de", "de"]},
+            r"agreement_languages is a list of different codes .*, not ..de., .de..",
+        ),
+        ({"agreement_languages": []}, "agreement_languages is a list of different codes"),
         ({"agreement_languages": ["xx"]}, "xx"),
     ],
 )
 def test_mistakes_end_in_one_line(others, message, fine_tune):
     with pytest.raises(SystemExit, match=message):
         fine_tune(**others)
+
+
+def test_rows_without_a_caption_that_pictures_meet(shapes, caplog):
+    captions = [
+        {"en": ["a"], "de": ["b"]},
+        {"en": [], "de": ["c"]},
+        {"en": [" "], "de": ["d"]},
+        {"en": ["e"], "de": []},
+    ]
+    rows = shapes.select(range(4)).remove_columns("captions").add_column("captions", captions)
+    assert len(keep_usable_rows(rows, ["de"])) == 2 and "2 of 4 rows left out: no usable caption in en" in caplog.text
+    with pytest.raises(ValueError, match="no row has a usable caption"):
+        keep_usable_rows(rows.select([1, 2]), ["de"])
+    data = DataArguments(agreement_languages=["de"])
+    check_captions(data, rows)
+    with pytest.raises(ValueError, match="agreement_languages are given, but no row has captions in two languages"):
+        check_captions(data, rows.select([3]))
+
+
+def test_an_aligned_row_draws_translations_that_have_a_caption_for_the_picture(processor, shapes):
+    row = shapes[0] | {"captions": {"en": ["a dog"], "de": ["b", "c", "d", "e"]}, "aligned": True}
+    for seed in range(10):
+        collator = CCRKCollator(processor, ["en", "de"], seed=seed, agreement_only=1)
+        assert collator([row])["caption_mask"].all()
+
+
+@pytest.mark.parametrize(("only", "one_language"), [(2, False), (3, False), (1, True)])
+def test_some_language_meets_pictures(only, one_language, processor):
+    with pytest.raises(ValueError, match="leave one or more that pictures meet"):
+        CCRKCollator(processor, ["en", "de"], one_language, agreement_only=only)

@@ -23,8 +23,8 @@ def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
         if checkpointing:
             model.activation_checkpointing_enable()
         trainer = make_trainer(model, processor, shapes, tmp_path, contrastive_chunk_size=chunk_size)
-        options = {"agreement_weight": 10.0, "agreement_only": agreement_only}
-        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction, **options)
+        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction, agreement_weight=10.0)
+        trainer.agreement_only = agreement_only
         return loss_and_gradients(trainer, shapes)
 
     assert_same_gradients(gradients(chunk_size), gradients(None), 1e-5, 1e-9)
