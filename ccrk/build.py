@@ -434,6 +434,8 @@ def build_trainer(
         check_text_rows(data, arguments, kind)
     if one_language and data.rows is None:
         data = replace(data, rows="captions")
+    if arguments.negatives_queue and model_arguments.model_name_or_path is None:
+        logger.warning("negatives_queue: from scratch nothing was learnt with it (docs/training.md); begin without it")
     checkpoint = agree_on_checkpoint(arguments.output_dir, arguments.resume_from_checkpoint)
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):

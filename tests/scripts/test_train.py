@@ -252,8 +252,11 @@ def test_pictures_that_cannot_be_read_end_a_run_in_one_line(workers, recipe, mon
 
 
 @pytest.mark.slow
-def test_captions_keep_what_the_model_has_positions_for(recipe, tmp_path, monkeypatch, caplog):
-    call(train_pretrain, recipe, "--max_length", 1000, monkeypatch=monkeypatch)
+def test_it_says_what_a_model_has_no_positions_for_and_what_it_cannot_learn_with(
+    recipe, tmp_path, monkeypatch, caplog
+):
+    call(train_pretrain, recipe, "--max_length", 1000, "--negatives_queue", 8, monkeypatch=monkeypatch)
+    assert "negatives_queue: from scratch nothing was learnt with it" in caplog.text
     assert "positions for 48 tokens: captions keep so many, not max_length 1000" in caplog.text
     assert CCRKProcessor.from_pretrained(tmp_path / "pretrain").max_length == 48
 
