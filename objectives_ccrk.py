@@ -144,6 +144,7 @@ def agreement_loss(
     temperature: Tensor,
     caption_mask: Tensor | None = None,
     image_ids: Tensor | None = None,
+    trust: float = 1.0,
 ) -> Tensor:
     """How far the captions of a row, each in a language of its own, are from ranking the batch's images alike.
 
@@ -151,8 +152,9 @@ def agreement_loss(
     of the mean over their captions of w·KL(a caption's distribution || the mean of them all, weighted by w).
 
     w says how far a caption is to be trusted, without a gradient: the probability that it gives its own image, or in a
-    row without image the share of its distribution that is the others' too. So a caption that says something else,
-    such as a wrong translation, takes little part, and the others are not drawn to it. The temperature has no
+    row without image the share of its distribution that is the others' too, to the power of `trust`. So a caption that
+    says something else, such as a wrong translation, takes little part, and the others are not drawn to it; the less,
+    the greater `trust` is, as do captions that are right and do not find their image yet. The temperature has no
     gradient, or flat distributions, which agree about nothing, would be the shortest way.
 
     Args:
@@ -176,7 +178,7 @@ def agreement_loss(
         finds = p[:batch_size].gather(2, own[:, None, None].expand(-1, num_captions, 1)).squeeze(2)
         alone, counts = p[batch_size:], caption_mask[batch_size:].sum(dim=1)[:, None, None]
         others = (alone.sum(dim=1, keepdim=True) - alone) / (counts - 1).clamp(min=1)
-        weight = torch.cat([finds, torch.minimum(alone, others).sum(dim=2)])
+        weight = torch.cat([finds, torch.minimum(alone, others).sum(dim=2)]) ** trust
         share = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
     mean = (share[..., None] * p).sum(dim=1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
     divergence = (p * (log_p - mean.log())).sum(dim=2)

@@ -114,9 +114,8 @@ class DataArguments:
     agreement_languages: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Languages beside those of languages: their captions enter agreement, and neither contrast nor "
-            "matching nor masked LM. So they keep up while others are fine-tuned. All captions of a picture are "
-            "then taken at once (captions_per_image all), and an epoch goes through pictures."
+            "help": "Languages beside languages whose captions enter agreement alone, so that they keep up while "
+            "others are fine-tuned; captions_per_image is then all."
         },
     )
     text_only_rows: bool = field(

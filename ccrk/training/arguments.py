@@ -59,6 +59,7 @@ RANGES = {
     "adam_beta2": BELOW_1,
     "adam_epsilon": NOT_NEGATIVE,
     "agreement_start": BELOW_1,
+    "agreement_trust": ABOVE_0,
     "agreement_weight": NOT_NEGATIVE,
     "contrastive_chunk_size": AT_LEAST_1,
     "data_seed": SEED,
@@ -158,6 +159,13 @@ class CCRKTrainingArguments(TrainingArguments):
         metadata={
             "help": "Share of the steps after which it comes in, since captions must find pictures first: 0.6 unless "
             "given, with agreement_languages 0."
+        },
+    )
+    agreement_trust: float = field(
+        default=1.0,
+        metadata={
+            "help": "Power by which captions that do not find their image count less in it; 2 where translations are "
+            "often wrong."
         },
     )
     negatives_queue: int = field(

@@ -19,6 +19,7 @@ class OneToKLoss:
         kind: `softmax` (`objectives_ccrk.contrastive_loss`) or `sigmoid` (`objectives_ccrk.sigmoid_loss`).
         reduction: of the former.
         agreement_weight: of `objectives_ccrk.agreement_loss` beside it; 0: there is none.
+        agreement_trust: its `trust`.
         queue: of embeddings of earlier batches, which are negatives as well, of softmax alone.
         agreement_only: of the K captions the last so many take part in agreement alone.
 
@@ -34,10 +35,12 @@ class OneToKLoss:
         agreement_weight: float = 0.0,
         queue: EmbeddingQueue | None = None,
         agreement_only: int = 0,
+        agreement_trust: float = 1.0,
     ):
         self.accelerator, self.kind, self.reduction = accelerator, kind, reduction
         self.queue, self.agreement_only = queue, agreement_only
-        self.agreement_weight, self.asks_agreement = agreement_weight, True
+        self.agreement_weight, self.agreement_trust = agreement_weight, agreement_trust
+        self.asks_agreement = True
 
     def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss.
@@ -66,7 +69,8 @@ class OneToKLoss:
                 text = torch.cat([text, self.of_all(found.text[len(ids) :])])
                 alone = self.accelerator.gather(mask[len(ids) :])
                 of_pairs["caption_mask"] = torch.cat([of_pairs["caption_mask"], alone])
-            agreement = agreement_loss(paired.image, text, found.temperature, **of_pairs)
+            trust = self.agreement_trust
+            agreement = agreement_loss(paired.image, text, found.temperature, **of_pairs, trust=trust)
             losses["agreement_loss"] = self.agreement_weight * agreement
         return losses
 

@@ -108,7 +108,7 @@ class CCRKTrainer(Trainer):
         if self.args.agreement_start is None:  # a model is fine-tuned that finds pictures already
             self.args.agreement_start = 0.0 if self.agreement_only else 0.6
         self.loss = OneToKLoss(
-            self.accelerator, kind, reduction, self.args.agreement_weight, queue, self.agreement_only
+            self.accelerator, kind, reduction, args.agreement_weight, queue, self.agreement_only, args.agreement_trust
         )
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
@@ -181,8 +181,8 @@ class CCRKTrainer(Trainer):
             "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
             "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
             "per_device_train_batch_size gradient_accumulation_steps contrastive_loss agreement_weight "
-            "agreement_start negatives_queue contrastive_chunk_size dataloader_drop_last train_sampling_strategy seed "
-            "data_seed metric_for_best_model"
+            "agreement_start agreement_trust negatives_queue contrastive_chunk_size dataloader_drop_last "
+            "train_sampling_strategy seed data_seed metric_for_best_model"
         ).split()
         arguments = self.args.to_dict()
         rows, collator = self.train_dataset, self.data_collator

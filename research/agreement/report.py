@@ -127,7 +127,7 @@ def without_training(base: list[dict]) -> str:
 def shapes(runs: dict[str, list[dict]]) -> str:
     rows = []
     for name, lines in sorted(runs.items(), key=lambda run: (run[0].split("errors")[0], *order(run[1][0]))):
-        unweighted = runs.get(f"{name.rpartition('weight')[0]}weight 0", [])
+        unweighted = runs.get(f"{name.partition('weight')[0]}weight 0", [])
         before = {line["seed"]: line["ranked"] for line in unweighted}
         pairs = [(line["ranked"], before[line["seed"]]) for line in lines if line["seed"] in before]
         cells = ["", ""]

@@ -212,9 +212,9 @@ class StopAt(transformers.TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def shapes_name(condition: str, noise: float, weight: float) -> str:
-    """What a run on the shapes is called: 1-to-K, of which most are, goes without saying."""
-    named = f"errors {noise:g}, weight {weight:g}"
+def shapes_name(condition: str, noise: float, weight: float, trust: float) -> str:
+    """What a run on the shapes is called: 1-to-K and trust 1, which most have, go without saying."""
+    named = f"errors {noise:g}, weight {weight:g}" + (f", trust {trust:g}" if trust != 1 else "")
     return named if condition == "1-to-K" else f"{condition}, {named}"
 
 
@@ -230,7 +230,7 @@ def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
     transformers.utils.logging.set_verbosity_error()
     runs = itertools.product(arguments.seeds, arguments.errors, arguments.conditions, arguments.weights)
     for seed, noise, name, weight in progress(list(runs), "shapes"):
-        key = {"data": "shapes", "condition": shapes_name(name, noise, weight), "seed": seed}
+        key = {"data": "shapes", "condition": shapes_name(name, noise, weight, arguments.trust), "seed": seed}
         if results.has(**key):
             continue
         consistency.TRANSLATION_NOISE = noise
@@ -251,7 +251,7 @@ def run_shapes(arguments: argparse.Namespace, results: Results) -> None:
             trainer.add_callback(StopAt(first))
             trainer.train()
         trainer = build()
-        trainer.loss.agreement_weight = weight
+        trainer.loss.agreement_weight, trainer.loss.agreement_trust = weight, arguments.trust
         started = time.process_time()
         trainer.train(resume_from_checkpoint=str(before))
         line = {"errors": noise, "weight": weight, "cpu_seconds": round(time.process_time() - started, 1)}
@@ -300,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shapes.add_argument(
         "--conditions", nargs="+", choices=SHAPES, default=["1-to-K"], metavar="CONDITION", help=", ".join(SHAPES)
     )
+    shapes.add_argument("--trust", type=float, default=1.0, help="power by which captions are trusted")
     shapes.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args(argv)
     set_up_logging()

@@ -103,7 +103,7 @@ def test_reductions_differ_by_the_weight_of_text_to_image_only():
     assert_close(symmetric - published, text_to_image / 2 * (1 - 1 / 3))
 
 
-def naive_agreement_loss(images, texts, present, ids) -> float:
+def naive_agreement_loss(images, texts, present, ids, trust) -> float:
     """Loops over images and captions, with the definitions of the docstring and nothing else."""
     first = [b for b in range(len(ids)) if ids[b] not in ids[:b]]
 
@@ -123,6 +123,7 @@ def naive_agreement_loss(images, texts, present, ids) -> float:
                 [sum(q[j] for q in given if q is not p) / (len(given) - 1) for j in range(len(first))] for p in given
             ]
             weights = [sum(map(min, zip(p, other, strict=True))) for p, other in zip(given, others, strict=True)]
+        weights = [weight**trust for weight in weights]
         mean = [sum(w * p[j] for w, p in zip(weights, given, strict=True)) / sum(weights) for j in range(len(first))]
         divergences = [sum(pj * math.log(pj / mj) for pj, mj in zip(p, mean, strict=True)) for p in given]
         terms.append(sum(w * d for w, d in zip(weights, divergences, strict=True)) / len(given))
@@ -130,8 +131,10 @@ def naive_agreement_loss(images, texts, present, ids) -> float:
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize(("doubled", "num_alone"), [(False, 0), (True, 0), (False, 2)])
-def test_agreement_loss_equals_the_naive_one(ragged, doubled, num_alone):
+@pytest.mark.parametrize(
+    ("doubled", "num_alone", "trust"), [(False, 0, 1), (True, 0, 2), (False, 2, 1), (False, 2, 4)]
+)
+def test_agreement_loss_equals_the_naive_one(ragged, doubled, num_alone, trust):
     images, texts = embeddings(5 + num_alone, 3)
     images = images[:5]
     mask = torch.ones(5 + num_alone, 3, dtype=torch.bool)
@@ -141,8 +144,8 @@ def test_agreement_loss_equals_the_naive_one(ragged, doubled, num_alone):
     ids = [0, 1, 2, 1, 4] if doubled else [0, 1, 2, 3, 4]
     if doubled:
         images[3] = images[1]
-    loss = agreement_loss(images, texts, TEMPERATURE, mask, torch.tensor(ids))
-    assert loss.item() == pytest.approx(naive_agreement_loss(images, texts, mask.tolist(), ids), rel=1e-4)
+    loss = agreement_loss(images, texts, TEMPERATURE, mask, torch.tensor(ids), trust)
+    assert loss.item() == pytest.approx(naive_agreement_loss(images, texts, mask.tolist(), ids, trust), rel=1e-4)
     assert loss > 0
 
 
