@@ -365,6 +365,7 @@ class Study:
                 save_strategy="no",
                 report_to="none",
                 seed=seed,
+                agreement_weight=condition.agreement_weight,
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
@@ -387,7 +388,6 @@ class Study:
             reduction=condition.reduction,
             agreement_weight=condition.agreement_weight,
             queue=queue,
-            agreement_only=len(condition.agreement_languages),
         )
         if condition.start_from is not None:  # a model that finds pictures
             trainer.args.agreement_start = 0.0

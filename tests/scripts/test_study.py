@@ -128,7 +128,7 @@ def test_fine_tuning_without_forgetting(study, results):
     assert line["mean_recall"] == float(before["mean_recall"]) and line["mrv_std"] == float(before["mrv_std"])
 
     trainer = study.build(CONDITIONS["1-to-K + pairs, then English, with agreement 10"], 0, 1)
-    languages, only = trainer.data_collator.languages, trainer.loss.agreement_only
+    languages, only = trainer.data_collator.languages, trainer.agreement_only
     assert languages[0] == "en" and only == len(languages) - 1 == 9 and trainer.args.agreement_start == 0
     page = agreement_report.fine_tuning(study.output_dir)
     assert "| before | 1 | " in page and "| then English, with agreement 10 | 1 | " in page
