@@ -107,6 +107,8 @@ def check_command(program: str, *arguments: str) -> None:
     name, command = name.replace("/", "."), ()
     if name == "ccrk.search":
         name, command = "ccrk.search.__main__", arguments[script + 2 : script + 3]
+    if name == "research.agreement.study":
+        command = arguments[script + 1 : script + 2]
     options = {argument for argument in arguments[script + 1 :] if argument.startswith("--")}
     if options:
         assert options <= options_of(name, *command), name
