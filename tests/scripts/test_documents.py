@@ -20,6 +20,7 @@ from ccrk.encoders import load_encoder
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^( *)```(python|bash)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"```.*?```", re.DOTALL)
 # Shell functions in place of the programs that documents start: each puts down how it was called.
 RECORDER = """
 record() { "$PYTHON" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@"; }
@@ -126,6 +127,25 @@ def test_commands_are_ones_that_exist(path, block):
     assert commands or "DATA=" in block
     for command in commands:
         check_command(*command)
+
+
+@functools.cache
+def anchors(path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", path.read_text()), re.MULTILINE)
+    words = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in words}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", path.read_text())):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        found = path.parent / name if name else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
 
 
 @pytest.mark.slow
