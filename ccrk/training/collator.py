@@ -108,6 +108,14 @@ class CCRKCollator:
     # The trainer moves it to shared memory where there are data loader workers, which thus see it move on.
     epoch: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64), init=False)
 
+    def __post_init__(self):
+        contrasted = len(self.languages) - self.agreement_only
+        if self.agreement_only and (self.one_language or not 0 < contrasted < len(self.languages)):
+            raise ValueError(
+                f"agreement_only is {self.agreement_only} of {len(self.languages)} languages"
+                f"{' of which one is drawn' if self.one_language else ''}; leave one or more that pictures meet"
+            )
+
     def __call__(self, rows: list[dict]) -> dict[str, Tensor | list | Problems]:
         problems = Problems("training images", max_bad_fraction=1.0, quiet=True)
         pictures = [None] * len(rows)
@@ -131,14 +139,6 @@ class CCRKCollator:
         if isinstance(self.processor, CCRKProcessor):
             batch["caption_lengths"] = batch["attention_mask"].sum(dim=-1).clamp(min=1).tolist()
         return batch | {"problems": problems} if problems.first else batch
-
-    def __post_init__(self):
-        contrasted = len(self.languages) - self.agreement_only
-        if self.agreement_only and (self.one_language or not 0 < contrasted < len(self.languages)):
-            raise ValueError(
-                f"agreement_only is {self.agreement_only} of {len(self.languages)} languages"
-                f"{' of which one is drawn' if self.one_language else ''}; leave one or more that pictures meet"
-            )
 
     def _captions_alone(self, rows: Sequence[dict]) -> list[list[str | None]]:
         """Captions of as many rows without a picture; which ones follows from the first of the batch."""
