@@ -43,6 +43,7 @@ SHOWN_TRAINING_ARGUMENTS = {
     "resume_from_checkpoint",
     "push_to_hub",
     "hub_model_id",
+    "license",
     "report_to",
     "dataloader_num_workers",
 }

@@ -47,6 +47,7 @@ from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
 from ccrk.training.features import cache_features
 from ccrk.training.hard_negatives import hard_negative_sampler
+from ccrk.training.model_card import evaluations_of_saved_weights
 from ccrk.training.text_rows import check_text_rows, text_rows
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.caption_rows import CaptionRows
@@ -440,7 +441,9 @@ def build_trainer(
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
         train_rows = load_rows(data, "train", streaming=data.streaming)
-        eval_rows = load_rows(data, "validation") if arguments.eval_strategy != "no" else None
+        # Who sets images aside wants the saved model measured on them, once where no more was asked for.
+        with_validation = arguments.eval_strategy != "no" or (data.validation_fraction and not data.streaming)
+        eval_rows = load_rows(data, "validation") if with_validation else None
         alone = None
         if data.text_only_rows:
             alone = text_rows(load_rows(data, "train", list(train_rows.features["captions"]), text_only=True))
@@ -568,6 +571,8 @@ def run(trainer: CCRKTrainer) -> None:
         trainer.problems.report()
         with disk_errors(output_dir, "save it from the last checkpoint with --resume_from_checkpoint auto"):
             trainer.save_model()
+        if trainer.eval_dataset is not None and not evaluations_of_saved_weights(trainer):
+            trainer.evaluate()
         if hasattr(trainer.model, "merge_and_unload"):  # what the card is about
             trainer.model = trainer.model.merge_and_unload()
         metrics = result.metrics | trainer.summary()

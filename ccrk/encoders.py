@@ -337,22 +337,22 @@ def kind_of_encoder(name_or_path: str) -> type[Encoder]:
     except ValueError as error:
         # The modules of a SentenceTransformer may have a config.json each, and the folder none.
         is_elsewhere = not Path(name_or_path).exists() and "does not appear to have a file" not in str(error.__cause__)
-        if is_elsewhere or not _has_modules(name_or_path):
+        if is_elsewhere or not optional_file(name_or_path, "modules.json"):
             raise
         return sentence_transformer_encoder()
     if config.model_type == CCRKConfig.model_type:
         return CCRKEncoder
-    if _has_modules(name_or_path):
+    if optional_file(name_or_path, "modules.json"):
         return sentence_transformer_encoder()
     check_is_dual_encoder(MODEL_MAPPING.get(type(config), type(None)), name_or_path)
     return DualEncoder
 
 
-def _has_modules(name_or_path: str) -> bool:
-    """Whether a folder or Hub id is a SentenceTransformer's."""
+def optional_file(name_or_path: str, file: str) -> str | None:
+    """The path of a file in a folder or Hub id; None where the file is not there."""
     failures = ("missing_entries", "connection_errors")
     quietly = {f"_raise_exceptions_for_{failure}": False for failure in failures}
-    return cached_file(name_or_path, "modules.json", **quietly) is not None
+    return cached_file(name_or_path, file, **quietly)
 
 
 def sentence_transformer_encoder() -> type[Encoder]:

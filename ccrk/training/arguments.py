@@ -191,6 +191,9 @@ class CCRKTrainingArguments(TrainingArguments):
         metadata={"help": "Candidates re-scored per query in evaluations during training; 0 ranks by cosine alone."},
     )
 
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights for the model card, such as apache-2.0."}
+    )
     do_train: bool = field(default=True, metadata={"help": "Must stay on: these scripts train."})
     enable_jit_checkpoint: bool = field(
         default=True, metadata={"help": "On SIGTERM, save a checkpoint after the step under way, and end the run."}

@@ -20,8 +20,8 @@ def languages_to_evaluate(rows: datasets.Dataset, trained: Sequence[str]) -> lis
     found = [language for language in languages if any(is_usable(text) for own in captions for text in own[language])]
     if not found:
         raise ValueError(
-            f"the rows to evaluate on have no usable caption in {', '.join(languages)}; set eval_strategy to no "
-            "or choose other languages"
+            f"the rows to evaluate on have no usable caption in {', '.join(languages)}; choose other languages, or "
+            "set eval_strategy to no and remove validation_fraction"
         )
     return found
 
