@@ -59,6 +59,11 @@ def add_index(parser: argparse.ArgumentParser) -> None:
         "--keep_states", action="store_true", help="a new index: keep image states; --rerank then encodes no picture"
     )
     parser.add_argument(
+        "--allow_deletions",
+        action="store_true",
+        help="delete from the index what SOURCE no longer has, even a whole folder or more than a tenth of the index",
+    )
+    parser.add_argument(
         "--calibrate",
         nargs="?",
         const=OWN_CAPTIONS,
@@ -89,6 +94,7 @@ def run_index(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         ray=arguments.ray,
+        allow_deletions=arguments.allow_deletions,
     )
     print(printable(changes))
     if arguments.calibrate is not None:

@@ -100,6 +100,7 @@ class PictureIndex:
         batch_size: int = BATCH_SIZE,
         workers: int | None = None,
         ray: str | None = None,
+        allow_deletions: bool = False,
     ) -> Changes:
         """Makes the index one of the source's pictures as they are now. After a run that was killed it goes on.
 
@@ -109,6 +110,8 @@ class PictureIndex:
             batch_size: pictures encoded at a time.
             workers: threads that read and decode; one for each core by default.
             ray: address of a cluster that does all this instead; see `ccrk.search.machines.ManyMachines`.
+            allow_deletions: delete what the source no longer has even where that is a whole folder, or more than a
+                tenth of the index.
 
         Raises:
             ValueError: see `ccrk.search.update.update`; or another process is writing to the index.
@@ -129,7 +132,7 @@ class PictureIndex:
             else:
                 open_encoder = partial(_open, self.model, self.bf16, self.keep_states, self.encoder.fingerprint)
                 machines = ManyMachines(ray, open_encoder, stored_side(encoder), batch_size)
-            changes = update(self.store, source, load, machines)
+            changes = update(self.store, source, load, machines, allow_deletions)
             vars(self).pop("contents", None)
             if self.store.is_approximate:
                 logger.info("the approximate search finds %.3f of the exact ten best", self.store.recall())

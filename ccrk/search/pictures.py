@@ -74,7 +74,7 @@ def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
     """The pictures in a folder, at any depth, on a disk or an object store; of anything else those of a data set.
 
     Args:
-        load: gives its rows, where there is no folder with pictures of that name.
+        load: gives its rows, where there is no such folder, or one without pictures that holds a table.
 
     Raises:
         ValueError, FileNotFoundError: there is neither, or the object store does not answer.
@@ -83,7 +83,8 @@ def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
     is_table = source.lower().endswith(tuple(FORMATS))
     if os.path.isdir(source) or (is_url(source) and not is_pattern and not is_table):
         found = pictures_at(source) if is_url(source) else pictures_in(source)
-        if found.items or found.bad:
+        holds_tables = found.others.keys() & FORMATS.keys()
+        if found.items or found.bad or (not holds_tables and (found.others or not is_url(source))):
             return found
     elif os.path.isabs(source) and not os.path.exists(source) and not is_pattern:
         raise FileNotFoundError(f"there is no folder {source}; is its disk mounted?")
@@ -235,6 +236,11 @@ def pictures_of(dataset: datasets.Dataset) -> Source:
     return Source([Item(path, None, None, reader(row)) for path, row in reversed(rows.items())], {}, Counter())
 
 
+def digest_of(contents: bytes) -> str:
+    """By which equal files are known."""
+    return hashlib.blake2b(contents, digest_size=16).hexdigest()
+
+
 def prepare(item: Item, known: Collection[str], side: int) -> Prepared:
     """Reads a picture, decodes it at a reduced scale, and makes the small JPEG that the index stores.
 
@@ -245,7 +251,7 @@ def prepare(item: Item, known: Collection[str], side: int) -> Prepared:
     digest = None
     try:
         contents = item.read()
-        digest = hashlib.blake2b(contents, digest_size=16).hexdigest()
+        digest = digest_of(contents)
         if digest in known:
             return Prepared(item, digest)
         picture = _reduced(read_image(contents, target_size=side, where=item.path), side)
@@ -268,6 +274,11 @@ def _small_jpeg(picture: Image.Image, side: int) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=STORED_QUALITY, comment=b"")  # which alone Pillow would take over
     return buffer.getvalue()
+
+
+def endings(others: Counter[str]) -> str:
+    """The most frequent endings of files, with their numbers, for messages."""
+    return one_line(", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in others.most_common(9)))
 
 
 def names(paths: Sequence[str], limit: int = 3) -> str:

@@ -5,20 +5,28 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import datasets
 from tqdm import tqdm
 
 from ccrk.search.machines import Encoded, Machines
-from ccrk.search.pictures import PASSING, Item, Source, names, open_source
+from ccrk.search.pictures import PASSING, Item, Source, digest_of, endings, names, open_source
 from ccrk.search.store import FileState, Store
 from data_scripts.cli import one_line
+from data_scripts.images import BadImage
+from data_scripts.sources import is_url
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_COMMIT = 512
+# What may go from an index without `allow_deletions`: a tenth of it, or fewer than five images, which somebody deletes
+# by hand. Of files that have changed since they were indexed, so many are compared by their contents.
+DELETED_SHARE = 0.1
+FEW = 5
+COMPARED = 100
 
 
 @dataclass
@@ -52,27 +60,34 @@ class Changes:
             for reason, count in self.damaged.most_common()
         ]
         if self.others:
-            shown = ", ".join(f"{ending or 'no ending'} {count:,}" for ending, count in self.others.most_common(9))
-            lines.append(f"{self.others.total():>11,}  files of other kinds: {one_line(shown)}")
+            lines.append(f"{self.others.total():>11,}  files of other kinds: {endings(self.others)}")
         return "\n".join(lines)
 
 
-def update(store: Store, source: str, load: Callable[[], datasets.Dataset], machines: Machines) -> Changes:
+def update(
+    store: Store,
+    source: str,
+    load: Callable[[], datasets.Dataset],
+    machines: Machines,
+    allow_deletions: bool = False,
+) -> Changes:
     """Makes the index one of the source's pictures as they are now; whoever calls holds the store's lock.
 
     Args:
         source: see `open_source`, as `load`.
         machines: which read, decode and encode.
+        allow_deletions: go on where `_check_losses` would refuse.
 
     Raises:
-        ValueError: the source holds no picture, or is another than the index is of, or an embedding is not finite.
+        ValueError: the source holds no picture, or is another than the index is of, or lacks too many of the index's
+            pictures, all before anything is written; or an embedding is not finite.
     """
     started = time.perf_counter()
     found = open_source(source, load)
     store.refresh()
     states, damaged, reasons = store.files(store.pictures), store.files(store.damaged), store.reasons()
-    name = os.path.abspath(source) if os.path.exists(source) else source
-    _check_source(store, name, found, states)
+    name = os.path.abspath(source) if os.path.exists(source) else source.rstrip("/") if is_url(source) else source
+    _check_source(store, name, found, states, allow_deletions)
     changes = Changes(others=found.others)
     for path, reason in found.bad.items():
         changes.bad(reason, path)
@@ -87,6 +102,13 @@ def update(store: Store, source: str, load: Callable[[], datasets.Dataset], mach
                 changes.bad(reasons[state.digest], item.path)
         else:
             todo.append(item)
+    there = {item.path for item in found.items}
+    gone, gone_damaged = (
+        [path for path in known if path not in there and not path.startswith(found.unlisted)]
+        for known in (states, damaged)
+    )
+    if not allow_deletions:
+        _check_losses(store, name, states, gone, todo)
     where = {state.digest: path for path, state in states.items()}
     run = _Run(store, machines, changes, states, damaged, where, reasons)
     with tqdm(total=len(todo), desc="indexing", unit=" pictures", disable=None if todo else True) as progress:
@@ -96,11 +118,6 @@ def update(store: Store, source: str, load: Callable[[], datasets.Dataset], mach
             run.take(lost, progress)
 
     found.check()
-    there = {item.path for item in found.items}
-    gone, gone_damaged = (
-        [path for path in known if path not in there and not path.startswith(found.unlisted)]
-        for known in (states, damaged)
-    )
     store.delete(gone, store.pictures)
     store.delete(gone_damaged, store.damaged)
     changes.deleted = len(gone)
@@ -111,15 +128,106 @@ def update(store: Store, source: str, load: Callable[[], datasets.Dataset], mach
     return changes
 
 
-def _check_source(store: Store, name: str, found: Source, states: dict) -> None:
+def _check_source(store: Store, name: str, found: Source, states: dict, allow_deletions: bool) -> None:
     if not found.items:
-        reasons = f" ({names(list(found.bad))}: {next(iter(found.bad.values()))})" if found.bad else ""
+        reasons = [f"{names(list(found.bad))}: {next(iter(found.bad.values()))}"] if found.bad else []
+        reasons += [f"files of other kinds: {endings(found.others)}"] if found.others else []
         cure = "; is its disk mounted? The index is left as it was" if states else ""
-        raise ValueError(f"{name} holds no pictures that can be indexed{reasons}{cure}")
-    if states and store.source not in (None, name) and not any(item.path in states for item in found.items):
+        raise ValueError(
+            f"{name} holds no images that can be indexed" + f" ({'; '.join(reasons)})" * bool(reasons) + cure
+        )
+    is_another = states and store.source not in (None, name)
+    if is_another and not allow_deletions and not any(item.path in states for item in found.items):
         raise ValueError(
             f"{store.location} is an index of {store.source}, and {name} has none of its pictures; name another index"
+            ", or add --allow_deletions"
         )
+
+
+def _check_losses(
+    store: Store, name: str, states: dict[str, FileState], gone: Sequence[str], todo: Sequence[Item]
+) -> None:
+    """Refuses a source that lacks much of what the index holds: it may be another disk, or a part of it not mounted.
+
+    Lost are pictures whose files are gone, and, where most files of known names hold something else, those as well. A
+    picture that is in the source by another name is not lost.
+
+    Args:
+        gone: paths in the index that the source has no longer.
+        todo: files that are new or have changed.
+
+    Raises:
+        ValueError: more than a tenth of the index would be lost, or all of a folder. Fewer than five pictures may
+            always go where the source is that of the last run.
+    """
+    changed = [item for item in todo if item.path in states]
+    is_replaced = _are_others(changed, states, len(states) - len(gone))
+    suspects = [*gone, *(item.path for item in changed if is_replaced)]
+    few = 1 if store.source not in (None, name) else FEW
+    if not _losses(suspects, states, few):
+        return
+    # Read twice, where much has been moved: what is refused has to leave the index as it was.
+    sizes = {states[path].size for path in suspects}
+    kept = {digest for _, digest in _digests([item for item in todo if item.size in sizes])}
+    kept |= {states[path].digest for path in states.keys() - set(suspects) - {item.path for item in changed}}
+    lost = [path for path in suspects if states[path].digest not in kept]
+    if losses := _losses(lost, states, few):
+        is_of = f"{store.location} is an index of {store.source}, and " if few == 1 else ""
+        raise ValueError(
+            f"{is_of}{name} lacks {losses}; is its disk mounted, and is it the right one? Nothing was changed. To "
+            "delete these images from the index, add --allow_deletions"
+        )
+
+
+def _losses(lost: Sequence[str], states: dict[str, FileState], few: int) -> str:
+    """In words, what is too much to be lost; nothing where it is not."""
+    if len(lost) < few:
+        return ""
+    of_all = f"{len(lost):,} of the {len(states):,} images of the index"
+    if len(lost) > DELETED_SHARE * len(states):
+        return f"{of_all} (first: {one_line(lost[0])})"
+    in_folder = Counter(folder for path in lost for folder in _folders(path))
+    had = Counter(folder for path in states for folder in _folders(path) if folder in in_folder)
+    whole = [folder for folder, count in in_folder.items() if count >= FEW and count == had[folder]]
+    if not whole:
+        return ""
+    folder = min(whole, key=lambda folder: (folder.count("/"), folder))
+    return f"all {had[folder]:,} images of its folder {one_line(folder)}, which the index holds"
+
+
+def _folders(path: str) -> Iterator[str]:
+    """Those that a picture is in, below the source."""
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+def _are_others(changed: Sequence[Item], states: dict[str, FileState], known: int) -> bool:
+    """Whether most files of known names hold something else than the index has of them.
+
+    Args:
+        changed: files of known names that may have changed.
+        known: number of files that the index knows and that are not gone.
+    """
+    if 2 * len(changed) <= known:
+        return False
+    compared = changed[:: max(1, len(changed) // COMPARED)][:COMPARED]
+    of_size = [item for item in compared if item.size == states[item.path].size]
+    same = sum(digest == states[item.path].digest for item, digest in _digests(of_size))
+    return 2 * len(changed) * (1 - same / len(compared)) > known
+
+
+def _digests(items: Sequence[Item]) -> Iterator[tuple[Item, str]]:
+    """Of contents; files that cannot be read are left out."""
+
+    def digest(item: Item) -> str | None:
+        try:
+            return digest_of(item.read())
+        except BadImage:
+            return None  # counted when it is to be indexed
+
+    with ThreadPoolExecutor() as pool:
+        digests = zip(items, pool.map(digest, items), strict=True)
+        yield from ((item, found) for item, found in digests if found is not None)
 
 
 @dataclass

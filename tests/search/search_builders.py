@@ -71,8 +71,9 @@ def bring_up_to_date(source: Path | str, index: Path, encoder: Colors | None = N
         if not Store.exists(os.fspath(index)):
             Store.create(os.fspath(index), {"model": "colors", "fingerprint": "colors", "dtype": "fp32"}, 12)
         load = options.pop("load", lambda: data_scripts.load(os.fspath(source), split="test"))
+        allow_deletions = options.pop("allow_deletions", False)
         machines = options.pop("machines", None) or OneMachine(encoder or Colors(), **options)
-        return update(Store(os.fspath(index)), os.fspath(source), load, machines)
+        return update(Store(os.fspath(index)), os.fspath(source), load, machines, allow_deletions)
 
 
 def contents(index: Path) -> dict[str, tuple]:

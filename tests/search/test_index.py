@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections import Counter
 
+import datasets
 import pytest
 from builders import full_disk, jpeg, write
 from pictures import DAMAGED
@@ -330,3 +331,144 @@ def test_what_is_no_index_is_refused(folder, index, tmp_path):
     store.database.create_table("pictures", foreign, mode="overwrite")
     with pytest.raises(ValueError, match=r"format 99, not 1\); make another"):
         PictureIndex(index)
+
+
+def another_card(folder, seed: int = 9, common: int = 1):
+    """Sixty pictures as cameras name them, `common` of whose names another such card has as well."""
+    for number in range(60):
+        name = f"DCIM/100CANON/IMG_{number + (0 if seed == 9 else 60 - common):04}.png"
+        picture(folder / name, (seed, 4 * number, 255 - 4 * number), size=(40 + number % 7, 40 + seed))
+    return folder
+
+
+def empty_sub_folder(folder, _):
+    shutil.rmtree(folder / "b/c")
+    (folder / "b/c").mkdir()
+
+
+def missing_sub_folder(folder, _):
+    shutil.rmtree(folder / "b")
+
+
+def more_than_a_tenth(folder, _):
+    for file in sorted(folder.rglob("*.png"))[::9]:
+        file.unlink()
+
+
+def another_card_in_its_place(folder, _):
+    shutil.rmtree(folder)
+    another_card(folder)
+
+
+def all_files_replaced(folder, _):
+    for file in folder.rglob("*.png"):
+        picture(file, (1, 2, 3), size=(50, 50))
+
+
+def all_files_emptied(folder, _):
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"")
+
+
+LOSSES = [empty_sub_folder, missing_sub_folder, more_than_a_tenth, another_card_in_its_place, all_files_replaced]
+
+
+@pytest.mark.parametrize("lose", [*LOSSES, all_files_emptied])
+def test_what_would_lose_much_is_refused(index, tmp_path, lose):
+    folder = photographs(tmp_path / "photos", 60)
+    bring_up_to_date(folder, index)
+    before = contents(index)
+    lose(folder, tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Nothing was changed.*add --allow_deletions") as error:
+            bring_up_to_date(folder, index, encoder := Colors())
+        assert (contents(index), encoder.encoded) == (before, 0) and "\n" not in str(error.value)
+    bring_up_to_date(folder, index, allow_deletions=True)
+    bring_up_to_date(folder, fresh := tmp_path / "fresh")
+    assert contents(index) == contents(fresh)
+
+
+@pytest.mark.parametrize("common", [1, 40, 60])
+def test_another_card_with_common_names_is_refused(index, tmp_path, common):
+    bring_up_to_date(another_card(tmp_path / "one"), index)
+    before = contents(index)
+    with pytest.raises(ValueError, match=r"is an index of .*one, and .*two lacks 60 of the 60 images of the index"):
+        bring_up_to_date(another_card(tmp_path / "two", seed=8, common=common), index)
+    assert contents(index) == before
+
+
+def test_of_another_source_few_pictures_are_many(index, tmp_path):
+    bring_up_to_date(photographs(tmp_path / "one", 4), index)
+    others = photographs(tmp_path / "two", 4, seed=1)
+    shutil.copy(tmp_path / "one/a/0-001.png", others / "a")
+    with pytest.raises(ValueError, match="lacks 3 of the 4 images of the index"):
+        bring_up_to_date(others, index)
+    assert bring_up_to_date(others, index, allow_deletions=True).deleted == 3
+
+
+def test_a_data_set_of_the_same_names_is_refused(index, tmp_path):
+    def rows(color: int, names=range(12)) -> datasets.Dataset:
+        images = [Image.new("RGB", (32, 32), (color, 20 * name, 99)) for name in names]
+        table = {"image": images, "image_id": [str(place) for place in range(len(images))]}
+        return datasets.Dataset.from_dict(table).cast_column("image", datasets.Image())
+
+    bring_up_to_date("set", index, load=lambda: rows(0))
+    before = contents(index)
+    with pytest.raises(ValueError, match="lacks 12 of the 12 images of the index"):
+        bring_up_to_date("set", index, load=lambda: rows(200))
+    assert contents(index) == before
+    # One row fewer at the beginning: all names are of other pictures, which the index has.
+    changes = bring_up_to_date("set", index, load=lambda: rows(0, range(1, 12)))
+    assert (changes.new, changes.changed, changes.deleted) == (0, 0, 1)
+
+
+def test_ordinary_changes_are_not_refused(tmp_path, index):
+    folder = photographs(tmp_path / "photos", 60)
+    bring_up_to_date(folder, index)
+    shutil.move(folder / "b/c", folder / "renamed")  # a folder, within its source
+    (folder / "a/0-001.png").rename(folder / "renamed/0-000.png")  # over another
+    assert bring_up_to_date(folder, index).deleted == 31
+    for file in folder.rglob("*.png"):
+        os.utime(file, (0, 0))
+    for file in sorted(folder.rglob("*.png"))[:5]:
+        file.unlink()
+    assert bring_up_to_date(folder, index).deleted == 5
+    shutil.move(folder, moved := tmp_path / "moved")  # and all of it
+    for file in sorted(moved.rglob("*.png"))[:25]:
+        picture(file, BLUE, size=(50, 50 + len(file.name)))
+    assert bring_up_to_date(moved, index).deleted == 0
+
+
+def test_few_pictures_may_go(tmp_path, index):
+    folder = photographs(tmp_path / "photos", 5)
+    picture(folder / "alone/one.png", RED)
+    bring_up_to_date(folder, index)
+    shutil.rmtree(folder / "alone")
+    (folder / "a/0-001.png").unlink()
+    assert bring_up_to_date(folder, index).deleted == 2
+
+
+def test_a_run_that_was_killed_after_a_move_is_not_refused(tmp_path, index, monkeypatch):
+    folder = photographs(tmp_path / "photos", 20)
+    bring_up_to_date(folder, index)
+    shutil.move(folder / "a", folder / "renamed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            bring_up_to_date(folder, index)
+    assert bring_up_to_date(folder, index).deleted == 10
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ([], "photos holds no images that can be indexed$"),
+        (["a.heic", "b/c.heic", "notes"], r"\(files of other kinds: .heic 2, no ending 1\)$"),
+    ],
+)
+def test_a_folder_without_pictures_is_told(index, tmp_path, files, message):
+    (tmp_path / "photos").mkdir()
+    for name in files:
+        write(tmp_path / "photos" / name, b"1")
+    with pytest.raises(ValueError, match=message):
+        bring_up_to_date(tmp_path / "photos", index)
