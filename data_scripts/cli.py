@@ -1,11 +1,12 @@
 """What the scripts print: one line for a mistake in their input, and no control characters from files and names."""
 
 import contextlib
+import difflib
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import transformers
@@ -39,6 +40,13 @@ def printable(text: object) -> str:
 def one_line(text: object) -> str:
     """A text on one line, printable."""
     return printable(re.sub(r"\s*\n\s*", " ", str(text).strip()))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean 'x'?", or nothing where no known name is near."""
+    by_folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
 
 
 class PrintableFormatter(logging.Formatter):

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from ccrk.search.store import Store
 from data_scripts.files import written_whole
 
-BATCH = 10_000
 COLLECTION = "pictures"
 PACKAGES = {
     "faiss": ("faiss", "faiss-cpu"),
@@ -60,7 +59,9 @@ def _to_qdrant(store: Store, folder: Path) -> None:
     try:
         settings = models.VectorParams(size=store.width, distance=models.Distance.COSINE)
         client.create_collection(COLLECTION, vectors_config=settings)
-        for batch in store.pictures.search().select(["id", "path", "vector"]).to_batches(batch_size=BATCH):
+        for batch in store.batches(["id", "path", "vector"]):
+            store.check_ids(batch)
+            store.checked(batch)
             rows = batch.to_pylist()
             client.upsert(
                 COLLECTION,
@@ -78,5 +79,7 @@ def _to_parquet(store: Store, path: Path) -> None:
     columns = ["path", "size", "mtime_ns", "digest", "vector"]
     schema = pa.schema([store.pictures.schema.field(name).remove_metadata() for name in columns], store.settings)
     with pq.ParquetWriter(path, schema) as writer:
-        for batch in store.pictures.search().select(columns).to_batches(batch_size=BATCH):
-            writer.write_batch(batch.cast(schema))
+        for batch in store.batches(["id", *columns]):
+            store.check_ids(batch)
+            store.checked(batch)
+            writer.write_batch(batch.select(columns).cast(schema))

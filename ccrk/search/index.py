@@ -20,6 +20,8 @@ from ccrk.search.update import Changes, update
 
 logger = logging.getLogger(__name__)
 
+BLANK = Image.new("RGB", (64, 64))  # tells what a model gives
+
 
 class PictureIndex:
     """An index on disk, and the model that its vectors are of.
@@ -65,6 +67,7 @@ class PictureIndex:
     @cached_property
     def encoder(self) -> Encoder:
         """The model, for vectors alone. It is opened when it is first needed."""
+        self._check_model()
         encoder = load_encoder(self.model, 0, self.bf16)
         if self.store is not None:
             self._check_fingerprint(encoder)
@@ -73,6 +76,7 @@ class PictureIndex:
     @cached_property
     def can_rerank(self) -> bool:
         """Whether the model has a fusion encoder."""
+        self._check_model()
         return kind_of_encoder(self.model) is CCRKEncoder
 
     @cached_property
@@ -84,7 +88,22 @@ class PictureIndex:
         self.encoder = make_encoder(encoder.model, encoder.processor)  # the same weights, for vectors alone
         if self.store is not None:
             self._check_fingerprint(self.encoder)
+            if self.store.states_shape:
+                (shape,) = {tuple(states.shape) for states in encoder.encode_images([BLANK])["states"]}
+                if shape != self.store.states_shape:
+                    raise ValueError(
+                        f"{self.location} is damaged: it keeps states of shape {self.store.states_shape}, and its "
+                        f"model has {shape}; make another index"
+                    )
         return encoder
+
+    def _check_model(self) -> None:
+        """Raises ValueError where the folder of the index's own model is not there."""
+        if self.store is not None and self.model == self.store.settings["model"]:
+            if os.path.isabs(self.model) and not os.path.isdir(self.model):
+                raise ValueError(
+                    f"{self.location} was made with {self.model}, which is not there; add --model, with its new place"
+                )
 
     def _check_fingerprint(self, encoder: Encoder) -> None:
         if encoder.fingerprint != self.store.settings["fingerprint"]:
@@ -122,7 +141,7 @@ class PictureIndex:
             if self.store is None:
                 settings = {"model": os.path.abspath(self.model) if os.path.isdir(self.model) else self.model}
                 settings |= {"fingerprint": self.encoder.fingerprint, "dtype": "bf16" if self.bf16 else "fp32"}
-                (embed,), *states = encoder.encode_images([Image.new("RGB", (64, 64))]).values()
+                (embed,), *states = encoder.encode_images([BLANK]).values()
                 self.store = Store.create(
                     self.location, settings, len(embed), tuple(states[0].shape[1:]) if states else None
                 )
@@ -169,6 +188,11 @@ class PictureIndex:
     def nearest(self, vector: Tensor, k: int, chosen: Filter = Filter()) -> list[Found]:
         """The `k` pictures whose vectors are closest to one, (P,) and L2-normalised."""
         self.refresh()
+        if len(vector) != self.store.width:
+            raise ValueError(
+                f"{self.location} has vectors of {self.store.width} numbers, and the query's has {len(vector)}; make "
+                "another index with this model"
+            )
         if self.store.is_approximate:
             return ranked(Found(**row, rank=0) for row in self.store.nearest(vector.numpy(), k, chosen.sql()))
         return nearest(self.contents[0], self.scores(vector), k, chosen)

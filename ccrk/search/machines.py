@@ -46,12 +46,14 @@ def encode(encoder: Encoder, batch: Sequence[Prepared]) -> list[Encoded]:
     if STATES in encoded:
         columns[STATES] = encoded[STATES].half().flatten(1).cpu()
     for name, values in columns.items():
-        finite = torch.isfinite(values).all(dim=1)
+        finite = torch.isfinite(values).all(dim=1) & (values != 0).any(dim=1)
         if not finite.all():
             path = batch[int(finite.int().argmin())].item.path
             if name == STATES:
                 raise ValueError(f"the image states of {path} do not fit half precision; leave out --keep_states")
-            raise ValueError(f"the embedding of {path} is not finite; look for the overflow in the model, or use fp32")
+            raise ValueError(
+                f"the embedding of {path} is not finite, or zero; look for the overflow in the model, or use fp32"
+            )
     rows = [{"jpeg": prepared.jpeg} for prepared in batch]
     for name, values in columns.items():
         for row, value in zip(rows, values.numpy(), strict=True):

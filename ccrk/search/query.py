@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,6 +128,8 @@ def combine(encoder: Encoder, query: Query, add: Sequence[Query] = (), subtract:
     for other in subtract:
         vector = vector - embed(encoder, other)
     length = vector.norm()
+    if not torch.isfinite(length):
+        raise ValueError("the embedding of the query is not finite; look for the overflow in the model, or use fp32")
     if length < 1e-4:
         raise ValueError("what is added and subtracted leaves nothing of the query")
     return vector / length
@@ -143,8 +146,10 @@ def nearest(pictures: pa.Table, scores: Tensor, k: int, chosen: Filter = Filter(
 
 
 def ranked(found: Iterable[Found]) -> list[Found]:
-    """By score, equal ones by path, with ranks from 1."""
+    """By score, equal ones by path, with ranks from 1. ValueError where a score is not finite."""
     ordered = sorted(found, key=lambda picture: (-picture.score, picture.path))
+    if wrong := [picture.path for picture in ordered if not math.isfinite(picture.score)]:
+        raise ValueError(f"the score of {wrong[0]!r} is not finite; the index or its model is damaged")
     return [replace(picture, rank=rank) for rank, picture in enumerate(ordered, start=1)]
 
 
@@ -182,5 +187,5 @@ def encode_again(encoder: CCRKEncoder, jpegs: Mapping[str, bytes]) -> dict[str, 
     """Id → image states (T, D), of pictures as they are stored."""
     if not jpegs:
         return {}
-    images = [read_image(io.BytesIO(jpeg)) for jpeg in jpegs.values()]
+    images = [read_image(io.BytesIO(jpeg), where=f"stored picture {name}") for name, jpeg in jpegs.items()]
     return dict(zip(jpegs, encoder.encode_images(images)["states"], strict=True))

@@ -198,7 +198,7 @@ def test_the_command_line(checkpoint, tmp_path, capsys):
         (["query", "nowhere", "a dog"], "there is no index nowhere; make it with"),
         (["query", "INDEX", "missing.jpg"], "there is no picture missing.jpg"),
         (["query", "INDEX", "a dog", "--since", "soon"], "'soon' is no date"),
-        (["index", "EMPTY", "INDEX"], "holds no captions"),
+        (["index", "EMPTY", "INDEX"], "holds no images that can be indexed"),
         (["index", "nothing", "INDEX"], "there is no data set, file or folder 'nothing'"),
         (["index", "PHOTOS", "new"], "there is no index new; make it with"),
         (["index", "PHOTOS", "INDEX", "--model", "OTHER"], "is another model; search by that one, or make another"),
@@ -278,3 +278,31 @@ def test_another_dual_encoder_searches_as_well(processor, tmp_path):
         index.search("un chien", rerank=3)
     with pytest.raises(ValueError, match="leave out --rerank, --keep_states"):
         PictureIndex(tmp_path / "another", index.model, keep_states=True).update(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    "value, message", [(np.nan, r"score of '.*' is not finite"), (None, "has no states"), ("jpeg", "stored picture")]
+)
+def test_hostile_states_and_stored_pictures_are_refused(checkpoint, tmp_path, value, message):
+    keep_states = value != "jpeg"
+    index = PictureIndex(tmp_path / "index", checkpoint, keep_states=keep_states)
+    index.update(photographs(tmp_path / "photos", 3))
+    rows = index.store.pictures.to_arrow()
+    name = "states" if keep_states else "jpeg"
+    kept = rows[name].to_pylist()
+    content = (
+        None if value is None else np.full(len(kept[0]) // 2, value, np.float16).tobytes() if keep_states else b""
+    )
+    column = pa.array([content, *kept[1:]], rows.schema.field(name).type)
+    rows = rows.set_column(rows.schema.get_field_index(name), name, column).replace_schema_metadata()
+    index.store.pictures.merge_insert("id").when_matched_update_all().execute(rows)
+    with pytest.raises(ValueError, match=message):
+        index.search("ein Hund", rerank=3)
+
+
+def test_states_of_another_model_are_refused(checkpoint, tmp_path):
+    made = PictureIndex(tmp_path / "index", checkpoint)
+    made.update(photographs(tmp_path / "photos", 3))
+    Store.create(str(tmp_path / "hostile"), made.store.settings, made.store.width, states=(3, 5))
+    with pytest.raises(ValueError, match=r"keeps states of shape \(3, 5\), and its model has"):
+        PictureIndex(tmp_path / "hostile").search("ein Hund", rerank=3)
