@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
+from data_scripts.cli import did_you_mean
 from data_scripts.rows import is_text
 from processing_ccrk import normalize_caption
 
@@ -69,6 +70,12 @@ def is_usable(caption: object) -> bool:
 def is_close(tag: str, language: str) -> bool:
     """Whether two language tags differ and still mean one language: `zh-CN`, `ZH`, `cmn`, `cn` and `Chinese`."""
     return tag != language and _primary(tag) == _primary(language)
+
+
+def meant_language(tag: str, languages: Iterable[str]) -> str:
+    """As `did_you_mean`, of language tags: `english` and `en-US` are near to `en`."""
+    near = next((language for language in languages if is_close(tag, language)), None)
+    return f"; did you mean {near!r}?" if near else did_you_mean(tag, languages)
 
 
 @lru_cache(maxsize=1024)

@@ -30,8 +30,9 @@ from ccrk.search.export import PACKAGES, export
 from ccrk.search.index import PictureIndex
 from ccrk.search.queries import read_queries, translate, write_queries
 from ccrk.search.query import Filter, as_query
-from ccrk.search.store import Store
-from data_scripts.cli import one_line, one_line_errors, printable, set_up_logging
+from ccrk.search.store import Store, no_index
+from data_scripts.captions import meant_language
+from data_scripts.cli import did_you_mean, one_line, one_line_errors, printable, set_up_logging
 from data_scripts.files import check_output_folder
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.translate import TRANSLATOR
@@ -76,6 +77,10 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def run_index(arguments: argparse.Namespace) -> None:
+    if os.path.isdir(arguments.source) and Store.exists(arguments.source):
+        raise ValueError(f"{arguments.source} is an index; give the source of the images first, then the index")
+    if arguments.model is None and not Store.exists(arguments.index):
+        raise ValueError(no_index(arguments.index, "make it with --model MODEL, a folder or Hub id"))
     index = PictureIndex(arguments.index, arguments.model, arguments.bf16, arguments.keep_states)
     options = data_scripts.merge_options(
         arguments.dataset_config, split=arguments.split, **data_options(arguments), streaming=False
@@ -137,6 +142,9 @@ def run_query(arguments: argparse.Namespace) -> None:
     for text, query in zip(arguments.queries, queries, strict=True):
         started = time.perf_counter()
         found = index.search(query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract)
+        if not found and chosen.folder and not (folders := index.store.folders()) & {chosen.folder}:
+            near = did_you_mean(chosen.folder, folders)
+            logger.warning("the index has no folder %s%s", chosen.folder, near)
         milliseconds = round(1000 * (time.perf_counter() - started), 1)
         results = [{"path": picture.path, "score": picture.score, "rank": picture.rank} for picture in found]
         if least is not None:
@@ -173,7 +181,8 @@ def run_consistency(arguments: argparse.Namespace) -> None:
     languages, queries, problems = read_queries(arguments.queries, arguments.languages)
     pivot = arguments.pivot or ("en" if "en" in languages else languages[0])
     if pivot not in languages:
-        raise ValueError(f"--pivot {pivot} is none of {', '.join(languages)}")
+        near = meant_language(pivot, languages)
+        raise ValueError(f"--pivot {pivot} is none of {', '.join(languages)}{near}")
     problems.report()
     index = PictureIndex(arguments.index, arguments.model)
     translated = Counter()
@@ -251,7 +260,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add, summary) in COMMANDS.items():
         add(commands.add_parser(name, help=summary, description=summary.capitalize()))
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given and not given[0].startswith("-") and given[0] not in COMMANDS:
+        near = did_you_mean(given[0], COMMANDS)
+        parser.error(f"there is no command {given[0]!r}, only {', '.join(COMMANDS)}{near}")
+    arguments = parser.parse_args(given)
     with one_line_errors():
         try:
             arguments.run(arguments)

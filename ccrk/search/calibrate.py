@@ -15,7 +15,7 @@ import numpy as np
 from ccrk.retrieval.evaluate import encode_captions
 from ccrk.search.index import PictureIndex
 from ccrk.search.store import picture_id
-from data_scripts.captions import is_usable
+from data_scripts.captions import is_usable, meant_language
 from data_scripts.images import BadImage, picture_name
 from data_scripts.problems import Problems
 from data_scripts.sources import SeparatedValues
@@ -93,6 +93,8 @@ def calibrate(index: PictureIndex, known: Path | datasets.Dataset, error: float 
                 texts.setdefault(language, []).append(text)
                 rows.setdefault(language, []).append(row)
     problems.report()
+    if isinstance(known, Path) and not problems.rows:
+        raise ValueError(f"{name} has no rows; give the columns path, and one of queries for each language")
     if not texts:
         raise ValueError(f"no picture of {name} is in {index.location}; a path is what a query prints")
     thresholds = {}
@@ -114,9 +116,14 @@ def calibrate(index: PictureIndex, known: Path | datasets.Dataset, error: float 
 
 def find_threshold(thresholds: Mapping[str, float], language: str) -> float:
     """The threshold of a language; ValueError where it has none."""
+    if not thresholds:
+        raise ValueError(
+            "the index has no thresholds, which --language needs; remove it, or make them with python -m ccrk.search "
+            "index SOURCE INDEX --calibrate QUERIES.csv"
+        )
     if language not in thresholds:
-        known = f"only of {', '.join(thresholds)}" if thresholds else "of none; see index --calibrate"
-        raise ValueError(f"the index knows no threshold of {language}, {known}")
+        near = meant_language(language, thresholds)
+        raise ValueError(f"the index has no threshold of {language}, only of {', '.join(thresholds)}{near}")
     return thresholds[language]
 
 

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import io
+import math
 import os
 import unicodedata
 from collections import Counter
@@ -32,12 +33,21 @@ STORED_SIDE = 256  # pixels of the shorter side of a stored picture, at least
 STORED_QUALITY = 85  # of its JPEG
 
 
+# A column of the index holds 64 bits: the years 1677 to 2262.
+EARLIEST_NS, LATEST_NS = -(2**63) + 1, 2**63 - 2
+
+
+def within_range(nanoseconds: int) -> int:
+    """The nearest time that an index can hold."""
+    return min(max(nanoseconds, EARLIEST_NS), LATEST_NS)
+
+
 class Item(NamedTuple):
     """A picture of a source, not yet read."""
 
     path: str  # below the source, of `picture_name`; in a data set the `image_id`
     size: int | None  # bytes; None where only the contents tell whether it has changed
-    mtime_ns: int | None
+    mtime_ns: int | None  # of `within_range`
     read: Callable[[], bytes]
 
 
@@ -103,7 +113,7 @@ def pictures_in(folder: str) -> Source:
             status = file.stat()
         except OSError:  # gone since
             continue
-        found.add(Item(path, status.st_size, status.st_mtime_ns, _reader(file)), name)
+        found.add(Item(path, status.st_size, within_range(status.st_mtime_ns), _reader(file)), name)
     found.bad |= {name or root: NO_LIST for name in unlisted}
     beginnings = tuple(unicodedata.normalize("NFC", name).replace(os.sep, "/") for name in unlisted)
     return Source(list(found.items.values()), found.bad, found.others, root, beginnings)
@@ -190,8 +200,13 @@ def _modified(about: dict) -> int | None:
         except ValueError:
             return None
     if isinstance(moment, datetime.datetime):
-        moment = moment.timestamp()
-    return round(moment * 1e9) if isinstance(moment, int | float) else None
+        try:
+            moment = moment.timestamp()
+        except (ValueError, OverflowError, OSError):  # without a zone, in the year 1 or 9999
+            return None
+    if not isinstance(moment, int | float) or not math.isfinite(moment):
+        return None
+    return within_range(round(moment * 1e9))
 
 
 def _object_reader(filesystem: fsspec.AbstractFileSystem, key: str, size: int | None) -> Callable[[], bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ccrk.processes import process_state
-from data_scripts.captions import is_usable
+from data_scripts.captions import is_usable, meant_language
 from data_scripts.files import written_whole
 from data_scripts.problems import Problems
 from data_scripts.sources import SeparatedValues
@@ -29,7 +29,7 @@ def read_queries(path: Path, languages: Sequence[str] | None = None) -> tuple[li
     Returns: the languages, the rows without what is no usable text, and what was wrong in the file.
 
     Raises:
-        ValueError: there is no such file or column.
+        ValueError: there is no such file or column, or no row.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give a CSV whose columns are languages and whose rows are queries")
@@ -41,9 +41,13 @@ def read_queries(path: Path, languages: Sequence[str] | None = None) -> tuple[li
         for language in record.keys() - usable.keys():
             problems.absent(f"no usable query in {language}", where)
         rows.append(usable)
+    if not rows:
+        problems.report()
+        raise ValueError(f"{path} has no queries; give a header of languages, and in each row below it the same query")
     languages = list(languages or columns)
     if unknown := [language for language in languages if language not in columns]:
-        raise ValueError(f"{path} has no column {unknown[0]}, only {', '.join(columns) or 'a header'}")
+        near = meant_language(unknown[0], columns)
+        raise ValueError(f"{path} has no column {unknown[0]}, only {', '.join(columns)}{near}")
     return (
         languages,
         [{language: row[language] for language in languages if language in row} for row in rows],

@@ -1,6 +1,7 @@
 """From words and pictures to a vector, and from a vector to pictures in their order."""
 
 import datetime
+import difflib
 import io
 import math
 import os
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from ccrk.encoders import Encoder
 from ccrk.encoding import CCRKEncoder, EncodedCaptions
+from ccrk.search.pictures import within_range
 from data_scripts.captions import is_usable
-from data_scripts.images import read_image
+from data_scripts.cli import did_you_mean
+from data_scripts.images import BadImage, picture_name, read_image
 from data_scripts.sources import PICTURES
 
 Query = str | Path | bytes | Image.Image
 
+FIRST_YEAR, LAST_YEAR = 1678, 2262  # of times in nanoseconds
 IMAGES_PER_BLOCK = 16  # re-scored at a time
 
 
@@ -42,7 +46,8 @@ class Filter:
 
     Args:
         folder: below which they are, in the source.
-        since, until: when their files were last changed, in nanoseconds since 1970; from, and before.
+        since, until: when their files were last changed, in nanoseconds since 1970; from, and before. Times outside
+            the years 1677 to 2262 are kept as the nearest one inside.
     """
 
     folder: str | None = None
@@ -51,9 +56,9 @@ class Filter:
 
     @classmethod
     def of(cls, folder: str | None = None, since: str | None = None, until: str | None = None) -> "Filter":
-        """From texts: dates such as 2024-05-31, in this machine's time zone, both inclusive. ValueError for others."""
-        folder = "/".join(part for part in (folder or "").split("/") if part not in ("", ".")) or None
-        return cls(folder, _nanoseconds(since), _nanoseconds(until, end=True))
+        """From texts: a folder as people write it, and dates such as 2024-05-31, in this machine's time zone, both
+        inclusive. ValueError for others."""
+        return cls(_folder(folder or ""), _nanoseconds(since), _nanoseconds(until, end=True))
 
     def mask(self, pictures: pa.Table) -> np.ndarray | None:
         """Which rows are chosen, (N,); None where all are."""
@@ -81,24 +86,51 @@ class Filter:
         return " AND ".join(parts) or None
 
 
+def _folder(text: str) -> str | None:
+    """In the one form that paths of the index have; None for all of it."""
+    name = text.replace("\\", "/").strip("/")
+    if name in ("", "."):
+        return None
+    try:
+        return picture_name(name)
+    except (BadImage, UnicodeEncodeError) as error:
+        raise ValueError(f"{text!r} is not a folder of the source; give one such as 2024/summer") from error
+
+
 def _nanoseconds(text: str | None, end: bool = False) -> int | None:
+    """From the beginning of a date or second, or before the end of it."""
     if not text:
         return None
     try:
         moment = datetime.datetime.fromisoformat(text)
-        if end:
-            moment += datetime.timedelta(days=1) if len(text) <= len("2024-05-31") else datetime.timedelta(seconds=1)
-        return int(moment.timestamp()) * 1_000_000_000
-    except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"{text!r} is no date such as 2024-05-31") from error
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a date such as 2024-05-31") from error
+    span = datetime.timedelta(days=1) if len(text) <= len("2024-05-31") else datetime.timedelta(seconds=1)
+    if moment.tzinfo is None and not FIRST_YEAR < moment.year < LAST_YEAR:
+        moment = moment.replace(tzinfo=datetime.UTC)  # so far away `datetime` knows no other zone, nor does it matter
+    if moment.tzinfo is None:
+        seconds = (moment + span * end).timestamp()  # a day may have 23 hours, or 25
+    else:
+        seconds = moment.timestamp() + span.total_seconds() * end
+    nanoseconds = math.floor(seconds) * 1_000_000_000
+    return within_range(nanoseconds - end) + end
 
 
 def as_query(text: str) -> Query:
-    """A file is a picture, all else a text; ValueError for what looks like a picture that is not there."""
+    """A file is a picture, all else a text; ValueError for what looks like a picture that is not there.
+
+    That is a name whose ending is a picture's, or nearly so (`.jgp`). With a space or a shorter ending, as in `my
+    beach.jgp` and `example.jp`, it is a text unless it is nearly the name of a picture that is there.
+    """
     if os.path.isfile(text):
         return Path(text)
-    if text.lower().endswith(PICTURES) and " " not in text:
-        raise ValueError(f"there is no picture {text}")
+    folder, name = os.path.split(text)
+    ending = os.path.splitext(name)[1].lower()
+    if difflib.get_close_matches(ending, PICTURES, cutoff=0.75):
+        there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
+        near = did_you_mean(name, (other for other in there if other.lower().endswith(PICTURES)))
+        if near or (len(ending) >= len(".gif") and " " not in text):
+            raise ValueError(f"there is no picture {text}{near}")
     return text
 
 

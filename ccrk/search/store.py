@@ -78,6 +78,13 @@ def _reading(location: str) -> Iterator[None]:
         raise ValueError(f"{location} cannot be read ({reason}); restore it from a copy, or make another") from error
 
 
+def no_index(location: str, cure: str) -> str:
+    """The message that there is none, with the nearest name beside it."""
+    folder, name = os.path.split(os.path.abspath(location))
+    near = did_you_mean(name, os.listdir(folder)) if os.path.isdir(folder) else ""
+    return f"there is no index {location}" + (f"{near} Otherwise, {cure}" if near else f"; {cure}")
+
+
 def _is_id(name: str) -> bool:
     return len(name) == 32 and set(name) <= set("0123456789abcdef")
 
@@ -98,12 +105,8 @@ class Store:
     def __init__(self, location: str):
         self.location = location
         if "://" not in location and not os.path.isdir(location):
-            folder, name = os.path.split(os.path.abspath(location))
-            near = did_you_mean(name, os.listdir(folder) if os.path.isdir(folder) else ())
-            raise ValueError(
-                f"there is no index {location}{near}; make it with python -m ccrk.search index SOURCE {location} "
-                "--model MODEL"
-            )
+            cure = f"make it with python -m ccrk.search index SOURCE {location} --model MODEL"
+            raise ValueError(no_index(location, cure))
         with _reading(location):
             self.database = lancedb.connect(location)
             tables = set(self.database.list_tables().tables)
@@ -362,6 +365,15 @@ class Store:
             return None
         found = self._rows(self.pictures, ["path", "vector"], f"id = '{name}'")
         return self.checked(found)[0] if found.num_rows else None
+
+    def folders(self) -> set[str]:
+        """Those that the pictures are in, at any depth."""
+        found = set()
+        for batch in self.batches(["id", "path"]):
+            for folder in {path.rpartition("/")[0] for path in batch["path"].to_pylist() if path}:
+                parts = folder.split("/")
+                found |= {"/".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
+        return found - {""}
 
     def vectors(self) -> tuple[pa.Table, Tensor]:
         """`id`, `path` and `mtime_ns` of all pictures, and their vectors (N, P) in fp32; 4 P bytes each."""

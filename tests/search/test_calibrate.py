@@ -59,8 +59,11 @@ def test_an_index_keeps_its_thresholds_and_marks_what_is_likely(index, tmp_path,
     results = json.loads(capsys.readouterr().out)["results"]
     assert sum(found["likely"] for found in results) == 10
     assert not any(found["likely"] for found in results if found["path"].startswith("blue/"))
-    with pytest.raises(SystemExit, match="no threshold of fr, only of"):
+    with pytest.raises(SystemExit, match=r"no threshold of fr, only of en, de$|no threshold of fr, only of de, en$"):
         main([*query, "fr"])
+    for tag, meant in (("EN", "en"), ("german", "de"), ("de-AT", "de")):
+        with pytest.raises(SystemExit, match=f"no threshold of {tag}, only of .*; did you mean '{meant}'"):
+            main([*query, tag])
 
 
 def test_an_index_is_calibrated_by_the_captions_of_its_source(index, tmp_path, monkeypatch, capsys):
@@ -93,7 +96,11 @@ def test_an_index_is_calibrated_by_the_captions_of_its_source(index, tmp_path, m
 
 @pytest.mark.parametrize(
     "contents, message",
-    [("en\nred\n", "has no column path, only en"), ("path,en\nx.png,red\n", "no picture of .* is in")],
+    [("en\nred\n", "has no column path, only en"), ("path,en\nx.png,red\n", "no picture of .* is in")]
+    + [
+        (empty, "has no rows; give the columns path")
+        for empty in ("", "\ufeff", "path,en\n", "\ufeffpath,en\n", "\n\n")
+    ],
 )
 def test_what_cannot_calibrate_is_told(index, tmp_path, contents, message):
     with pytest.raises(ValueError, match=message):

@@ -91,6 +91,11 @@ def test_queries_are_read_as_people_write_them(tmp_path):
     assert languages == ["en", "de"]
     assert rows == [{"en": "red", "de": "rot"}, {"en": "a, dog"}, {"de": "grün"}]
     assert problems.absences == {"no usable query in de": 1, "no usable query in en": 1}
+    for empty in ("", "\ufeff", "en,de\n", "\ufeffen,de\n", "\n\n"):
+        with pytest.raises(ValueError, match="has no queries; give a header of languages"):
+            read_queries(write(tmp_path / "empty.csv", empty))
+    with pytest.raises(ValueError, match="has no column german, only en, de; did you mean 'de'"):
+        read_queries(path, ["german"])
     with pytest.raises(ValueError, match="has no column fr, only en, de"):
         read_queries(path, ["en", "fr"])
     with pytest.raises(ValueError, match="there is no file"):

@@ -4,6 +4,9 @@ import json
 import os
 import re
 import shutil
+import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
 
 import lancedb
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 import transformers
 from builders import write
 from conftest import ROOT
+from fastapi.testclient import TestClient
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 from PIL import Image
 from search_builders import Colors, bring_up_to_date, photographs, picture
@@ -21,7 +25,8 @@ from tiny import tiny_config, tokenizer
 from ccrk import CCRKForImageTextRetrieval
 from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
-from ccrk.search.query import Filter, encode_again, rerank_found
+from ccrk.search.query import Filter, as_query, encode_again, rerank_found
+from ccrk.search.serve import make_app
 from ccrk.search.store import Store
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -81,7 +86,7 @@ def test_filters(colors, is_approximate):
     # Of 12, 13 and 19 days after 1970 began.
     assert paths(colors.search("red", chosen=Filter.of(since="1970-01-16"))) == ["cold/it's/green.png"]
     assert paths(colors.search("red", chosen=Filter.of("cold", until="1970-01-16"))) == ["cold/blue.png"]
-    with pytest.raises(ValueError, match="'tomorrow' is no date such as"):
+    with pytest.raises(ValueError, match="'tomorrow' is not a date such as"):
         Filter.of(since="tomorrow")
 
 
@@ -197,10 +202,26 @@ def test_the_command_line(checkpoint, tmp_path, capsys):
     [
         (["query", "nowhere", "a dog"], "there is no index nowhere; make it with"),
         (["query", "INDEX", "missing.jpg"], "there is no picture missing.jpg"),
-        (["query", "INDEX", "a dog", "--since", "soon"], "'soon' is no date"),
+        (["query", "INDEX", "a dog", "--since", "soon"], "'soon' is not a date"),
         (["index", "EMPTY", "INDEX"], "holds no images that can be indexed"),
         (["index", "nothing", "INDEX"], "there is no data set, file or folder 'nothing'"),
-        (["index", "PHOTOS", "new"], "there is no index new; make it with"),
+        (["index", "PHOTOS", "new"], "there is no index new; make it with --model MODEL, a folder or Hub id"),
+        (
+            ["index", "PHOTOS", "INDX"],
+            "there is no index INDX; did you mean 'INDEX'? Otherwise, make it with --model MODEL",
+        ),
+        (["index", "INDEX", "PHOTOS"], "INDEX is an index; give the source of the images first"),
+        (["query", "INDX", "a dog"], "there is no index INDX; did you mean 'INDEX'?"),
+        (
+            ["query", "INDEX", "PHOTOS/a/0-001.jgp"],
+            "there is no picture PHOTOS/a/0-001.jgp; did you mean '0-001.png'?",
+        ),
+        (["query", "INDEX", "a dog", "--add", "PHOTOS/a/0-01.png"], "0-01.png; did you mean '0-001.png'?"),
+        (
+            ["query", "INDEX", "a dog", "--language", "fr"],
+            "has no thresholds, which --language needs; remove it, or make",
+        ),
+        (["query", "INDEX", "a dog", "--folder", "../b"], "'../b' is not a folder of the source; give one such as"),
         (["index", "PHOTOS", "INDEX", "--model", "OTHER"], "is another model; search by that one, or make another"),
     ],
 )
@@ -306,3 +327,181 @@ def test_states_of_another_model_are_refused(checkpoint, tmp_path):
     Store.create(str(tmp_path / "hostile"), made.store.settings, made.store.width, states=(3, 5))
     with pytest.raises(ValueError, match=r"keeps states of shape \(3, 5\), and its model has"):
         PictureIndex(tmp_path / "hostile").search("ein Hund", rerank=3)
+
+
+@pytest.mark.parametrize("is_approximate", [False, True])
+def test_times_beyond_what_an_index_holds(tmp_path, is_approximate):
+    years = {
+        "1066.png": -(2**62) * 3,
+        "1969.png": -1,
+        "2024.png": 1717156800 * 10**9,
+        "2286.png": 9_970_000_000 * 10**9,
+    }
+    for name in years:
+        picture(tmp_path / "photos" / name, (9, len(name), 99))
+    stat = os.stat
+
+    def dated(path, **options):
+        status = stat(path, **options)
+        if (name := os.path.basename(os.fspath(path))) not in years:
+            return status
+        fields = {key: getattr(status, key) for key in ("st_size", "st_mode", "st_ino", "st_dev")}
+        return SimpleNamespace(**fields, st_mtime_ns=years[name], st_mtime=years[name] / 1e9)
+
+    with pytest.MonkeyPatch.context() as patch:  # few file systems hold them
+        patch.setattr(Path, "stat", lambda self, **options: dated(self, **options))
+        assert bring_up_to_date(tmp_path / "photos", tmp_path / "index").new == 4
+        assert bring_up_to_date(tmp_path / "photos", tmp_path / "index").unchanged == 4
+    index = PictureIndex(tmp_path / "index")
+    index.encoder = Colors()
+    index.store.is_approximate, index.store.refresh = is_approximate, lambda: False
+
+    def found(**dates) -> list[str]:
+        return sorted(paths(index.search("red", chosen=Filter.of(**dates))))
+
+    names = sorted(years)
+    assert found(since="0001-01-01") == found(until="9999-12-31") == names
+    assert found(since="0001-01-01T00:00+14:00", until="9999-12-31T23:59:59-12:00") == names
+    assert found(since="2300-01-01") == found(since="9999-12-31") == ["2286.png"]
+    assert found(until="0001-01-01") == found(until="1066-10-14") == ["1066.png"]
+    assert found(since="1900-01-01", until="2200-01-01") == ["1969.png", "2024.png"]
+    assert found(since="2024-05-31T12:00+00:00", until="2024-05-31T12:00:00Z") == ["2024.png"]
+    assert found(since="2024-05-31T14:00:01+02:00", until="2024-06-30") == []
+
+
+def test_a_file_dated_2286_is_indexed(tmp_path):
+    picture(tmp_path / "photos/one.png", RED)
+    os.utime(tmp_path / "photos/one.png", (0, 9_970_000_000))
+    assert bring_up_to_date(tmp_path / "photos", tmp_path / "index").new == 1
+    assert bring_up_to_date(tmp_path / "photos", tmp_path / "index").unchanged == 1
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "0000-01-01",
+        "10000-01-01",
+        "2024-02-30",
+        "2024-13-01",
+        "-2024-01-01",
+        "1e9",
+        "inf",
+        "\x00",
+        "٢٠٢٤",
+        "2024-05-31+99",
+    ],
+)
+def test_what_is_not_a_date_is_told(colors, date):
+    for name in ("since", "until"):
+        with pytest.raises(ValueError, match="is not a date such as 2024-05-31"):
+            Filter.of(**{name: date})
+        answer = TestClient(make_app(colors)).get("/api/search", params={"q": "red", name: date})
+        assert answer.status_code == 400 and "is not a date" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "date", ["2300-01-01", "9999-12-31", "0001-01-01", "1677-09-21", "2262-04-12", "9999-12-31T23:59:59Z"]
+)
+def test_far_dates_are_dates_to_the_server(colors, date):
+    for name in ("since", "until"):
+        assert TestClient(make_app(colors)).get("/api/search", params={"q": "red", name: date}).status_code == 200
+
+
+@pytest.mark.parametrize("is_approximate", [False, True])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_folder_is_found_however_it_is_written(tmp_path, form, is_approximate):
+    name = unicodedata.normalize(form, "été")
+    picture(tmp_path / f"photos/2024/{name}/one.png", RED)
+    picture(tmp_path / "photos/2024/other/two.png", BLUE)
+    bring_up_to_date(tmp_path / "photos", tmp_path / "index")
+    index = PictureIndex(tmp_path / "index")
+    index.encoder = Colors()
+    index.store.is_approximate, index.store.refresh = is_approximate, lambda: False
+    for written in (
+        f"2024/{name}",
+        f"2024/{name}/",
+        f"./2024/{name}",
+        f"/2024//{name}",
+        f"2024\\{name}\\",
+        f"2024/./{name}/.",
+    ):
+        for of in ("NFC", "NFD"):
+            chosen = Filter.of(unicodedata.normalize(of, written))
+            assert [found.path for found in index.search("red", chosen=chosen)] == ["2024/été/one.png"]
+            answer = TestClient(make_app(index)).get("/api/search", params={"q": "red", "folder": chosen.folder})
+            assert len(answer.json()["results"]) == 1
+    for everything in ("", ".", "/", "./", "\\", None):
+        assert len(index.search("red", chosen=Filter.of(everything))) == 2
+
+
+@pytest.mark.parametrize(
+    "folder", ["..", "a/../b", "C:/photos", "../../etc", "a\x00b", "a/" * 99, "a" * 5000, "\ud800"]
+)
+def test_what_is_not_a_folder_of_the_source_is_told(colors, folder):
+    with pytest.raises(ValueError, match="is not a folder of the source"):
+        Filter.of(folder)
+
+
+def test_a_folder_that_is_not_there_is_told(colors, monkeypatch, caplog, capsys):
+    monkeypatch.setattr(PictureIndex, "encoder", colors.encoder)
+    main(["query", colors.location, "red", "--folder", "Cold", "--json"])
+    assert json.loads(capsys.readouterr().out)["results"] == []
+    assert "the index has no folder Cold; did you mean 'cold'?" in caplog.text
+    caplog.clear()
+    main(["query", colors.location, "red", "--folder", "cold", "--since", "2020-01-01", "--json"])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Mr. Brown",
+        "Mr.Brown",
+        "node.js",
+        "example.com",
+        "example.jp",
+        "v2.0",
+        "a photo named beach.jpg",
+        "…",
+        "U.S.",
+        "a/b",
+        "end.",
+    ],
+)
+def test_a_dot_makes_no_file_of_a_text(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "dog.jpg", RED)
+    assert as_query(text) == text
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("beach.jgp", "there is no picture beach.jgp; did you mean 'beach.jpg'"),
+        ("BAECH.JPG", "did you mean 'beach.jpg'"),
+        ("beach.jp", "did you mean 'beach.jpg'"),
+        ("beach.jpge", "did you mean 'beach.jpg'"),
+        ("my baech.jpg", "did you mean 'my beach.jpg'"),
+        ("sub/tre.pgn", "there is no picture sub/tre.pgn; did you mean 'tree.png'"),
+        ("nothing.pgn", "there is no picture nothing.pgn$"),
+        ("*.jpeg", r"there is no picture \*.jpeg"),
+        ("nowhere/tree.png", "there is no picture nowhere/tree.png$"),
+    ],
+)
+def test_what_looks_like_a_picture_is_told(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("beach.jpg", "my beach.jpg", "sub/tree.png"):
+        picture(tmp_path / name, RED)
+    with pytest.raises(ValueError, match=message):
+        as_query(text)
+
+
+@pytest.mark.parametrize(
+    "given, near", [("indx", "; did you mean 'index'?"), ("sevre", "; did you mean 'serve'?"), ("xyz", "")]
+)
+def test_an_unknown_command_is_told(capsys, given, near):
+    with pytest.raises(SystemExit) as end:
+        main([given, "photos"])
+    assert end.value.code == 2
+    message = f"there is no command {given!r}, only index, query, serve, consistency, export{near}\n"
+    assert capsys.readouterr().err.endswith(message)
