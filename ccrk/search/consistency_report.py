@@ -144,7 +144,7 @@ def _gallery(results: dict, store: Store) -> str:
 
 
 def _thumbnail(jpeg: bytes, path: str) -> str:
-    picture = read_image(io.BytesIO(jpeg))
+    picture = read_image(io.BytesIO(jpeg), where=path)
     picture.thumbnail((2 * THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=75)

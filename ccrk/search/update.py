@@ -149,8 +149,8 @@ def _check_losses(
 ) -> None:
     """Refuses a source that lacks much of what the index holds: it may be another disk, or a part of it not mounted.
 
-    Lost are pictures whose files are gone, and, where most files of known names hold something else, those as well. A
-    picture that is in the source by another name is not lost.
+    Lost are pictures whose files are gone or empty, and, where most files of known names hold something else, those as
+    well. A picture that is in the source by another name is not lost.
 
     Args:
         gone: paths in the index that the source has no longer.
@@ -162,7 +162,7 @@ def _check_losses(
     """
     changed = [item for item in todo if item.path in states]
     is_replaced = _are_others(changed, states, len(states) - len(gone))
-    suspects = [*gone, *(item.path for item in changed if is_replaced)]
+    suspects = [*gone, *(item.path for item in changed if is_replaced or item.size == 0)]
     few = 1 if store.source not in (None, name) else FEW
     if not _losses(suspects, states, few):
         return
