@@ -36,6 +36,11 @@ zh zho chi cmn yue cn chinese mandarin cantonese | zu zul zulu
 _CODE_OF = {alias: code for code, *aliases in map(str.split, re.split(r"[|\n]", _CODES.strip())) for alias in aliases}
 
 
+def code_of(word: str) -> str | None:
+    """The code of a language that people write in another way: `de` of `German`, `ja` of `jp`; None of other words."""
+    return _CODE_OF.get(word.lower())
+
+
 def what_is(value: object) -> str:
     """A JSON value's kind, in words for messages."""
     if value is None:

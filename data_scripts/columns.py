@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_scripts.captions import code_of
 from data_scripts.rows import is_text
 
 # ISO 639-1; and those languages with three letters that data sets of many languages have under a name of their own.
@@ -21,14 +22,39 @@ _THREE_LETTERS = (
     "ast bho ceb chr ckb cmn doi dsb fil fur gsw haw hsb kab kok lij mai mni nds pcm quz sat scn sco szl vec war yue"
 )
 LANGUAGES = frozenset(f"{_TWO_LETTERS} {_THREE_LETTERS}".split())
-_SUBTAG = r"[A-Z][a-z]{3}|hans|hant|latn|cyrl|[A-Za-z]{2}|[0-9]{3}"  # script, region
-_TAG = rf"(?P<tag>(?P<language>[A-Za-z]{{2,3}})(?:[-_](?:{_SUBTAG}))*)"
+# ISO 639-3, for columns only because files are called `cat` or `new` too: the languages of FLORES-200 and of CLDR's
+# annotations, and the bibliographic codes of ISO 639-2.
+_ISO_639_3 = frozenset(
+    (
+        "ace acm acq aeb afr ajp aka alb als amh apc ara arb arg arm ars ary arz asm ava aym ayr aze azb azj bak bam "
+        "ban baq bel bem ben bew bgn bjn blo bod bos bre bug bul bur cat ccp ces che chi chu chv cjk ckt cor crh csb "
+        "cym cze dan deu dik dut dyu dzo ell eng epo est eus ewe fao fas fij fin fon fra fre frr fry fuv gaz geo ger "
+        "gla gle glg glv gre grn guc guj hak hat hau heb hin hne hrv hun hye ibo ice ido iii ilo ina ind isl ita jav "
+        "jpn kac kal kam kan kas kat kaz kbp kea khk khm kik kin kir kmb kmr knc kon kor kur lad lao lat lav lim lin "
+        "lit lld lmo ltg ltz lua lug luo lus lvs mac mag mal mao mar may min mkd mlg mlt mnw mon mos mri msa mya nan "
+        "nav nep new nld nno nob nor npi nso nus nya oci ori ory oss pag pan pap pbt per pes plt pnb pol por prs pus "
+        "que quc quy rhg roh ron rum run rus sag sah san scc scr shn sin slk slo slv sme smo sna snd som sot spa sqi "
+        "srd srp ssw sun swa swe swh syr tah tam taq tat tel tet tgk tgl tha tib tir tpi tsn tso tuk tum tur twi tyv "
+        "tzm udm uig ukr umb urd uzb uzn ven vie wel wln wol wuu xal xho ydd yid yor yrl yrk yuw zgh zho zsm zul"
+    ).split()
+)
+# Codes by which people also call columns of other contents.
+_WORDS = frozenset(
+    "aka als ban bug cat che cor est fin geo hat ice id ind lat lim lit mac mag mar may min mon new pan per pol por "
+    "que run san sin sun tel".split()
+)
+_SCRIPTS = (
+    "arab|armn|beng|cakm|cans|cher|copt|cyrl|deva|ethi|geor|grek|gujr|guru|hang|hani|hans|hant|hebr|hira|jpan|kana|"
+    "khmr|knda|kore|laoo|latn|mlym|mong|mtei|mymr|nkoo|olck|orya|rohg|sinh|sund|syrc|taml|telu|tfng|thaa|thai|tibt|yiii"
+)
+_TAG = rf"(?P<tag>(?P<language>[A-Za-z]{{2,3}})(?P<script>[-_](?i:{_SCRIPTS}))?(?:[-_](?:[A-Za-z]{{2}}|[0-9]{{3}}))?)"
 # `caption_de`, `captions.de`, `text-de`; `de_caption`, and `de.txt` in a tar; `de`.
 _CAPTION_COLUMNS = [
     re.compile(rf"(?:captions?|texts?)[_.\- ]{_TAG}"),
     re.compile(rf"{_TAG}[_.\- ](?:captions?|te?xts?)"),
     re.compile(_TAG),
 ]
+_NEARLY_CAPTION_COLUMNS = [re.compile(rf".*[_.\- ]{_TAG}"), re.compile(rf"{_TAG}[_.\- ].*")]  # `title_en`, `en_title`
 _PLAIN_CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "sentence", "txt")
 _LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _IMAGE_COLUMNS = (
@@ -65,6 +91,7 @@ class Columns:
     mapping: str | None = None
     language: str | None = None
     text: str | None = None
+    warning: str = ""  # names the columns that are left out although their names may be languages
 
     def used(self) -> set[str]:
         of_captions = {column for columns in self.captions.values() for column in columns}
@@ -146,12 +173,9 @@ def find_columns(
         return Columns(**common, language=long_form, text=plain)
     if plain is not None and language is not None:
         return Columns(**common, captions={language: (plain,)})
-    captions: dict[str, tuple[str, ...]] = {}
-    for name in columns:
-        if name in texts and (tag := _language_of(name, samples, texts)) is not None:
-            captions[tag] = (*captions.get(tag, ()), name)
-    if captions:
-        return Columns(**common, captions=captions)
+    taken, left_out = _by_language(columns, samples, texts)
+    if taken:
+        return Columns(**common, captions=_columns_of_tags(taken), warning=_warning(taken, left_out))
     of_one = f", such as --caption_columns en={plain}" if plain else ""
     raise ValueError(
         f"{source}: no column is called by a language, such as de or caption_de; say which hold captions by "
@@ -180,20 +204,86 @@ def _listed(columns: Mapping[str, str]) -> str:
     return f"Its columns: {', '.join(f'{name} ({kind})' for name, kind in columns.items()) or 'none'}"
 
 
-def _language_of(name: str, samples: Sequence[Mapping[str, Any]], texts: set[str]) -> str | None:
-    """The language whose captions a column of texts holds, by its name."""
-    for pattern in _CAPTION_COLUMNS:
-        match = pattern.fullmatch(name)
-        if match is None or match["language"].lower() not in LANGUAGES:
+def _by_language(
+    columns: Mapping[str, str], samples: Sequence[Mapping[str, Any]], texts: set[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The columns of captions with their language tags, and those left out although their names may be languages."""
+    taken: dict[str, str] = {}
+    words: dict[str, str] = {}  # which are captions only beside other languages
+    left_out: dict[str, str] = {}
+    for name, kind in columns.items():
+        tag, is_language = _tag_of(name)
+        if tag is None:
             continue
-        if match["tag"] == "id" and not _is_indonesian(name, samples, texts):
-            return None
-        return match["tag"]
-    return None
+        if is_language and tag.lower() not in _WORDS:
+            if name in texts:
+                taken[name] = tag
+            elif kind in ("empty", "list", "mapping"):
+                left_out[name] = tag
+        elif name in texts:
+            contents = _contents(name, samples)
+            if is_language and contents == "captions":
+                words[name] = tag
+            elif contents == "captions" or (is_language and contents == "words"):
+                left_out[name] = tag
+    if taken:
+        taken = {name: (taken | words)[name] for name in columns if name in taken or name in words}
+    return taken, left_out
 
 
-def _is_indonesian(name: str, samples: Sequence[Mapping[str, Any]], texts: set[str]) -> bool:
-    """Whether `id` is a language beside others, and not the row's name: names have digits, or no spaces at all."""
-    values = [caption for sample in samples for caption in read_captions(sample.get(name)) if caption]
-    beside = any(other != name and _language_of(other, samples, set()) for other in texts)
-    return beside and not any(re.search(r"[\d/\\]", value) for value in values) and any(" " in v for v in values)
+def _tag_of(name: str) -> tuple[str | None, bool]:
+    """A language tag in a column's name, and whether the name is that of a language's captions or only nearly so."""
+    if name in _PLAIN_CAPTIONS:
+        return None, False
+    for pattern in _CAPTION_COLUMNS:
+        if match := pattern.fullmatch(name):
+            code = match["language"].lower()
+            if code in LANGUAGES or code in _ISO_639_3 or (len(code) == 3 and match["script"]):
+                return match["tag"], True
+            if len(code) == 3:
+                return match["tag"], False
+    for pattern in _NEARLY_CAPTION_COLUMNS:
+        if (match := pattern.fullmatch(name)) and match["language"].lower() in LANGUAGES:
+            return match["tag"], False
+    return next(filter(None, map(code_of, re.split(r"[_.\- ]", name))), None), False
+
+
+def _contents(name: str, samples: Sequence[Mapping[str, Any]]) -> str:
+    """What most texts of a column are: captions, names of files or rows, or words that may be either."""
+    values = [text for sample in samples for text in read_captions(sample.get(name)) if is_text(text)]
+    names = sum(map(_is_name, values))
+    if sum(map(_is_caption, values)) > names:
+        return "captions"
+    return "names" if names > len(values) / 2 else "words"
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text looks like the name of a file or a row, or a number: without letters, or one word with more."""
+    if not any(map(str.isalpha, text)):
+        return True
+    return len(text.split()) == 1 and bool(
+        re.search(r"[/\\_]|\.\w{2,4}$|[0-9]" if text.isascii() else r"[/\\_]", text)
+    )
+
+
+def _is_caption(text: str) -> bool:
+    """Whether a text looks like nothing but a caption: of several words, or in another script without digits."""
+    words = re.findall(r"(?<!\S)[^\W\d_]+", text)
+    return len(words) > 1 or (not _is_name(text) and not re.search(r"[A-Za-z0-9]", text))
+
+
+def _columns_of_tags(tags: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Language tag → columns, from column → tag."""
+    return {tag: tuple(name for name in tags if tags[name] == tag) for tag in dict.fromkeys(tags.values())}
+
+
+def _warning(taken: Mapping[str, str], left_out: Mapping[str, str]) -> str:
+    """Which columns are left out, and the option that takes them."""
+    if not left_out:
+        return ""
+    columns = _columns_of_tags({**taken, **left_out})
+    given = " ".join(f"{tag}={','.join(names)}" for tag, names in columns.items())
+    named = ", ".join(left_out)
+    return (
+        f"columns left out, though their names may be languages: {named}; to read them, use --caption_columns {given}"
+    )

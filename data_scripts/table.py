@@ -113,6 +113,8 @@ class TableConfig(AnnotationConfig):
             columns = find_columns(
                 table.path, samples, self.caption_columns, self.image_column, self.image_id_column, table.language
             )
+            if columns.warning:
+                _tell_once(f"{self.dataset}: {columns.warning}", logging.WARNING)
             self.columns[key] = columns
             self.column_names |= dict.fromkeys(name for sample in samples for name in sample)
         return self.columns[key]
@@ -337,9 +339,9 @@ class TableConfig(AnnotationConfig):
 
 
 @functools.cache
-def _tell_once(message: str) -> None:
+def _tell_once(message: str, level: int = logging.INFO) -> None:
     """For what is the same of every split."""
-    logger.info(message)
+    logger.log(level, "%s", message)
 
 
 def _share(name: str) -> float:
