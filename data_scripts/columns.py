@@ -1,12 +1,12 @@
 """Which columns of a table are pictures, names and captions: found by their names and values, or given."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data_scripts.captions import code_of
+from data_scripts.cells import written_list
 from data_scripts.rows import is_text
 
 # ISO 639-1; and those languages with three letters that data sets of many languages have under a name of their own.
@@ -113,16 +113,12 @@ class Columns:
 
 
 def read_captions(value: Any) -> list[Any]:
-    """What stands for captions in a cell: a string, a list of them, or such a list in JSON."""
+    """What stands for captions in a cell: a string, a list of them, or such a list as text (`written_list`)."""
     if value is None:
         return []
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            parsed = None
-        if isinstance(parsed, list) and all(isinstance(caption, str) for caption in parsed):
-            value = parsed
+    if isinstance(value, str):
+        members = written_list(value)
+        return [value] if members is None else members
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -191,7 +187,7 @@ def _kind(name: str, samples: Sequence[Mapping[str, Any]]) -> str:
     values = [sample[name] for sample in samples if sample.get(name) is not None]
     if not values:
         return "empty"
-    of_texts = [value for value in values if isinstance(value, list) and all(isinstance(text, str) for text in value)]
+    of_texts = [value for value in values if isinstance(value, list) and all(isinstance(t, str | None) for t in value)]
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) + len(of_texts) > len(values) / 2:  # others are counted when they are read
         return "text" if texts else "list of texts"
@@ -240,12 +236,12 @@ def _tag_of(name: str) -> tuple[str | None, bool]:
             code = match["language"].lower()
             if code in LANGUAGES or code in _ISO_639_3 or (len(code) == 3 and match["script"]):
                 return match["tag"], True
-            if len(code) == 3:
-                return match["tag"], False
+            if len(code) == 3 or code_of(code):
+                return code_of(code) or match["tag"], False
     for pattern in _NEARLY_CAPTION_COLUMNS:
         if (match := pattern.fullmatch(name)) and match["language"].lower() in LANGUAGES:
             return match["tag"], False
-    return next(filter(None, map(code_of, re.split(r"[_.\- ]", name))), None), False
+    return next((code_of(word) for word in re.findall(r"[A-Za-z]{4,}", name) if code_of(word)), None), False
 
 
 def _contents(name: str, samples: Sequence[Mapping[str, Any]]) -> str:

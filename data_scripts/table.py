@@ -370,7 +370,7 @@ def _stream(tables: list[Table], config: TableConfig) -> Iterator[dict]:
 class AnyTable(AnnotatedImages):
     """Builds one split of a table; `data_scripts.load(X, …)` is the short way."""
 
-    VERSION = datasets.Version("1.0.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("1.1.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = TableConfig
 
     def as_streaming_dataset(self, split: str | None = None, base_path: str | None = None) -> datasets.IterableDataset:
