@@ -44,6 +44,9 @@ SPLIT_NAMES = {
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 ROWS_OF_A_PART = 10_000  # of a Parquet file at the least, unless it has fewer
+SECOND_IMAGE = "further image of a sample of a tar; only the first is read"
+DOTTED_IMAGE = "image whose name has a dot before its ending; rename it, since a sample's name ends at its first dot"
+SECOND_FILE = "further file of one name in a sample of a tar; only the first is read"
 _ROWS_OF_A_STREAM_AT_A_TIME = 16
 _RECORDS_AT_A_TIME = 256  # of a Parquet file; pictures of 100 kB make 25 MB
 
@@ -246,8 +249,8 @@ def _row_group(table: Parquet, group: int) -> pyarrow.Table:
 class WebDataset(Table):
     """A tar of samples: files that share all of their name up to its first dot, one after another.
 
-    A record has its picture as `image`, whatever its ending, text by its ending, and the fields of a `.json` as
-    columns of their own. `__key__` is the shared name.
+    A record has its image as `image`, whatever its ending, text by its ending, and the fields of a `.json` as columns
+    of their own. `__key__` is the shared name. Further images of a sample and further files of one name are counted.
     """
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, list[tuple[str, int, int]], str]]:
@@ -255,16 +258,16 @@ class WebDataset(Table):
         try:
             with open_file(self.path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    if not member.isfile():
-                        continue
                     folder, name = os.path.split(member.name)
+                    if not member.isfile() or name.startswith("."):  # macOS puts notes on files beside them
+                        continue
                     own_key, _, ending = name.partition(".")
                     own_key = os.path.join(folder, own_key)
                     if own_key != key and files:
                         yield from self._sample(key, files, problems)
                         files = []
                     key = own_key
-                    files.append((ending.lower(), member.offset_data, member.size))
+                    files.append((ending.lower(), member.offset_data, member.size, member.name))
         except tarfile.TarError as error:
             raise ValueError(
                 f"{self.path} is no whole, uncompressed tar ({error}); write or unpack it again"
@@ -275,8 +278,18 @@ class WebDataset(Table):
     def _sample(self, key: str, files: list, problems: Problems) -> Iterator[tuple[dict, Any, str]]:
         where = f"{self.path}, {key}"
         problems.rows += 1
+        used: dict[str, tuple[str, int, int]] = {}
+        for ending, start, size, name in files:
+            is_image = f".{ending.rpartition('.')[2]}" in PICTURES
+            if is_image and "." in ending:
+                problems.absent(DOTTED_IMAGE, f"{self.path}, {name}")
+            elif (column := "image" if is_image else ending) in used:
+                problems.absent(SECOND_IMAGE if is_image else SECOND_FILE, f"{self.path}, {name}")
+            else:
+                used[column] = (ending, start, size)
+        position = [("__key__", key, 0), *used.values()]
         try:
-            yield self.read([("__key__", key, 0), *files]), [("__key__", key, 0), *files], where
+            yield self.read(position), position, where
         except UnicodeDecodeError:
             problems.bad("text is not UTF-8", where)
         except (ValueError, RecursionError):

@@ -110,9 +110,11 @@ class TableConfig(AnnotationConfig):
             samples = [record for record, _, _ in itertools.islice(table.records(unheard), _SAMPLES)]
             if not samples:
                 raise ValueError(f"{table.path} has no row that can be read\n{unheard.table()}".rstrip())
-            columns = find_columns(
-                table.path, samples, self.caption_columns, self.image_column, self.image_id_column, table.language
-            )
+            given = (self.caption_columns, self.image_column, self.image_id_column, table.language)
+            try:
+                columns = find_columns(table.path, samples, *given)
+            except ValueError as error:  # what was not read may be why
+                raise ValueError(f"{error}\n{unheard.table()}".rstrip()) from error
             if columns.warning:
                 _tell_once(f"{self.dataset}: {columns.warning}", logging.WARNING)
             self.columns[key] = columns

@@ -20,7 +20,7 @@ from tiny import make_spread_model
 import data_scripts
 from ccrk.encoders import CCRKEncoder
 from ccrk.retrieval.evaluate import evaluate_retrieval
-from data_scripts import check, export
+from data_scripts import check, export, sources
 from data_scripts.columns import LANGUAGES, find_columns, read_captions
 from data_scripts.options import parse_caption_columns
 
@@ -287,6 +287,32 @@ def test_captions_beside_the_pictures_of_a_tar(tmp_path):
     rows = load(write_tar(tmp_path / "data/0.tar", members), max_bad_fraction=1.0)
     assert rows["image_id"][:] == ["x/1.jpg", "y/1.jpg"]
     assert rows["captions"][:] == [{"de": ["ein Hund"], "en": ["a dog"]}, {"de": [], "en": ["a cat"]}]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_of_a_tar_that_are_not_read_are_counted(streaming, tmp_path, caplog):
+    members = [("x/1.jpg", picture(1)), ("x/1.v2.jpg", picture(2)), ("x/1.en.txt", b"a dog"), ("x/1.en.txt", b"a cat")]
+    members += [("2.JPG", picture(2)), ("2.png", picture(3)), ("2.jpg", picture(4)), ("2.en.TXT", b"a cat")]
+    members += [("._3.jpg", b"note"), ("3.2024.05.jpg", picture(3)), ("3.2024.05.txt", b"a tree")]
+    source = write_tar(tmp_path / "data/train.tar", members)
+    rows = list(load(source, "train", streaming=streaming))
+    assert [row["captions"] for row in rows] == [{"en": ["a dog"]}, {"en": ["a cat"]}]
+    for number, row in enumerate(rows, 1):
+        expected = Image.open(io.BytesIO(picture(number))).convert("RGB")
+        assert np.array_equal(np.asarray(row["image"].convert("RGB")), np.asarray(expected))
+    text = reports(caplog)
+    assert f"2  {sources.SECOND_IMAGE}, first: {source}, 2.png" in text
+    assert f"2  {sources.DOTTED_IMAGE}, first: {source}, x/1.v2.jpg" in text
+    assert f"1  {sources.SECOND_FILE}, first: {source}, x/1.en.txt" in text
+    assert f"1  row without a picture, first: {source}, 3" in text
+
+
+def test_a_tar_whose_names_have_dots(tmp_path):
+    members = [(f"IMG.{number}{ending}", b"x") for number in range(3) for ending in (".jpg", ".en.txt")]
+    with pytest.raises(
+        ValueError, match=r"no column holds pictures.*\n.*\n +3  image whose name has a dot .*; rename it"
+    ):
+        load(write_tar(tmp_path / "data/0.tar", members))
 
 
 class TestSplits:
