@@ -94,8 +94,8 @@ class TracedTrainer(CCRKTrainer):
     """Puts down every step's losses and temperature, some of the losses left out."""
 
     def __init__(self, *args, left_out: tuple[str, ...], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.loss, self.trajectory = PartialLoss(self.accelerator, reduction=self.loss.reduction), []
+        super().__init__(*args, loss=PartialLoss, **kwargs)
+        self.trajectory = []
         self.loss.left_out = left_out
 
     def _record(self, values, inputs):

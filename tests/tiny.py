@@ -18,6 +18,7 @@ from ccrk import CCRKConfig, CCRKForPreTraining
 from ccrk.encoders import load_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
+from ccrk.training.losses import OneToKLoss
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.rows import row_features
 
@@ -77,7 +78,9 @@ def tiny_config(vocab_size: int = 400, **overrides) -> CCRKConfig:
     return CCRKConfig(**(fields | overrides))
 
 
-def make_trainer(model, processor, rows, output_dir, languages=("en", "de", "zh"), **arguments) -> CCRKTrainer:
+def make_trainer(
+    model, processor, rows, output_dir, languages=("en", "de", "zh"), loss=OneToKLoss, **arguments
+) -> CCRKTrainer:
     arguments = {
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 8,
@@ -95,6 +98,7 @@ def make_trainer(model, processor, rows, output_dir, languages=("en", "de", "zh"
         train_dataset=rows,
         eval_dataset=rows.select(range(min(6, len(rows)))),
         processing_class=processor,
+        loss=loss,
     )
 
 

@@ -1,18 +1,24 @@
 """1-to-K: one loss for every encoder, over the embeddings of all processes, beside the losses that it brings."""
 
+import inspect
+
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccrk.encoding import Embeddings
 from ccrk.processes import gather_with_gradient
+from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.queue import EmbeddingQueue
+from modeling_ccrk import CCRKPairModel
 from objectives_ccrk import agreement_loss, contrastive_loss, sigmoid_loss
 
 
 class OneToKLoss:
     """
     Every image against all captions of the batch, and every caption against all images.
+
+    A trainer makes it, or a subclass that is its `loss`, by `from_arguments`.
 
     Args:
         accelerator: of the trainer, whose processes share the batch.
@@ -41,6 +47,47 @@ class OneToKLoss:
         self.queue, self.agreement_only = queue, agreement_only
         self.agreement_weight, self.agreement_trust = agreement_weight, agreement_trust
         self.asks_agreement = True
+
+    @classmethod
+    def from_arguments(
+        cls, accelerator: Accelerator, args: CCRKTrainingArguments, model: nn.Module, agreement_only: int = 0
+    ) -> "OneToKLoss":
+        """The loss that a trainer's arguments and its model ask for, with all of their options.
+
+        Raises:
+            ValueError: the arguments do not go together, or not with the model.
+        """
+        has_bias = getattr(model, "logit_bias", None) is not None
+        kind = args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
+        if kind == "sigmoid" and not has_bias:
+            raise ValueError(f"contrastive_loss is sigmoid, but a {type(model).__name__} has no bias; leave it out")
+        if args.negatives_queue and kind == "sigmoid":
+            raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; leave it out")
+        if agreement_only and not args.agreement_weight:
+            raise ValueError("captions are there for agreement alone; set agreement_weight")
+        return cls(
+            accelerator,
+            kind,
+            model.config.contrastive_reduction if isinstance(model, CCRKPairModel) else "symmetric",
+            args.agreement_weight,
+            EmbeddingQueue(args.negatives_queue) if args.negatives_queue else None,
+            agreement_only,
+            args.agreement_trust,
+        )
+
+    def check_replacement(self, loss: "OneToKLoss") -> None:
+        """Raises ValueError where a loss that takes the place of this one lost an option that this one has."""
+        lost = []
+        for name, parameter in inspect.signature(OneToKLoss).parameters.items():
+            own, other = getattr(self, name), getattr(loss, name)
+            if other == parameter.default != own:
+                lost.append(name if name == "queue" else f"{name} {own}")
+        if lost:
+            name = type(loss).__name__
+            raise ValueError(
+                f"the arguments ask for {', '.join(lost)}, which this {name} was made without; "
+                f"use CCRKTrainer(..., loss={name}), which gives it every option"
+            )
 
     def __call__(self, found: Embeddings, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """This process's share of each loss: the mean of the shares, which data parallelism takes, is the loss.

@@ -47,7 +47,6 @@ from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
 from ccrk.training.model_card import model_card
 from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
-from ccrk.training.queue import EmbeddingQueue
 from ccrk.training.sharding import all_parameters, check_fsdp, clamp_master, embeddings_in_root, without_shards
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.problems import Problems
@@ -65,13 +64,13 @@ class CCRKTrainer(Trainer):
 
     `processing_class` is the model's own processor (of a SentenceTransformer None), `data_collator` a
     [`CCRKCollator`]. `eval_dataset` holds rows; evaluation is retrieval: recall per language and MRV, logged as
-    `eval_*`. `loss` is an object such as [`OneToKLoss`], which may be replaced before training.
+    `eval_*`. `loss` is the class of the loss, [`OneToKLoss`] or a subclass, which is made with all options of `args`.
     """
 
     args: CCRKTrainingArguments
     loss_is_scaled_for_ga = False  # a mean over one batch, which `training_step` divides by the accumulation steps
 
-    def __init__(self, model=None, args: CCRKTrainingArguments | None = None, *others, **kwargs):
+    def __init__(self, model=None, args: CCRKTrainingArguments | None = None, *others, loss=OneToKLoss, **kwargs):
         saves_on_sigterm, args.enable_jit_checkpoint = args.enable_jit_checkpoint, False  # see `SaveOnSIGTERM`
         try:
             super().__init__(model, args, *others, **kwargs)
@@ -94,22 +93,10 @@ class CCRKTrainer(Trainer):
                 raise ValueError("eval_on_start needs what FSDP spreads in the first step; leave it out")
         bare = bare.get_base_model() if hasattr(bare, "peft_config") else bare
         self.encoder = make_encoder(bare, self.processing_class, self.args.eval_k_test)
-        has_bias = getattr(bare, "logit_bias", None) is not None
-        kind = self.args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
-        if kind == "sigmoid" and not has_bias:
-            raise ValueError(f"contrastive_loss is sigmoid, but a {type(bare).__name__} has no bias; leave it out")
-        reduction = bare.config.contrastive_reduction if isinstance(bare, CCRKPairModel) else "symmetric"
-        queue = EmbeddingQueue(self.args.negatives_queue) if self.args.negatives_queue else None
-        if queue is not None and kind == "sigmoid":
-            raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; leave it out")
         self.agreement_only = getattr(self.data_collator, "agreement_only", 0)
-        if self.agreement_only and not self.args.agreement_weight:
-            raise ValueError("captions are there for agreement alone; set agreement_weight")
         if self.args.agreement_start is None:  # a model is fine-tuned that finds pictures already
             self.args.agreement_start = 0.0 if self.agreement_only else 0.6
-        self.loss = OneToKLoss(
-            self.accelerator, kind, reduction, args.agreement_weight, queue, self.agreement_only, args.agreement_trust
-        )
+        self._loss = loss.from_arguments(self.accelerator, self.args, bare, self.agreement_only)
         self.problems = Problems("training images")  # its max_bad_fraction may be set before training
         if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
             self.add_callback(LogLines)
@@ -127,6 +114,15 @@ class CCRKTrainer(Trainer):
         self._images_since_log = 0
         self._captions_since_log: Tensor | int = 0  # of this process
         self._logged_at = time.perf_counter()
+
+    @property
+    def loss(self) -> OneToKLoss:
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: OneToKLoss) -> None:
+        self._loss.check_replacement(loss)
+        self._loss = loss
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """

@@ -53,7 +53,6 @@ from ccrk.retrieval.results import RetrievalResult
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator, seeded
 from ccrk.training.losses import OneToKLoss
-from ccrk.training.queue import EmbeddingQueue
 from ccrk.training.trainer import CCRKTrainer
 from data_scripts.cli import one_line_errors
 from data_scripts.shapes import MISTRANSLATED
@@ -352,6 +351,7 @@ class Study:
             config["text_config"] = config["text_config"] | {"vocab_size": len(processor.tokenizer)}
             config["vision_config"] = config["vision_config"] | {"image_size": recipe["image_size"]}
             model = CCRKForPreTraining(CCRKConfig(**config, mask_token_id=processor.tokenizer.mask_token_id))
+        model.config.contrastive_reduction = condition.reduction
         trainer = CCRKTrainer(
             model=model,
             args=CCRKTrainingArguments(
@@ -366,6 +366,8 @@ class Study:
                 report_to="none",
                 seed=seed,
                 agreement_weight=condition.agreement_weight,
+                agreement_start=None if condition.start_from is None else 0.0,  # a model that finds pictures
+                negatives_queue=condition.queue,
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
@@ -379,18 +381,9 @@ class Study:
             ),
             train_dataset=rows.cast_column("image", datasets.Image(decode=False)),
             processing_class=processor,
+            loss=PivotLoss if condition.style == "pivot" else OneToKLoss,
         )
         trainer.encoder = StudyEncoder(trainer, condition)
-        loss = PivotLoss if condition.style == "pivot" else OneToKLoss
-        queue = EmbeddingQueue(condition.queue) if condition.queue else None
-        trainer.loss = loss(
-            trainer.accelerator,
-            reduction=condition.reduction,
-            agreement_weight=condition.agreement_weight,
-            queue=queue,
-        )
-        if condition.start_from is not None:  # a model that finds pictures
-            trainer.args.agreement_start = 0.0
         trainer.remove_callback(PrinterCallback)
         return trainer
 

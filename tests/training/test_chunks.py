@@ -22,8 +22,8 @@ def test_chunked_contrastive_gradients_equal_those_of_the_whole_batch(
         model = CCRKForPreTraining(tiny_config(len(processor.tokenizer)))
         if checkpointing:
             model.activation_checkpointing_enable()
-        trainer = make_trainer(model, processor, shapes, tmp_path, contrastive_chunk_size=chunk_size)
-        trainer.loss = ContrastiveAlone(trainer.accelerator, reduction=trainer.loss.reduction, agreement_weight=10.0)
+        options = {"contrastive_chunk_size": chunk_size, "agreement_weight": 10.0, "agreement_start": 0.0}
+        trainer = make_trainer(model, processor, shapes, tmp_path, loss=ContrastiveAlone, **options)
         trainer.agreement_only = agreement_only
         return loss_and_gradients(trainer, shapes)
 
@@ -48,8 +48,8 @@ def test_both_passes_over_a_chunk_meet_the_same_dropout_and_precision(bf16, proc
             return super().shares(found)
 
     model = CCRKForPreTraining(config)
-    trainer = make_trainer(model, processor, shapes, tmp_path, max_steps=1, contrastive_chunk_size=3, bf16=bf16)
-    trainer.loss = Listening(trainer.accelerator)
+    options = {"max_steps": 1, "contrastive_chunk_size": 3, "bf16": bf16}
+    trainer = make_trainer(model, processor, shapes, tmp_path, loss=Listening, **options)
     trainer.train()
     assert len(second) == 3 and torch.equal(first[0], torch.cat(second))
 
