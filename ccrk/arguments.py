@@ -175,15 +175,20 @@ class ModelArguments:
             "choices": ["every_second", "all"],
         },
     )
-    pooling: str = field(
-        default="mean",
+    pooling: str | None = field(
+        default=None,
         metadata={
-            "help": "Of the text tower's last states: the mean over its tokens, or the first one.",
+            "help": "Of the text tower's last states: the mean over its tokens, as by default, or the first one. A "
+            "SentenceTransformer has its own.",
             "choices": ["first", "mean"],
         },
     )
     caption_prompt: str | None = field(
-        default=None, metadata={"help": "Before each caption of two towers, such as 'query: ' for multilingual-e5."}
+        default=None,
+        metadata={
+            "help": "Before each caption of two towers, such as 'query: ' for multilingual-e5; by default the default "
+            "prompt of a SentenceTransformer."
+        },
     )
     projection: str = field(
         default="linear",

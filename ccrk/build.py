@@ -35,6 +35,7 @@ from ccrk.encoders import (
     DualEncoder,
     Encoder,
     PairInputs,
+    has_modules,
     input_size,
     kind_of_encoder,
     make_encoder,
@@ -229,9 +230,8 @@ def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCR
     """A CCRK with its head, from one of the three sources of `ModelArguments`."""
     config = dict(model.config or {})
     if model.model_name_or_path is not None:
-        # Whatever the file's precision, AdamW needs fp32 parameters: most of its steps are too small for 16 bits.
         heads = ("matching_head", "lm_head")
-        loaded, lacking = open_model(head, model.model_name_or_path, heads, dtype=torch.float32, **config)
+        loaded, lacking = open_model(head, model.model_name_or_path, heads, **config)
         if lacking:
             logger.info("%s has no %s: to be trained from scratch", model.model_name_or_path, " and no ".join(lacking))
         if model.image_size is not None:
@@ -239,6 +239,11 @@ def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCR
         return add_adapters(loaded, model.lora_r) if model.use_peft else loaded
     config["mask_token_id"] = processor.tokenizer.mask_token_id
     if model.vision_model is not None:
+        for source in (model.vision_model, model.text_model):
+            if has_modules(source):
+                logger.warning(
+                    "%s is a SentenceTransformer: a CCRK takes its encoder, not its pooling or prompts", source
+                )
         vision_model, _ = open_model(AutoModel, model.vision_model)
         text_model, _ = open_model(AutoModelForMaskedLM, model.text_model, may_lack=("lm_head",))
         started = head.from_vision_text_pretrained(vision_model, text_model, model.layers or "every_second", **config)
@@ -252,7 +257,7 @@ def build_model(model: ModelArguments, processor: ProcessorMixin, head: type[CCR
 def build_dual(model: ModelArguments, kind: type[Encoder], contrastive_loss: str | None) -> torch.nn.Module:
     """A dual encoder of transformers; or a SentenceTransformer with its temperature, opened or made of two towers."""
     if kind is DualEncoder:
-        made, _ = open_model(AutoModel, model.model_name_or_path, dtype=torch.float32)
+        made, _ = open_model(AutoModel, model.model_name_or_path)
     else:
         # Here, since it takes a package that others need not install.
         from ccrk.towers import SentenceTransformerPair, join_towers, open_pair

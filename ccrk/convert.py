@@ -439,7 +439,7 @@ def to_transformers(arguments: argparse.Namespace) -> None:
             processor = CCRKProcessor(published_image_processor(image_size), tokenizer, max_words, max_length)
             processor.save_pretrained(folder)
         del content, model  # so that the check needs no second copy in memory
-        loaded, _ = open_model(head, folder, **options)
+        loaded, _ = open_model(head, folder, dtype="auto", **options)
         if checksums(loaded, "checking") != written:
             raise ValueError(f"{output} does not open with the tensors of {arguments.checkpoint}; nothing was written")
     print_not_needed(names)
@@ -484,7 +484,7 @@ def to_original(arguments: argparse.Namespace) -> None:
             f"{arguments.checkpoint} holds {config.architectures}; the research code opens a CCRKForPreTraining or a "
             "CCRKForImageTextRetrieval"
         )
-    model, _ = open_model(head, arguments.checkpoint)
+    model, _ = open_model(head, arguments.checkpoint, dtype="auto")
     if model.config.position_ids_start != 0 or model.config.vision_config.model_type != "swin":
         raise ValueError(
             f"{arguments.checkpoint} starts positions at {model.config.position_ids_start} and sees by "

@@ -337,15 +337,20 @@ def kind_of_encoder(name_or_path: str) -> type[Encoder]:
     except ValueError as error:
         # The modules of a SentenceTransformer may have a config.json each, and the folder none.
         is_elsewhere = not Path(name_or_path).exists() and "does not appear to have a file" not in str(error.__cause__)
-        if is_elsewhere or not optional_file(name_or_path, "modules.json"):
+        if is_elsewhere or not has_modules(name_or_path):
             raise
         return sentence_transformer_encoder()
     if config.model_type == CCRKConfig.model_type:
         return CCRKEncoder
-    if optional_file(name_or_path, "modules.json"):
+    if has_modules(name_or_path):
         return sentence_transformer_encoder()
     check_is_dual_encoder(MODEL_MAPPING.get(type(config), type(None)), name_or_path)
     return DualEncoder
+
+
+def has_modules(name_or_path: str) -> bool:
+    """Whether a folder or Hub id is a SentenceTransformer's."""
+    return optional_file(name_or_path, "modules.json") is not None
 
 
 def optional_file(name_or_path: str, file: str) -> str | None:

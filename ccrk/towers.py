@@ -4,10 +4,12 @@ A SentenceTransformer is a list of modules. Its first may be a Router with a lis
 encoders that know nothing of each other become one model, towers with a projection behind each.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -19,10 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 
-from ccrk.encoders import Embeddings, PairInputs, positions_for_tokens
+from ccrk.encoders import TAKES, Embeddings, PairInputs, has_modules, positions_for_tokens
 from ccrk.encoding import tokenizer_settings, weights_fingerprint
 from data_scripts.cli import mistake, one_line
 from data_scripts.files import open_model, open_pretrained, without_warnings
+
+logger = logging.getLogger(__name__)
 
 PROJECTION_DIM = 512  # of two towers, as in transformers' VisionTextDualEncoder
 
@@ -238,13 +242,7 @@ def open_pair(
     Raises:
         ValueError: it cannot be opened, or does not take both pictures and text.
     """
-    try:
-        model = SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
-        reason = one_line(str(mistake(error)).strip().partition("\n")[0])
-        raise ValueError(f"{name_or_path} cannot be opened as a SentenceTransformer: {reason}") from error
+    model = _open(name_or_path, dtype)
     if lacking := [modality for modality in ("image", "text") if modality not in model.modalities]:
         raise ValueError(
             f"{name_or_path} is a SentenceTransformer that takes no {lacking[0]}s; give one that takes pictures and "
@@ -258,73 +256,154 @@ def open_pair(
     return pair
 
 
+def _open(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+    """A SentenceTransformer of any kind; ValueError where it cannot be opened."""
+    try:
+        return SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
+        reason = one_line(str(mistake(error)).strip().partition("\n")[0])
+        raise ValueError(f"{name_or_path} cannot be opened as a SentenceTransformer: {reason}") from error
+
+
 def join_towers(
     vision_model: str,
     text_model: str,
-    pooling: str = "mean",
+    pooling: str | None = None,
     prompt: str | None = None,
     dropout: float = 0.0,
     residual: bool = False,
 ) -> SentenceTransformer:
     """
-    One model of an image and a text encoder of transformers, with new projections into one space.
+    One model of an image and a text encoder, with new projections into one space.
 
     Args:
         vision_model: folder or Hub id of an encoder of pictures: its own pooling where it has one, else the mean of
-            its feature map, or the first token.
-        text_model: of an encoder of text.
-        pooling: of the text encoder's last states: `mean` over the tokens, or the `first` one.
-        prompt: before each caption, such as "query: " for E5.
+            its feature map, or the first token. A SentenceTransformer keeps all of its modules.
+        text_model: of an encoder of text. A SentenceTransformer keeps all of its modules, and its default prompt.
+        pooling: of the text encoder's last states: `mean` over the tokens, as by default, or the `first` one.
+        prompt: before each caption, such as "query: " for E5; in place of the default prompt of `text_model`.
         dropout: the share that is dropped before the linear projections.
         residual: put a layer x + GELU(W x) before each linear projection.
 
     Raises:
-        ValueError: one of the two cannot be opened, or is no such encoder.
+        ValueError: one of the two cannot be opened, or is no such encoder; or a SentenceTransformer pools otherwise,
+            or has prompts of which none is its default.
     """
     with without_warnings():  # of a pooling that is not used; what else a file lacks is looked at before
-        towers = {"image": image_tower(vision_model), "text": text_tower(text_model, pooling)}
+        towers = {"image": image_tower(vision_model), "text": text_tower(text_model, pooling, prompt)}
     routes = {}
-    for modality, (modules, width) in towers.items():
+    for modality, (modules, width, _) in towers.items():
         hidden = [Dense(width, width, activation_function=nn.GELU(), use_residual=True)] if residual else []
         projection = Dense(width, PROJECTION_DIM, bias=False, activation_function=None)
         routes[modality] = [*modules, *hidden, *([Dropout(dropout)] if dropout else []), projection]
-    prompts = {"prompts": {"query": prompt}, "default_prompt_name": "query"} if prompt else {}
+    prompts = {}
+    if prompt := towers["text"].prompt:
+        prompts = {"prompts": {"query": prompt, "document": prompt}, "default_prompt_name": "query"}
     return SentenceTransformer(modules=[Router(routes), Normalize()], device="cpu", **prompts)
 
 
-def image_tower(name_or_path: str) -> tuple[list[nn.Module], int]:
-    """An image encoder and how it is pooled, and the width of what comes out."""
+class Tower(NamedTuple):
+    """An encoder of one modality, in fp32."""
+
+    modules: list[nn.Module]  # a Transformer, and what pools it
+    width: int  # of what comes out
+    prompt: str | None = None  # before each caption
+
+
+def image_tower(name_or_path: str) -> Tower:
+    """An image encoder and how it is pooled."""
+    if has_modules(name_or_path):
+        return _own_tower(_open(name_or_path), name_or_path, "image")
     # The pooling of a classifier's checkpoint may never have been trained, and then is not used.
     encoder, lacking = open_model(AutoModel, name_or_path, may_lack=("pooler",))
-    _check_tower(encoder, name_or_path, "pixel_values", "vision_model")
+    _check_tower(encoder, name_or_path, "image")
     picture = open_pretrained(AutoImageProcessor, name_or_path)([Image.new("RGB", (64, 64))], return_tensors="pt")
     with torch.no_grad():
         outputs = encoder.eval()(**picture)
     pooled, states = getattr(outputs, "pooler_output", None), outputs.last_hidden_state
     if pooled is not None and pooled.dim() == 2 and not lacking:
         own = {"image": {"method": "forward", "method_output_name": "pooler_output"}}
-        modules = [Transformer(name_or_path, modality_config=own, module_output_name="sentence_embedding")]
-        return modules, pooled.shape[-1]
+        transformer = _transformer(name_or_path, modality_config=own, module_output_name="sentence_embedding")
+        return Tower([transformer], pooled.shape[-1])
     is_map = states.dim() == 4  # channels first
     width = states.shape[1 if is_map else -1]
-    return [Transformer(name_or_path), Pooling(width, "mean" if is_map else "cls")], width
+    return Tower([_transformer(name_or_path), Pooling(width, "mean" if is_map else "cls")], width)
 
 
-def text_tower(name_or_path: str, pooling: str) -> tuple[list[nn.Module], int]:
-    """A text encoder with its pooling, and the width of what comes out."""
+def text_tower(name_or_path: str, pooling: str | None, prompt: str | None) -> Tower:
+    """A text encoder with its pooling; see `join_towers`."""
+    if has_modules(name_or_path):
+        model = _open(name_or_path)
+        tower = _own_tower(model, name_or_path, "text")
+        own = next((module.pooling_mode for module in tower.modules if isinstance(module, Pooling)), "itself")
+        if pooling is not None and POOLING[pooling] != own:
+            raise ValueError(
+                f"pooling is {pooling}, but the SentenceTransformer {name_or_path} pools by {own}; remove pooling"
+            )
+        return tower._replace(prompt=_own_prompt(model, name_or_path, prompt))
     encoder, _ = open_model(AutoModel, name_or_path)
-    _check_tower(encoder, name_or_path, "input_ids", "text_model")
+    _check_tower(encoder, name_or_path, "text")
     tokenizer = open_pretrained(AutoTokenizer, name_or_path)
-    transformer = Transformer(name_or_path)
+    transformer = _transformer(name_or_path)
     transformer.max_seq_length = min(positions_for_tokens(encoder.config), tokenizer.model_max_length)
     width = encoder.config.hidden_size
-    return [transformer, Pooling(width, POOLING[pooling])], width
+    return Tower([transformer, Pooling(width, POOLING[pooling or "mean"])], width, prompt)
 
 
-def _check_tower(encoder: PreTrainedModel, source: str, takes: str, argument: str) -> None:
+def _transformer(name_or_path: str, **options) -> Transformer:
+    """In fp32, whatever the file's precision: training needs it, and towers of two precisions do not fit together."""
+    return Transformer(name_or_path, model_kwargs={"dtype": torch.float32}, **options)
+
+
+def _own_tower(model: SentenceTransformer, source: str, modality: str) -> Tower:
+    """The modules of a SentenceTransformer; ValueError where not all that it does can be taken over."""
+    first, *others = model
+    if not isinstance(first, Transformer):
+        raise ValueError(
+            f"{source} is a SentenceTransformer that begins with a {type(first).__name__}, which cannot be a tower; "
+            "give one that begins with a Transformer"
+        )
+    _check_tower(first.model, source, modality)
+    behind = others[1:] if others and isinstance(others[0], Pooling) else others
+    if unknown := [type(module).__name__ for module in behind if not isinstance(module, Dense | Dropout | Normalize)]:
+        raise ValueError(
+            f"{source} is a SentenceTransformer with a {unknown[0]} behind its pooling, where a tower may have Dense, "
+            "Dropout and Normalize; give the folder of its encoder alone"
+        )
+    if behind is others and first.module_output_name != "sentence_embedding":
+        raise ValueError(f"{source} is a SentenceTransformer without a Pooling; add one, and save it")
+    if model.truncate_dim is not None:
+        raise ValueError(
+            f"{source} is a SentenceTransformer that keeps {model.truncate_dim} dimensions alone; remove truncate_dim "
+            "from its config_sentence_transformers.json"
+        )
+    return Tower([first, *others], model.get_embedding_dimension())
+
+
+def _own_prompt(model: SentenceTransformer, source: str, given: str | None) -> str:
+    """What stands before each caption: what is given, else the default prompt that a SentenceTransformer has."""
+    named = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    own = model.prompts.get(model.default_prompt_name) or ""
+    if given is not None:
+        if named and given not in named.values():
+            logger.warning(
+                "captions begin with %r, not with a prompt that %s was trained with: %s", given, source, named
+            )
+        return given
+    if named and model.default_prompt_name is None:
+        raise ValueError(
+            f"{source} has several prompts and no default ({', '.join(f'{n}: {p!r}' for n, p in named.items())}); "
+            "choose one with --caption_prompt, or '' for none"
+        )
+    return own
+
+
+def _check_tower(encoder: PreTrainedModel, source: str, modality: str) -> None:
     """ValueError where an encoder does not take pixels, or tokens, or takes both."""
     is_whole = hasattr(encoder, "get_text_features")
-    if encoder.main_input_name != takes or is_whole or encoder.config.is_encoder_decoder:
-        what = "pictures" if takes == "pixel_values" else "text"
+    if encoder.main_input_name != TAKES[modality] or is_whole or encoder.config.is_encoder_decoder:
+        what, argument = ("pictures", "vision_model") if modality == "image" else ("text", "text_model")
         cure = "train it with --model_name_or_path" if is_whole else f"give {argument} another"
         raise ValueError(f"{source} is a {type(encoder).__name__}, and no encoder of {what} alone; {cure}")

@@ -49,13 +49,19 @@ def open_pretrained(kind: type, source: str | os.PathLike, **options) -> Any:
 
 
 def open_model(
-    kind: type, source: str | os.PathLike, may_lack: Sequence[str] = (), **options
+    kind: type,
+    source: str | os.PathLike,
+    may_lack: Sequence[str] = (),
+    dtype: torch.dtype | str = torch.float32,
+    **options,
 ) -> tuple[PreTrainedModel, list[str]]:
     """
     As `open_pretrained`, a model with every weight from the file.
 
     Args:
         may_lack: parts of the model, such as `matching_head`, that may start from scratch as a whole.
+        dtype: of the weights; "auto" keeps that of the file. AdamW needs fp32: most of its steps are too small for 16
+            bits.
 
     Returns: the model, and which of `may_lack` the file lacks.
 
@@ -63,7 +69,8 @@ def open_model(
         ValueError: as `open_pretrained`; or the file holds other weights than its configuration says.
     """
     with without_warnings():  # what does not fit is an error here, and no table of warnings
-        model, found = open_pretrained(kind, source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        options |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = open_pretrained(kind, source, **options)
     weights = [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
     in_file = {_part(name) for name in set(weights) - set(found["missing_keys"])}
     lacking = [part for part in may_lack if part in map(_part, weights) and part not in in_file]

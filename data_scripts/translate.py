@@ -113,7 +113,7 @@ class Translator:
             close = close_tags(unknown, known)
             raise ValueError(f"{model} does not know {', '.join(unknown)}{close}; it knows {', '.join(known)}")
         self.tokenizer.src_lang = source
-        translator, _ = open_model(M2M100ForConditionalGeneration, model)
+        translator, _ = open_model(M2M100ForConditionalGeneration, model, dtype="auto")
         self.model = translator.to(device).eval()
         self.batch_size = batch_size
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import eval_mrv
 import train_pretrain
 import train_retrieval
-from ccrk.build import freeze
+from ccrk.arguments import ModelArguments
+from ccrk.build import build_dual, freeze
 from ccrk.encoders import DualEncoder, DualInputs
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
@@ -160,6 +161,14 @@ def test_a_model_is_known_wherever_it_lies(processor, tmp_path, monkeypatch):
     for part in make_clip(tokenizer(processor)):
         part.save_pretrained(tmp_path / "clip")
     assert_known_wherever_it_lies(tmp_path / "clip", monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_stored_in_16_bits_is_trained_in_fp32(dtype, dual, tmp_path):
+    for part in (dual[0].to(dtype), dual[1]):
+        part.save_pretrained(tmp_path)
+    model = build_dual(ModelArguments(model_name_or_path=str(tmp_path)), DualEncoder, None)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -13,13 +13,15 @@ import transformers
 from builders import isolated
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from tiny import assert_known_wherever_it_lies, call, make_rows, tokenizer
 from torch.nn import functional as F
 
 import eval_mrv
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
-from ccrk.arguments import DataArguments
+from ccrk.arguments import DataArguments, ModelArguments
+from ccrk.build import build_model
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
 from ccrk.training import features
@@ -169,6 +171,88 @@ def test_towers_pool_and_project(vision, pooling, text, pictures, tmp_path):
     torch.testing.assert_close(torch.from_numpy(joined.encode(pictures)), expected, atol=1e-5, rtol=0)
 
 
+def sentence_transformer(encoder, folder, pooling="cls", modules=(), **options):
+    """Of a text encoder, saved with its own pooling and a Dense."""
+    first = Transformer(str(encoder), max_seq_length=9, do_lower_case=True)
+    modules = [first, Pooling(32, pooling), *(modules or (Dense(32, 12), Normalize()))]
+    SentenceTransformer(modules=modules, device="cpu", **options).save(str(folder))
+    return folder
+
+
+PROMPTS = {"prompts": {"passage": "a photo ", "query": "find "}, "default_prompt_name": "passage"}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "weightedmean", "lasttoken"])
+def test_a_sentence_transformer_as_a_tower_embeds_as_it_does_alone(pooling, image, text, tmp_path):
+    """Pooling, Dense, prompt, length, lower case: what stands before the projection is what its own `encode` gives."""
+    folder = sentence_transformer(text, tmp_path / "sentences", pooling, **PROMPTS)
+    alone = SentenceTransformer(str(folder), device="cpu")
+    joined = join_towers(str(image), str(folder))
+    assert (joined[0].sub_modules["text"][0].max_seq_length, joined.default_prompt_name) == (9, "query")
+    SentenceTransformerPair(joined).save(tmp_path / "joined")
+    captions = [*CAPTIONS, "A RED Star", "a red star above a small blue circle left of a large green square"]
+    for model in (joined, open_pair(tmp_path / "joined").model):
+        projection = model[0].sub_modules["text"][-1].linear.weight.detach()
+        expected = F.normalize(torch.from_numpy(alone.encode(captions)) @ projection.T, dim=-1)
+        torch.testing.assert_close(torch.from_numpy(model.encode(captions)), expected, atol=1e-6, rtol=0)
+        found = SentenceTransformerEncoder(SentenceTransformerPair(model).eval()).encode_captions(captions)["embeds"]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_sentence_transformer_of_pictures_as_a_tower(text, pictures, tmp_path):
+    folder = save(tmp_path / "vit", *vit())
+    modules = [Transformer(str(folder)), Pooling(32, "mean"), Dense(32, 12)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "pictures"))
+    alone = SentenceTransformer(str(tmp_path / "pictures"), device="cpu")
+    joined = join_towers(str(tmp_path / "pictures"), str(text))
+    projection = joined[0].sub_modules["image"][-1].linear.weight.detach()
+    expected = F.normalize(torch.from_numpy(alone.encode(pictures)) @ projection.T, dim=-1)
+    torch.testing.assert_close(torch.from_numpy(joined.encode(pictures)), expected, atol=1e-6, rtol=0)
+
+
+def test_what_is_given_has_the_last_word_over_a_sentence_transformers_prompt(image, text, tmp_path, caplog):
+    folder = sentence_transformer(text, tmp_path / "sentences", **PROMPTS)
+    assert join_towers(str(image), str(folder), prompt="find ").prompts["query"] == "find "
+    assert not join_towers(str(image), str(folder), prompt="").prompts["query"]
+    assert "captions begin with '', not with a prompt that" in caplog.text
+    assert join_towers(str(image), str(folder), "first").prompts["document"] == "a photo "
+    with pytest.raises(ValueError, match=r"pooling is mean, but the .*sentences pools by cls; remove pooling"):
+        join_towers(str(image), str(folder), "mean")
+
+
+def test_what_of_a_sentence_transformer_cannot_be_taken_over_is_refused(image, text, clip, tmp_path):
+    folder = tmp_path / "sentences"
+    several = {"prompts": PROMPTS["prompts"]}
+    for modules, options, message in (
+        ((), several, r"several prompts and no default \(query: 'find ', .*\); choose one with --caption_prompt"),
+        ((LayerNorm(32),), {}, "with a LayerNorm behind its pooling, where a tower may have Dense"),
+        ((), {"truncate_dim": 8}, "keeps 8 dimensions alone; remove truncate_dim"),
+    ):
+        sentence_transformer(text, folder, modules=modules, **options)
+        with pytest.raises(ValueError, match=message):
+            join_towers(str(image), str(folder))
+    with pytest.raises(ValueError, match="is a CLIPModel, and no encoder of text alone; train it with"):
+        join_towers(str(image), str(clip))
+    with pytest.raises(ValueError, match="is a XLMRobertaModel, and no encoder of pictures alone"):
+        join_towers(str(folder), str(text))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_towers_stored_in_16_bits_are_opened_in_fp32(dtype, image, text, pictures, tmp_path):
+    sentences = sentence_transformer(text, tmp_path / "sentences")
+    for folder in (image, text):
+        transformers.AutoModel.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
+    SentenceTransformer(str(sentences), device="cpu").to(dtype).save(str(sentences))
+    vision = save(tmp_path / "vision", clip_vision()[0].to(dtype), clip_vision()[1])
+    for pair in ((image, text), (vision, sentences)):
+        joined = SentenceTransformerPair(join_towers(*map(str, pair)))
+        assert {parameter.dtype for parameter in joined.parameters()} == {torch.float32}
+        joined.save(tmp_path / "joined")
+        again = open_pair(tmp_path / "joined").model
+        for inputs in (pictures, CAPTIONS):
+            np.testing.assert_allclose(again.encode(inputs), joined.model.encode(inputs), atol=1e-6)
+
+
 def test_embeddings_in_training_are_those_of_evaluation_and_of_its_own_class(clip, image, text, pictures, shapes):
     for model in (SentenceTransformer(str(clip), device="cpu"), join_towers(str(image), str(text))):
         encoder = SentenceTransformerEncoder(SentenceTransformerPair(model).eval())
@@ -257,6 +341,21 @@ def test_a_run_goes_on_as_if_it_had_not_ended(options, image, text, tmp_path, mo
     assert "logit_bias" in whole or options.get("contrastive_loss") != "sigmoid"
     for name, tensor in whole.items():
         torch.testing.assert_close(goes_on[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_ccrk_is_made_in_fp32_of_encoders_in_16_bits(dtype, image, processor, tmp_path, caplog):
+    words = tokenizer(processor)
+    config = transformers.XLMRobertaConfig(**TEXT | {"num_hidden_layers": 2}, vocab_size=len(words))
+    encoder = transformers.XLMRobertaModel(config, add_pooling_layer=False)
+    save(tmp_path / "plain", encoder, words)
+    folder = sentence_transformer(tmp_path / "plain", tmp_path / "text")
+    for path in (image, folder):
+        transformers.AutoModel.from_pretrained(path, dtype=dtype).save_pretrained(path)
+    asked = ModelArguments(vision_model=str(image), text_model=str(folder), layers="all", image_size=64)
+    made = build_model(asked, processor, CCRKForImageTextRetrieval)
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.float32}
+    assert f"{folder} is a SentenceTransformer: a CCRK takes its encoder, not its pooling or prompts" in caplog.text
 
 
 @pytest.mark.slow
