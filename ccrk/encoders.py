@@ -4,6 +4,7 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 """
 
 import importlib.util
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from ccrk.encoding import CCRKEncoder, Embeddings, tokenizer_settings, weights_f
 from ccrk.processes import process_state
 from data_scripts.files import open_model, open_pretrained
 from modeling_ccrk import CCRKPairModel
+
+logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
@@ -129,6 +132,44 @@ def positions_for_tokens(config: PreTrainedConfig) -> int:
     return positions
 
 
+# Text encoders that pool at a caption's highest token id, as OpenAI's CLIP does: where their eos_token_id is 2, which
+# its first configurations have, or always.
+POOL_AT_HIGHEST = ("clip_text_model", "clipseg_text_model", "groupvit_text_model")
+ALWAYS_POOL_AT_HIGHEST = ("owlvit_text_model", "owlv2_text_model")
+
+
+def check_tokenizer(model: PreTrainedModel, inputs: PairInputs, pools_itself: bool = True) -> None:
+    """
+    Compares a text encoder with what its tokenizer makes of a caption; a warning where it pools at another token than
+    the end.
+
+    Args:
+        pools_itself: whether what the encoder pools is used.
+
+    Raises:
+        ValueError: the tokenizer has tokens that the encoder has not; or a caption lacks the token that the encoder
+            pools at, and transformers would take the first in its place.
+    """
+    ids, known = max(inputs.tokenizer.get_vocab().values()) + 1, model.config.get_text_config().vocab_size
+    if ids > known:
+        raise ValueError(f"its tokenizer has {ids} tokens, its model {known}; restore its own")
+    tokens, end = inputs.captions(["a"])["input_ids"][0], inputs.tokenizer.eos_token_id
+    for module in model.modules() if pools_itself else ():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        pooled_at = vars(module).get("eos_token_id")
+        if kind in ALWAYS_POOL_AT_HIGHEST or (kind in POOL_AT_HIGHEST and pooled_at == 2):
+            if tokens.max() != end:
+                logger.warning(
+                    "captions are pooled at their highest token id, which is not that of their end (%s)", end
+                )
+                return
+        elif pooled_at is not None and pooled_at not in tokens:
+            raise ValueError(
+                f"its text encoder pools at token {pooled_at}, its tokenizer ends captions with {int(tokens[-1])}; "
+                "restore the tokenizer that it was trained with, or set text_config.eos_token_id in its config.json"
+            )
+
+
 class DualInputs(PairInputs):
     """
     The processor of a dual encoder of transformers. It does what each family was trained with: SigLIP pads captions to
@@ -221,6 +262,7 @@ class DualEncoder:
         check_is_dual_encoder(type(model), "the model")
         self.model, self.processor = model, processor
         self.inputs = DualInputs(processor, model.config)
+        check_tokenizer(model, self.inputs)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "DualEncoder":

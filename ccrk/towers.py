@@ -4,9 +4,10 @@ A SentenceTransformer is a list of modules. Its first may be a Router with a lis
 encoders that know nothing of each other become one model, towers with a projection behind each.
 """
 
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +21,9 @@ from sentence_transformers.sentence_transformer.modules import Dropout, Pooling
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
 
-from ccrk.encoders import TAKES, Embeddings, PairInputs, has_modules, positions_for_tokens
+from ccrk.encoders import TAKES, Embeddings, PairInputs, check_tokenizer, has_modules, positions_for_tokens
 from ccrk.encoding import tokenizer_settings, weights_fingerprint
 from data_scripts.cli import mistake, one_line
 from data_scripts.files import open_model, open_pretrained, without_warnings
@@ -148,13 +150,17 @@ class SentenceTransformerEncoder:
         model: in a pair, for training.
 
     Raises:
-        ValueError: its tokenizer cannot pad.
+        ValueError: its tokenizer cannot pad, or is another model's.
     """
 
     k_test = 0
 
     def __init__(self, model: SentenceTransformerPair):
         self.model, self.inputs = model, SentenceTransformerInputs(model)
+        first = model.path("text")[0]
+        check_tokenizer(
+            first.model, self.inputs, first.modality_config["text"]["method_output_name"] == "pooler_output"
+        )
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "SentenceTransformerEncoder":
@@ -257,14 +263,42 @@ def open_pair(
 
 
 def _open(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
-    """A SentenceTransformer of any kind; ValueError where it cannot be opened."""
+    """A SentenceTransformer of any kind; ValueError where it cannot be opened, or lacks weights."""
     try:
-        return SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
+        model = SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
         reason = one_line(str(mistake(error)).strip().partition("\n")[0])
         raise ValueError(f"{name_or_path} cannot be opened as a SentenceTransformer: {reason}") from error
+    for folder, module in _transformers(model, name_or_path):
+        is_pooled = any(way["method_output_name"] == "pooler_output" for way in module.modality_config.values())
+        # Names alone are compared: sentence-transformers would go on with random weights in place of missing ones.
+        _, lacking = open_model(type(module.model), folder, ("pooler",) if is_pooled else (), device_map="meta")
+        if lacking:
+            raise ValueError(
+                f"{folder}: the weights of its pooler are missing; restore the files that belong together"
+            )
+    return model
+
+
+def _transformers(model: SentenceTransformer, name_or_path: str | Path) -> Iterator[tuple[Path, Transformer]]:
+    """Each encoder of a saved SentenceTransformer, with its folder; not those that adapters are added to."""
+    folder = Path(cached_file(name_or_path, "modules.json")).parent
+    found = []
+    for entry, module in zip(json.loads((folder / "modules.json").read_bytes()), model, strict=True):
+        path = folder / entry["path"]
+        found.append((path, module))
+        if isinstance(module, Router):
+            structure = json.loads((path / Router.config_file_name).read_bytes())["structure"]
+            found += [
+                (path / name, own)
+                for route, names in structure.items()
+                for name, own in zip(names, module.sub_modules[route], strict=True)
+            ]
+    for path, module in found:
+        if isinstance(module, Transformer) and not (path / "adapter_config.json").is_file():
+            yield path, module
 
 
 def join_towers(

@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from data_scripts.cli import mistake, one_line
 
-# Tensors that files of encoders hold, or lack, and that nothing here uses.
+# Tensors that files of encoders hold, or lack, and that nothing here uses: pooling of an encoder that is pooled
+# otherwise, and buffers of older versions.
 NOT_USED = ("pooler", "position_ids")
 
 
@@ -59,7 +60,9 @@ def open_model(
     As `open_pretrained`, a model with every weight from the file.
 
     Args:
-        may_lack: parts of the model, such as `matching_head`, that may start from scratch as a whole.
+        may_lack: parts of the model, such as `matching_head`, that may start from scratch as a whole. A `pooler` may
+            always be missing from an encoder that is not used by it: from none that is named here, and from no model
+            of two encoders, which embeds by theirs.
         dtype: of the weights; "auto" keeps that of the file. AdamW needs fp32: most of its steps are too small for 16
             bits.
 
@@ -74,7 +77,8 @@ def open_model(
     weights = [name for name in model.state_dict() if name not in model.all_tied_weights_keys]
     in_file = {_part(name) for name in set(weights) - set(found["missing_keys"])}
     lacking = [part for part in may_lack if part in map(_part, weights) and part not in in_file]
-    _check_weights(source, model, found, lacking)
+    is_pooled = "pooler" in may_lack or hasattr(model, "get_text_features")
+    _check_weights(source, model, found, lacking, NOT_USED[1:] if is_pooled else NOT_USED)
     return model, lacking
 
 
@@ -123,7 +127,9 @@ def _part(name: str) -> str:
     return name.split(".")[0]
 
 
-def _check_weights(source: str | os.PathLike, model: PreTrainedModel, found: dict, may_lack: Sequence[str]) -> None:
+def _check_weights(
+    source: str | os.PathLike, model: PreTrainedModel, found: dict, may_lack: Sequence[str], not_used: Sequence[str]
+) -> None:
     """ValueError where a weight of the model is not that of the file, or one of the file belongs into the model."""
     if wrong := sorted(found["mismatched_keys"]):
         name, in_file, in_model = wrong[0]
@@ -135,8 +141,11 @@ def _check_weights(source: str | os.PathLike, model: PreTrainedModel, found: dic
     lacking = [name for name in found["missing_keys"] if _part(name) not in may_lack]
     above = f"{model.base_model_prefix}."  # in a file with a head, of which this model is the base
     left_over = [name for name in found["unexpected_keys"] if {_part(name), _part(name.removeprefix(above))} & parts]
-    for names, what in ((lacking, "are missing"), (left_over, "are beyond what its config.json says")):
-        names = sorted(name for name in names if not any(part in name.split(".") for part in NOT_USED))
+    for names, what, known in (
+        (lacking, "are missing", not_used),
+        (left_over, "are beyond what its config.json says", NOT_USED),
+    ):
+        names = sorted(name for name in names if not any(part in name.split(".") for part in known))
         if names:
             shown = ", ".join(map(one_line, names[:3])) + (", …" if len(names) > 3 else "")
             raise ValueError(

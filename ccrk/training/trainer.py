@@ -46,7 +46,7 @@ from ccrk.training.gradient_cache import chunked_backward
 from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
 from ccrk.training.model_card import model_card
-from ccrk.training.optimizer import DECAYED_NORM, NEW_PARAMETERS, published_epsilon
+from ccrk.training.optimizer import parameter_groups, published_epsilon
 from ccrk.training.sharding import all_parameters, check_fsdp, clamp_master, embeddings_in_root, without_shards
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.problems import Problems
@@ -147,11 +147,15 @@ class CCRKTrainer(Trainer):
             done = 0 if checkpoint is None else steps_of(Path(checkpoint))
             self.train_dataset.start = done * self.args.gradient_accumulation_steps
             self.args.ignore_data_skip = True
+        # Hidden until `_prepare_for_training`: transformers would write its tokens' ids into the configuration, by
+        # which text encoders pool and count positions, and save another model than the one trained.
+        self._processor, self.processing_class = self.processing_class, None
         if self.args.should_save:  # it says that the output folder holds the end of a run
             (Path(self.args.output_dir) / "trainer_state.json").unlink(missing_ok=True)
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
         finally:
+            self.processing_class = self._processor
             self._sigterm.stop()
 
     def _has_all_steps(self, checkpoint: Path) -> bool:
@@ -239,6 +243,7 @@ class CCRKTrainer(Trainer):
         )
 
     def _prepare_for_training(self, *args, **kwargs):
+        self.processing_class = self._processor
         if self.args.torch_compile and isinstance(self.encoder.model, CCRKPairModel):
             self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # accelerate would compile all of a step
             compile_encoders(self.encoder.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
@@ -381,13 +386,7 @@ class CCRKTrainer(Trainer):
         """
         if self.optimizer is None:
             model = self.model if model is None else model
-            decayed = set(self.get_decay_parameter_names(model))
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    has_decay = name in decayed or name.endswith(DECAYED_NORM)
-                    key = (has_decay, any(new in name for new in NEW_PARAMETERS))
-                    groups.setdefault(key, []).append(parameter)
+            groups = parameter_groups(model, self.get_decay_parameter_names(model))
             optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, model
             )

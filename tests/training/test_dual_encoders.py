@@ -10,6 +10,7 @@ import torch
 import transformers
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import assert_known_wherever_it_lies, assert_same_gradients, call, loss_and_gradients, tokenizer
 from torch.nn import functional as F
 
@@ -69,6 +70,47 @@ def make_two_towers(words):
 
 
 FAMILIES = {"clip": make_clip, "siglip": make_siglip, "siglip2": make_siglip2, "two towers": make_two_towers}
+
+
+LIKE_CLIP = {
+    "CLIPSeg": {},
+    "GroupViT": {"depths": [1, 1, 1], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 2]},
+    "MetaClip2": {},
+    "Aimv2": {},
+    "OwlViT": {},
+}
+
+
+def make_like_clip(name, words, **text):
+    """A tiny model of a family whose text encoder pools at the end of a caption."""
+    text = TEXT | {"vocab_size": len(words), "max_position_embeddings": 16} | text
+    vision = VISION | LIKE_CLIP[name] | ({"hidden_size": 24} if name == "GroupViT" else {})
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=vision, projection_dim=P)
+    if name == "GroupViT":
+        config.projection_intermediate_dim = 16
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return getattr(transformers, f"{name}Model")(config), transformers.CLIPProcessor(images, words)
+
+
+def make_with_bert(name, words):
+    text = TEXT | {"vocab_size": len(words), "max_position_embeddings": 20}
+    text |= {"project_dim": P} if name == "AltCLIP" else {}
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=VISION, projection_dim=P)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return getattr(transformers, f"{name}Model")(config), transformers.CLIPProcessor(images, words)
+
+
+def make_others(words):
+    """Ten families, and CLIP with the end of captions that its first configurations had."""
+    legacy = make_clip(words)[0].config
+    legacy.text_config.eos_token_id = 2
+    yield "legacy", transformers.CLIPModel(legacy), make_clip(words)[1]
+    for name, make in FAMILIES.items():
+        yield name, *make(words)
+    for name in LIKE_CLIP:
+        yield name, *make_like_clip(name, words, eos_token_id=words.eos_token_id)
+    for name in ("AltCLIP", "ChineseCLIP"):
+        yield name, *make_with_bert(name, words)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -161,6 +203,90 @@ def test_a_model_is_known_wherever_it_lies(processor, tmp_path, monkeypatch):
     for part in make_clip(tokenizer(processor)):
         part.save_pretrained(tmp_path / "clip")
     assert_known_wherever_it_lies(tmp_path / "clip", monkeypatch)
+
+
+OTHERS = ["legacy", *FAMILIES, *LIKE_CLIP, "AltCLIP", "ChineseCLIP"]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_what_is_trained_is_what_is_opened_again(family, processor, shapes, tmp_path):
+    """Though the tokenizer has another end, beginning and padding than the configuration says."""
+    torch.manual_seed(0)
+    words = tokenizer(processor)
+    words.bos_token, words.pad_token = "</s>", "<unk>"
+    if family == "legacy":
+        words.eos_token = "<s>"  # the first of a caption, and not its highest
+    model, own = next(parts for name, *parts in make_others(words) if name == family)
+    trainer = trainer_of(model, own, shapes, tmp_path / "out", max_steps=2, save_strategy="no")
+    trainer.train()
+    trainer.save_model()
+    trained, again = trainer.encoder, DualEncoder.from_pretrained(str(tmp_path / "out"))
+    trained.model.eval()
+    if family == "siglip2":  # whose tokenizer's own class opens the tests' words otherwise
+        again = DualEncoder(again.model, own)
+    captions = ["a red star", "ein Kreis", "a"]
+    pictures = [shapes[index]["image"] for index in range(3)]
+    for encode, inputs in (("encode_captions", captions), ("encode_images", pictures)):
+        found, expected = (getattr(encoder, encode)(inputs)["embeds"] for encoder in (again, trained))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in LIKE_CLIP if name != "OwlViT"])
+def test_a_text_encoder_that_pools_at_a_token_that_captions_lack_is_refused(name, processor, tmp_path):
+    words = tokenizer(processor)
+    for part in make_like_clip(name, words, eos_token_id=words.eos_token_id + 7):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"pools at token {words.eos_token_id + 7}, its tokenizer ends captions"):
+        DualEncoder.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "lacking"),
+    [
+        ("two towers", "text_model.pooler"),
+        ("two towers", "vision_model.pooler"),
+        ("two towers", "vision_model.pooler.dense.bias"),
+        ("two towers", "text_projection"),
+        ("clip", "visual_projection"),
+        ("clip", "logit_scale"),
+        ("siglip", "logit_bias"),
+        ("siglip", "vision_model.head"),
+        ("siglip2", "text_model.head"),
+    ],
+)
+def test_a_model_that_would_begin_with_random_weights_is_refused(family, lacking, processor, tmp_path):
+    for part in FAMILIES[family](tokenizer(processor)):
+        part.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(lacking)}
+    assert len(kept) < len(weights)
+    save_file(kept, path, {"format": "pt"})
+    for opens in (
+        lambda: DualEncoder.from_pretrained(str(tmp_path)),
+        lambda: build_dual(ModelArguments(model_name_or_path=str(tmp_path)), DualEncoder, None),
+    ):
+        with pytest.raises(ValueError, match=rf"are missing: {lacking}.*; restore the files that belong together"):
+            opens()
+    save_file(weights | {"text_model.embeddings.position_ids": torch.ones(1)}, path, {"format": "pt"})
+    DualEncoder.from_pretrained(str(tmp_path))  # a buffer of older versions
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(processor, tmp_path):
+    words = tokenizer(processor)
+    model, own = make_clip(words)
+    own.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(
+        ValueError, match=f"its tokenizer has {len(words)} tokens, its model {len(words) - 1}; restore"
+    ):
+        DualEncoder(model, own)
+
+
+def test_a_caption_whose_end_is_not_the_highest_token_is_told(processor, caplog):
+    words = tokenizer(processor)
+    DualEncoder(*make_like_clip("OwlViT", words))
+    DualEncoder(*make_like_clip("CLIPSeg", words, eos_token_id=2))
+    assert caplog.text.count("captions are pooled at their highest token id, which is not that of their end") == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

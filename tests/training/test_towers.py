@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from builders import isolated
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
@@ -235,6 +236,29 @@ def test_what_of_a_sentence_transformer_cannot_be_taken_over_is_refused(image, t
         join_towers(str(image), str(clip))
     with pytest.raises(ValueError, match="is a XLMRobertaModel, and no encoder of pictures alone"):
         join_towers(str(folder), str(text))
+
+
+def test_a_sentence_transformer_that_would_begin_with_random_weights_is_refused(clip, image, text, tmp_path):
+    vision = save(tmp_path / "vision", *vit())
+    SentenceTransformerPair(join_towers(str(vision), str(text))).save(tmp_path / "joined")
+    sentence_transformer(text, tmp_path / "sentences")  # whose file has no pooler, which is not used
+    for folder, lacking in (
+        (tmp_path / "joined" / "text_0_Transformer", "encoder.layer.0.output.dense.weight"),
+        (tmp_path / "joined" / "image_0_Transformer", "pooler.dense"),
+        (tmp_path / "joined" / "image_0_Transformer", "pooler.dense.bias"),
+        (clip, "text_projection.weight"),
+        (tmp_path / "sentences", "embeddings.word_embeddings.weight"),
+    ):
+        opens = {"sentences": lambda folder: join_towers(str(image), str(folder)), "clip": open_pair}
+        source = next(path for path in (folder, *folder.parents) if (path / "modules.json").is_file())
+        weights = load_file(folder / "model.safetensors")
+        kept = {name: tensor for name, tensor in weights.items() if not name.startswith(lacking)}
+        assert len(kept) < len(weights)
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=r"missing.*; restore the files that belong together"):
+            opens.get(source.name, open_pair)(source)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        opens.get(source.name, open_pair)(source)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
