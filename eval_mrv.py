@@ -34,6 +34,7 @@ import datasets
 import data_scripts
 from ccrk.processes import process_state
 from ccrk.retrieval.evaluate import TIMED_QUERIES, check_model, evaluate_models
+from ccrk.retrieval.images import EvaluatedImages
 from ccrk.retrieval.instances import Ranks
 from ccrk.retrieval.intervals import check_same_data, compare, read_ranks
 from ccrk.retrieval.models import folders_of_models, write_models
@@ -73,6 +74,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=["{}"],
         metavar="TEMPLATE",
         help="what a model is given of a caption, such as 'query: {}' for E5; one for all models, or one for each",
+    )
+    parser.add_argument(
+        "--any_copy", action="store_true", help="images whose files are equal count as one, under whatever names"
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images encoded at a time")
     parser.add_argument("--bf16", action="store_true", help="weights and states in bf16, similarities in fp32")
@@ -134,9 +138,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(folders) > 1:
             for model in folders:
                 check_model(model, dataset, languages)
+        images = EvaluatedImages.of(dataset, arguments.any_copy)
         templates = dict(zip(arguments.model, arguments.caption_template, strict=True))
         found = {
-            model: evaluate(model, templates[model], folder, arguments, dataset, k_test, mrv_languages, other_ranks)
+            model: evaluate(
+                model, templates[model], folder, arguments, dataset, images, k_test, mrv_languages, other_ranks
+            )
             for model, folder in folders.items()
         }
         if state.is_main_process and len(folders) > 1:
@@ -152,12 +159,14 @@ def evaluate(
     folder: Path,
     arguments: argparse.Namespace,
     dataset: datasets.Dataset,
+    images: EvaluatedImages,
     k_test: int,
     mrv_languages: tuple[list[str], str | None],
     other_ranks: Ranks | None,
 ) -> dict | None:
     """Writes one model's results into a folder, and returns them, on the main process."""
     state = process_state()
+    trained_on = images.trained_on([model, *arguments.model_for.values()])
     result, k_test, encoded = evaluate_models(
         model,
         dataset,
@@ -168,6 +177,7 @@ def evaluate(
         bf16=arguments.bf16,
         folds={} if arguments.dataset_config.get("fold") is not None else card_of(arguments.task).folds,
         caption_template=caption_template,
+        image_numbers=images.numbers,
     )
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -183,6 +193,9 @@ def evaluate(
         model_for=arguments.model_for,
         dataset_config=arguments.dataset_config,
         caption_template=caption_template,
+        trained_on=trained_on,
+        equal_images=images.with_copy,
+        any_copy=arguments.any_copy,
     )
     with written_whole(folder / "ranks.parquet") as path:
         result.rank_table().to_parquet(path, write_page_checksum=True)

@@ -34,7 +34,6 @@ from ccrk.encoders import (
     CCRKEncoder,
     DualEncoder,
     Encoder,
-    PairInputs,
     has_modules,
     input_size,
     kind_of_encoder,
@@ -501,9 +500,11 @@ def build_trainer(
     keep_still(model)
     if kind is CCRKEncoder:
         check_positions(model, processor)
-    inputs = make_encoder(model.get_base_model() if model_arguments.use_peft else model, processor).inputs
-    if isinstance(inputs, PairInputs) and isinstance(train_rows, datasets.Dataset):
-        warn_of_long_captions(train_rows, inputs)
+    encoder = make_encoder(model.get_base_model() if model_arguments.use_peft else model, processor)
+    inputs = encoder.inputs
+    rows = train_rows.images if isinstance(train_rows, CaptionRows) else train_rows
+    if isinstance(rows, datasets.Dataset):
+        warn_of_long_captions(rows, encoder)
     image_size = input_size(inputs.image_processor)
     logger.info(
         "%s, languages %s; %.1f M parameters, %d px",

@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 from ccrk import CCRKConfig, CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.encoding import CCRKEncoder, Embeddings, tokenizer_settings, weights_fingerprint
 from ccrk.processes import process_state
-from data_scripts.files import open_model, open_pretrained
+from data_scripts.files import open_model, open_pretrained, without_warnings
 from modeling_ccrk import CCRKPairModel
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,9 @@ class Encoder(Protocol):
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         """By which captions of a like length are encoded together."""
 
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        """Whether each caption is longer than the model reads, so that its end is ignored."""
+
 
 class PairInputs(ABC):
     """
@@ -100,6 +103,11 @@ class PairInputs(ABC):
         """Each (B, K, …), of K captions for each of B pictures."""
         tokens = self.captions([caption or "" for captions in text for caption in captions])
         return {name: tensor.unflatten(0, (len(text), len(text[0]))) for name, tensor in tokens.items()}
+
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        """Whether each caption is longer than `max_length` tokens."""
+        with without_warnings():  # of the tokenizer, one for each
+            return [len(tokens) > self.max_length for tokens in self.tokenizer(list(captions))["input_ids"]]
 
     @abstractmethod
     def pictures(self, images: list) -> Mapping[str, Tensor]:
@@ -341,6 +349,9 @@ class DualEncoder:
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
+
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        return self.inputs.are_cut(captions)
 
     @torch.no_grad()
     def encode_images(self, images: list) -> dict[str, Tensor]:

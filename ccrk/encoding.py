@@ -4,6 +4,7 @@ alone: `benchmarks/gpu.py` runs where nothing else is installed.
 """
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modeling_ccrk import CCRKPairModel
-from processing_ccrk import CCRKProcessor
+from processing_ccrk import CCRKProcessor, normalize_caption
 
 
 class Embeddings(NamedTuple):
@@ -86,6 +87,19 @@ class CCRKEncoder:
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption."""
         return self.processor(text=list(captions))["attention_mask"].sum(dim=1).tolist()
+
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        """Whether each caption has more than `max_words` words, or more than `max_length` tokens of these."""
+        processor, captions = self.processor, list(captions)
+        kept = captions
+        if processor.normalize_captions:
+            captions = [normalize_caption(caption, sys.maxsize) for caption in captions]
+            kept = [normalize_caption(caption, processor.max_words) for caption in captions]
+        tokens = processor.tokenizer(kept, verbose=False)["input_ids"]
+        return [
+            caption != own or len(ids) > processor.max_length
+            for caption, own, ids in zip(captions, kept, tokens, strict=True)
+        ]
 
     @torch.no_grad()
     def score_pairs(self, image_states: Tensor, captions: "EncodedCaptions", pairs: np.ndarray) -> np.ndarray:

@@ -58,6 +58,15 @@ class OpenClipEncoder:
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
 
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        """Whether each caption is longer than the context length; open_clip's tokenizers do not say."""
+        # Where one token more fits, a caption that was cut reads otherwise.
+        kept = self.tokenizer.context_length
+        tokens = self.tokenizer(["", *captions], context_length=kept + 1)
+        padding = tokens[0, -1]  # behind the empty caption
+        is_longer = (tokens[1:, :kept] != self.tokenizer(list(captions))).any(dim=1) | (tokens[1:, kept] != padding)
+        return is_longer.tolist()
+
     @torch.no_grad()
     def encode_images(self, images: list) -> dict[str, Tensor]:
         """`embeds` (B, dimension), L2-normalised."""

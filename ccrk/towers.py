@@ -45,11 +45,12 @@ class SentenceTransformerPair(nn.Module):
     Args:
         model: takes pictures and text.
         sigmoid: have a bias beside the temperature, for the sigmoid loss, both as SigLIP starts from.
+        name_or_path: folder or Hub id that the model was opened from; empty for one made of two encoders.
     """
 
-    def __init__(self, model: SentenceTransformer, sigmoid: bool | None = False):
+    def __init__(self, model: SentenceTransformer, sigmoid: bool | None = False, name_or_path: str = ""):
         super().__init__()
-        self.model = model
+        self.model, self.name_or_path = model, name_or_path
         start = math.log(10) if sigmoid else math.log(1 / 0.07)  # SigLIP's; CLIP's
         self.logit_scale = nn.Parameter(torch.tensor(start))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if sigmoid else None
@@ -126,6 +127,10 @@ class SentenceTransformerInputs(PairInputs):
     @property
     def text_names(self) -> set[str]:
         return super().text_names | {"prompt_length"}
+
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        """As of any pair, behind the prompt."""
+        return super().are_cut([f"{self.prompt or ''}{caption}" for caption in captions])
 
     def pictures(self, images: list) -> dict[str, Tensor]:
         return self._tensors([image.convert("RGB") for image in images])
@@ -219,6 +224,9 @@ class SentenceTransformerEncoder:
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
 
+    def are_cut(self, captions: Sequence[str]) -> list[bool]:
+        return self.inputs.are_cut(captions)
+
     @torch.no_grad()
     def encode_images(self, images: list) -> dict[str, Tensor]:
         """`embeds` (B, dimension), L2-normalised."""
@@ -256,7 +264,7 @@ def open_pair(
         )
     scale = Path(name_or_path) / SCALE
     saved_sigmoid = "logit_bias" in load_file(scale) if scale.is_file() else None
-    pair = SentenceTransformerPair(model, saved_sigmoid if sigmoid is None else sigmoid)
+    pair = SentenceTransformerPair(model, saved_sigmoid if sigmoid is None else sigmoid, str(name_or_path))
     if saved_sigmoid is not None and saved_sigmoid == (pair.logit_bias is not None):  # else it is of the other loss
         pair.load_scale(scale.parent)
     return pair

@@ -12,7 +12,6 @@ Every image is decoded. The exit code is 1 where something is missing, bad or ot
 """
 
 import argparse
-import hashlib
 import importlib.util
 import logging
 import re
@@ -30,7 +29,7 @@ import data_scripts
 from data_scripts.annotations import EMPTY_CAPTION, AnnotatedImages, Annotation
 from data_scripts.cli import log_to_screen, one_line, printable
 from data_scripts.files import check_output_folder, written_whole
-from data_scripts.images import read_image
+from data_scripts.images import contents_digest, read_image
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.problems import Problems
 
@@ -90,7 +89,7 @@ def check(builder: AnnotatedImages) -> tuple[Report, list[tuple[Annotation, str 
     for annotation, image in builder.check_images(annotations, in_images):
         if image is not None:
             found.append((annotation, image))
-            digests.add(_digest(builder.encoded(image)))
+            digests.add(contents_digest(builder.encoded(image)))
     languages = builder.config.languages
     published = builder.config.published_counts()
     unreadable = sum(count for reason, count in in_files.counts.items() if not reason.startswith(EMPTY_CAPTION))
@@ -110,11 +109,6 @@ def check(builder: AnnotatedImages) -> tuple[Report, list[tuple[Annotation, str 
         captions[language] = (len(texts) + empty, expected, empty, len(texts) - len(set(texts)))
     title = f"{builder.config.source} ({' '.join(languages)})"
     return Report(title, images, captions, [in_files, in_images]), found
-
-
-def _digest(encoded: str | bytes) -> bytes:
-    contents = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
-    return hashlib.blake2b(contents, digest_size=16).digest()
 
 
 def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list[str]]]], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where a data set's images are. What becomes of them is in `pictures_ccrk`, which travels with checkpoints."""
 
+import hashlib
 import os
 import stat
 import unicodedata
@@ -108,6 +109,27 @@ def find_file(folder: str | os.PathLike, name: str) -> str | None:
     return None
 
 
+def contents_digest(image: str | bytes | dict | None) -> bytes:
+    """
+    16 bytes that equal files share, whatever their names: a digest of a file's contents, not of its pixels.
+
+    Args:
+        image: a path, the bytes of a file, or either as `datasets.Image(decode=False)` gives them.
+
+    Raises:
+        BadImage: there is none.
+        OSError: the file cannot be read.
+    """
+    if isinstance(image, dict):
+        image = image["path"] if image["bytes"] is None else image["bytes"]
+    if image is None:
+        raise BadImage(NO_IMAGE, "")
+    if isinstance(image, bytes):
+        return hashlib.blake2b(image, digest_size=16).digest()
+    with open(image, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
 class Found(NamedTuple):
     """A picture in an `ImageFolder`."""
 
@@ -193,6 +215,7 @@ __all__ = [
     "BadImage",
     "Found",
     "ImageFolder",
+    "contents_digest",
     "decode_base64",
     "find_file",
     "is_same_name",

@@ -23,13 +23,17 @@ MAX_WIDTH = 16_384
 
 
 def evaluate_arrays(
-    path: Path, dataset: datasets.Dataset, languages: Sequence[str], folds: Mapping[str, int] | None = None
+    path: Path,
+    dataset: datasets.Dataset,
+    languages: Sequence[str],
+    folds: Mapping[str, int] | None = None,
+    image_numbers: np.ndarray | None = None,
 ) -> RetrievalResult:
     """Ranks from an .npz file, in the order of the data set's rows and of the captions in them.
 
     The file holds `images` (rows, D) and for each language `captions_LANGUAGE` (N, D), compared by cosine; or for
     each language `scores_LANGUAGE` (rows, N), higher is better. N counts the usable captions, see
-    `data_scripts.captions`.
+    `data_scripts.captions`. `image_numbers` as for `usable_captions`.
 
     Raises:
         ValueError: no such file, or a damaged one; a missing array; one of another type or shape, which is looked at
@@ -38,18 +42,15 @@ def evaluate_arrays(
     result = RetrievalResult()
     with ArrayFile(path) as arrays:
         for language in languages:
-            captions = usable_captions(dataset, language)
+            captions = usable_captions(dataset, language, image_numbers)
             found = [
                 arrays.read(name, shape)
                 for name, shape in _needed(arrays, language, len(dataset), len(captions.texts)).items()
             ]
             similarity = _by_score(*found) if len(found) == 1 else by_cosine(*(F.normalize(x, dim=-1) for x in found))
-            result.left_out[language] = captions.left_out
-            result.ranks[language], in_folds = rank_language(
-                captions, similarity, folds=(folds or {}).get(language, 0), share=Share()
-            )
-            if in_folds:
-                result.fold_ranks[language] = in_folds
+            number = (folds or {}).get(language, 0)
+            ranked = rank_language(captions, similarity, folds=number, share=Share())
+            result.add(language, captions, ranked, number)
     return result
 
 

@@ -28,11 +28,12 @@ from torch import Tensor
 
 from ccrk.encoders import Encoder, kind_of_encoder, load_encoder
 from ccrk.encoding import EncodedCaptions
-from ccrk.processes import Share, progress
+from ccrk.processes import Share, process_state, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
 from ccrk.retrieval.instances import usable_captions
+from ccrk.retrieval.notes import cut_note
 from ccrk.retrieval.ranking import by_cosine, rank_language
-from ccrk.retrieval.results import RetrievalResult
+from ccrk.retrieval.results import BY_LANGUAGE, RetrievalResult
 from data_scripts.cli import one_line
 from data_scripts.files import check_output_folder, written_whole
 from data_scripts.images import BadImage, read_image
@@ -67,6 +68,7 @@ def evaluate_retrieval(
     cache_dir: Path | None = None,
     takes_time: bool = False,
     caption_template: str = "{}",
+    image_numbers: np.ndarray | None = None,
 ) -> RetrievalResult:
     """Ranks every caption's image and every image's captions, in each language by itself.
 
@@ -83,8 +85,9 @@ def evaluate_retrieval(
         cache_dir: where encoded blocks are kept, so that an interrupted run goes on where it stopped.
         takes_time: of single queries, see `milliseconds_per_query`; not where the work is shared.
         caption_template: what the model is given of a caption, which takes the place of `{}`.
+        image_numbers: (rows,), equal for rows that show one image; by default rows with equal `image_id` do.
     """
-    texts = {language: usable_captions(dataset, language) for language in languages}
+    texts = {language: usable_captions(dataset, language, image_numbers) for language in languages}
     images = encode_images(encoder, dataset, batch_size, share, cache_dir)
     result, folds = RetrievalResult(), folds or {}
     for language, found in texts.items():
@@ -92,12 +95,9 @@ def evaluate_retrieval(
             logger.warning("%s: %d captions left out, empty after normalisation", language, found.left_out)
         captions = encode_captions(encoder, prompted(found.texts, caption_template), share, cache_dir)
         score = partial(score_pairs, encoder, images, captions, share) if encoder.k_test else None
-        result.left_out[language] = found.left_out
-        result.ranks[language], in_folds = rank_language(
-            found, by_cosine(images.embeds, captions.embeds), encoder.k_test, score, folds.get(language, 0), share
-        )
-        if in_folds:
-            result.fold_ranks[language] = in_folds
+        number = folds.get(language, 0)
+        similarity = by_cosine(images.embeds, captions.embeds)
+        result.add(language, found, rank_language(found, similarity, encoder.k_test, score, number, share), number)
     if takes_time and share.count == 1:
         turns = itertools.chain.from_iterable(zip(*(found.texts for found in texts.values()), strict=False))
         queries = prompted(list(turns), caption_template)
@@ -146,6 +146,7 @@ def evaluate_models(
     bf16: bool = False,
     folds: Mapping[str, int] | None = None,
     caption_template: str = "{}",
+    image_numbers: np.ndarray | None = None,
 ) -> tuple[RetrievalResult, int, list[Path]]:
     """
     Ranks of all languages of a data set, each by its model; shared out over all processes.
@@ -175,13 +176,14 @@ def evaluate_models(
         check_model(name_or_path, dataset, own_languages)
     for name_or_path, own_languages in languages_of.items():
         if name_or_path.endswith(".npz"):
-            part = evaluate_arrays(Path(name_or_path), dataset, own_languages, folds)
+            part = evaluate_arrays(Path(name_or_path), dataset, own_languages, folds, image_numbers)
         else:
             encoder = load_encoder(name_or_path, k_test, bf16)
             re_scored = max(re_scored, encoder.k_test)
             cache_dir = output_dir / "encoded" / f"{encoder.fingerprint}-{dataset._fingerprint}"
             check_output_folder(cache_dir)
             encoded.append(cache_dir)
+            result.cut |= count_cut_captions(encoder, dataset, own_languages, caption_template)
             part = evaluate_retrieval(
                 encoder,
                 dataset,
@@ -192,15 +194,28 @@ def evaluate_models(
                 cache_dir,
                 takes_time=len(languages_of) == 1,
                 caption_template=caption_template,
+                image_numbers=image_numbers,
             )
             if len(languages_of) == 1:
                 result.parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
                 result.milliseconds_per_query = part.milliseconds_per_query
-        for name in ("ranks", "fold_ranks", "left_out"):
+        for name in BY_LANGUAGE:
             getattr(result, name).update(getattr(part, name))
-    for name in ("ranks", "fold_ranks", "left_out"):  # in the order that was asked for
+    for name in BY_LANGUAGE:  # in the order that was asked for
         setattr(result, name, {k: getattr(result, name)[k] for k in languages if k in getattr(result, name)})
     return result, re_scored, encoded
+
+
+def count_cut_captions(
+    encoder: Encoder, dataset: datasets.Dataset, languages: Sequence[str], caption_template: str = "{}"
+) -> dict[str, int]:
+    """Language → how many of its usable captions the model reads the beginning of; a warning where there are any."""
+    texts = {language: usable_captions(dataset, language).texts for language in languages}
+    cut = {name: sum(encoder.are_cut(prompted(own, caption_template))) for name, own in texts.items()}
+    note = cut_note(cut, {language: len(own) for language, own in texts.items()})
+    if note and process_state().is_main_process:
+        logger.warning(note)
+    return cut
 
 
 def encode_images(

@@ -33,7 +33,16 @@ figure.wide { grid-column: 1 / -1 } figure.wide img { max-width: none }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { text-align: left } td small { color: var(--soft); display: block; font-size: .72rem }
-tr.ours td { font-weight: 600 }
+.fits { width: 100% } .fits th, .fits td { white-space: normal; vertical-align: top; padding: .3rem .5rem }
+.fits td:first-child { overflow-wrap: anywhere; min-width: 8rem } .fits small { white-space: nowrap }
+@media (max-width: 44rem) {
+  .fits thead { display: none } .fits, .fits tbody, .fits tr, .fits td { display: block }
+  .fits tr { border-bottom: 2px solid var(--line); padding: .5rem 0 }
+  .fits td { display: flex; justify-content: space-between; gap: .5rem; border: 0; padding: .15rem 0 }
+  .fits td::before { content: attr(data-label); color: var(--soft) }
+  .fits td:first-child { font-weight: 600; text-align: left } .fits td:first-child::before { content: none } }
+tr.ours td { font-weight: 600 } tr.soft td { color: var(--soft) }
+.note { background: var(--card); border-left: .25rem solid #d98324; border-radius: .3rem; padding: .5rem .8rem }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1rem }
 .item { border: 1px solid var(--line); border-radius: .6rem; overflow: hidden; break-inside: avoid }
 .item img { width: 100%; height: 11rem; object-fit: contain; background: var(--card); display: block }
@@ -80,9 +89,16 @@ def draw_figure(plot: Callable[[], Figure], name: str, caption: str, output_dir:
     )
 
 
-def html_table(columns: Sequence[str], rows: Sequence[str]) -> str:
+def html_table(columns: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
+    """A table; of the kind `fits` one that wraps its cells, and on narrow pages shows each row as a list of them."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def notes_box(notes: Sequence[str]) -> str:
+    """Sentences that stand out, each a line; nothing of none."""
+    return "".join(f'<p class="note">{escape(note)}.</p>' for note in notes)
 
 
 def data_uri(kind: str, content: bytes) -> str:

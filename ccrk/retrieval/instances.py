@@ -43,8 +43,14 @@ def image_index(dataset: datasets.Dataset) -> pd.MultiIndex:
     return pd.MultiIndex.from_arrays([ids, ids.groupby(ids).cumcount()], names=IMAGE)
 
 
-def usable_captions(dataset: datasets.Dataset, language: str) -> UsableCaptions:
-    """The captions of a language that are usable."""
+def usable_captions(
+    dataset: datasets.Dataset, language: str, image_numbers: np.ndarray | None = None
+) -> UsableCaptions:
+    """The captions of a language that are usable.
+
+    Args:
+        image_numbers: (rows,), equal for rows that show one image; by default rows with equal `image_id` do.
+    """
     texts, rows, places, left_out = [], [], [], 0
     for row, captions in enumerate(dataset["captions"]):
         for place, caption in enumerate(captions[language]):
@@ -56,7 +62,7 @@ def usable_captions(dataset: datasets.Dataset, language: str) -> UsableCaptions:
                 left_out += 1
     if not texts:
         raise ValueError(f"the data has no usable caption in {language!r}; ask for other languages")
-    ids = np.unique(dataset["image_id"], return_inverse=True)[1]
+    ids = np.unique(dataset["image_id"] if image_numbers is None else image_numbers, return_inverse=True)[1]
     return UsableCaptions(texts, np.array(rows), np.array(places), ids, image_index(dataset), left_out)
 
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ccrk.retrieval.notes import notes_on_data, notes_on_model
 from data_scripts.files import written_whole
 
 COLUMNS = ("model", "parameters", "ms per query", "mean recall", "worst language", "spread", "MRV")
@@ -67,29 +68,37 @@ def write_models(all_results: Mapping[str, dict], folders: Mapping[str, Path], o
     links = {
         model: quote(f"{folder.relative_to(output_dir).as_posix()}/report.html") for model, folder in folders.items()
     }
+    notes = notes_on_data(first)
+    notes += [f"{model}: {note}" for model, results in all_results.items() for note in notes_on_model(results)]
+    chance = chance_row(first)
     lines = [
         f"# {_markdown(title)}",
         "",
         _markdown(about),
         "",
+        *(f"- Warning: {_markdown(note)}." for note in notes),
+        *[""] * bool(notes),
         _markdown_row(COLUMNS),
         "|---|" + "---:|" * len(COLUMNS[1:]),
     ]
     lines += [_markdown_row([f"[{_markdown(model)}]({links[model]})", *row]) for model, row in rows.items()]
+    lines.append(_markdown_row(["by chance", *chance]))
     with written_whole(output_dir / "models.md") as path:
         path.write_text("\n".join([*lines, "", note, ""]), encoding="utf-8", errors="backslashreplace")
     try:
-        from ccrk.retrieval.html import html_table, write_page
+        from ccrk.retrieval.html import html_table, notes_box, write_page
     except ImportError:  # there is no matplotlib, and no report to lead to
         return
-    body = [
-        f'<tr><td><a href="{links[model]}">{escape(model)}</a></td>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        + "</tr>"
-        for model, row in rows.items()
+    body = [_html_row(f'<a href="{links[model]}">{escape(model)}</a>', row) for model, row in rows.items()]
+    body.append(_html_row("by chance", chance))
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(about)}</p>',
+        notes_box(notes),
+        html_table(COLUMNS, body, "fits"),
+        f'<p class="soft">{escape(note)}</p>',
     ]
-    parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(about)}</p>', html_table(COLUMNS, body)]
-    write_page(output_dir / "models.html", title, [*parts, f'<p class="soft">{escape(note)}</p>'])
+    write_page(output_dir / "models.html", title, parts)
 
 
 def table_row(results: dict) -> list[str]:
@@ -109,6 +118,20 @@ def table_row(results: dict) -> list[str]:
         f"{np.std(list(means.values())):.1f}",
         mrv,
     ]
+
+
+def chance_row(results: dict) -> list[str]:
+    """The cells of a random order, in the columns of `table_row`."""
+    mean = np.mean([row["mean"] for row in results["chance"].values()])
+    return ["–", "–", f"{mean:.1f}", "–", "–", "–"]
+
+
+def _html_row(name: str, cells: Sequence[str]) -> str:
+    """A row whose intervals stand below their values; `name` is HTML."""
+    values = [re.sub(r" \((.+)\)$", r"<small>\1</small>", escape(cell)) for cell in cells]
+    labelled = zip(COLUMNS[1:], values, strict=True)
+    found = "".join(f'<td data-label="{label}"><span>{value}</span></td>' for label, value in labelled)
+    return f"<tr><td>{name}</td>{found}</tr>"
 
 
 def with_interval(value: float, interval: Sequence[float], digits: int) -> str:

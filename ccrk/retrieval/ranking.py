@@ -31,6 +31,15 @@ class Candidates:
     is_positive: np.ndarray  # (Q, k)
 
 
+def pools_of(captions: UsableCaptions, folds: int = 0) -> list[Pool]:
+    """What is searched in one language: all of it, and then each of its folds, equal parts of the images."""
+    rows = np.unique(captions.rows)
+    pools = [Pool(rows, np.arange(len(captions.rows)))]
+    for fold in np.array_split(rows, min(folds, len(rows))) if folds else ():
+        pools.append(Pool(fold, np.flatnonzero((captions.rows >= fold[0]) & (captions.rows <= fold[-1]))))
+    return pools
+
+
 def rank_language(
     captions: UsableCaptions,
     similarity: Callable[[Pool], tuple[Callable, Callable]],
@@ -46,11 +55,7 @@ def rank_language(
         score: match logits of (image row, caption) pairs, (P, 2) → (P,), the pairs sorted by image. None: ranks by
             similarity alone.
     """
-    rows = np.unique(captions.rows)
-    pools = [Pool(rows, np.arange(len(captions.rows)))]
-    for fold in np.array_split(rows, min(folds, len(rows))) if folds else ():
-        pools.append(Pool(fold, np.flatnonzero((captions.rows >= fold[0]) & (captions.rows <= fold[-1]))))
-
+    pools = pools_of(captions, folds)
     searches, pairs = [], []
     for pool in pools:
         per_image, per_caption = similarity(pool)

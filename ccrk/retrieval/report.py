@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ccrk.retrieval.html import data_uri, draw_figure, html_table, write_page
+from ccrk.retrieval.html import data_uri, draw_figure, html_table, notes_box, write_page
 from ccrk.retrieval.instances import Ranks, image_index, shared_ranks
+from ccrk.retrieval.notes import notes_on_data, notes_on_model
 from data_scripts.cards import card_of
 from data_scripts.images import read_image
 
@@ -44,17 +45,18 @@ def write_report(results: dict, ranks: Ranks, dataset: datasets.Dataset, output_
         f"language{'s' if len(languages) > 1 else ''}</h1>",
         f'<p class="soft">{escape(results["model"])} · {counts["images"]:,} images, {captions:,} captions · {rescored}'
         " · intervals are 95 % (bootstrap over images)</p>",
+        notes_box(notes_on_data(results) + notes_on_model(results)),
         _cards(results),
         "<h2>Recall</h2><p>How often the right one comes first, among the first five, or ten. IR finds the image of "
         "a caption, TR a caption of an image.</p>",
         '<div class="plots">',
         draw_figure(lambda: plot_recall(results), "recall", "Recall at 1 per language", output_dir),
         "</div>",
-        _recall_table(results["recall"], results["intervals"]["recall"]),
+        _recall_table(results["recall"], results["intervals"]["recall"], results["chance"]),
     ]
     if "recall_in_folds" in results:
         parts += [f"<h2>Recall in {results['folds']} folds: the mean over equal parts of the images</h2>"]
-        parts += [_recall_table(results["recall_in_folds"], {})]
+        parts += [_recall_table(results["recall_in_folds"], {}, results["chance_in_folds"])]
     parts.append("<h2>Consistency</h2>")
     if mrv_languages:
         parts += [
@@ -175,7 +177,7 @@ def _cards(results: dict) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _recall_table(recall: dict, intervals: dict) -> str:
+def _recall_table(recall: dict, intervals: dict, chance: dict) -> str:
     columns = list(next(iter(recall.values())))
     rows = []
     for language, row in recall.items():
@@ -185,8 +187,10 @@ def _recall_table(recall: dict, intervals: dict) -> str:
             small = f"<small>{bounds[0]:.1f} – {bounds[1]:.1f}</small>" if bounds else ""
             cells += f"<td>{row[column]:.1f}{small}</td>"
         rows.append(f"<tr><td>{escape(language)}</td>{cells}</tr>")
-    means = "".join(f"<td>{np.mean([row[column] for row in recall.values()]):.1f}</td>" for column in columns)
-    return html_table(["", *columns], [*rows, f'<tr class="ours"><td>mean</td>{means}</tr>'])
+    for kind, name, table in (("ours", "mean", recall), ("soft", "chance", chance)):
+        means = "".join(f"<td>{np.mean([row[column] for row in table.values()]):.1f}</td>" for column in columns)
+        rows.append(f'<tr class="{kind}"><td>{name}</td>{means}</tr>')
+    return html_table(["", *columns], rows)
 
 
 def _gallery(ranks: Ranks, languages: Sequence[str], dataset: datasets.Dataset) -> str:

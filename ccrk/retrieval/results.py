@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ccrk.retrieval.instances import CAPTION, Ranks, shared_ranks
+from ccrk.retrieval.chance import CUT_OFFS, chance_recall
+from ccrk.retrieval.instances import CAPTION, Ranks, UsableCaptions, shared_ranks
 from ccrk.retrieval.intervals import mean_recall_interval, mrv_intervals, recall_intervals
+from ccrk.retrieval.notes import notes_on_data, notes_on_model
 from data_scripts.cards import card_of
 from data_scripts.files import written_whole
 from metrics.mrv.mrv import mean_rank_variance
@@ -22,9 +24,22 @@ class RetrievalResult:
 
     ranks: Ranks = field(default_factory=dict)
     fold_ranks: Ranks = field(default_factory=dict)  # each within its fold; empty unless folds were asked for
+    chance: dict[str, dict[str, float]] = field(default_factory=dict)  # recall of a random order, see `chance_recall`
+    fold_chance: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)  # captions that were empty after normalisation
+    cut: dict[str, int] = field(default_factory=dict)  # captions that a model reads the beginning of; of an .npz none
     parameters: int | None = None  # of the model, where it is one and has weights
     milliseconds_per_query: float | None = None  # median time to encode and rank one caption, where it was taken
+
+    def add(
+        self, language: str, captions: UsableCaptions, ranked: tuple[dict[str, pd.Series], ...], folds: int
+    ) -> None:
+        """Takes what `rank_language` gives of a language."""
+        self.left_out[language] = captions.left_out
+        self.ranks[language], in_folds = ranked
+        self.chance[language], chance_in_folds = chance_recall(captions, folds)
+        if in_folds:
+            self.fold_ranks[language], self.fold_chance[language] = in_folds, chance_in_folds
 
     def recall(self) -> dict[str, dict[str, float]]:
         return recall_table(self.ranks)
@@ -47,6 +62,10 @@ class RetrievalResult:
         return table[[*CAPTION, "language", "direction", "rank"]]
 
 
+# The fields of a `RetrievalResult` that have an entry for each language.
+BY_LANGUAGE = ("ranks", "fold_ranks", "chance", "fold_chance", "left_out", "cut")
+
+
 def recall_table(ranks: Ranks) -> dict[str, dict[str, float]]:
     """For each language `IR@k` and `TR@k` in percent for k of 1, 5, 10, and their `mean`."""
     table = {}
@@ -54,7 +73,7 @@ def recall_table(ranks: Ranks) -> dict[str, dict[str, float]]:
         row = {
             f"{direction}@{k}": recall_at_k(directions[direction].to_numpy(), k)[f"recall@{k}"]
             for direction in ("IR", "TR")
-            for k in (1, 5, 10)
+            for k in CUT_OFFS
         }
         table[language] = row | {"mean": float(np.mean(list(row.values())))}
     return table
@@ -120,6 +139,9 @@ def make_results(
     model_for: Mapping[str, str] | None = None,
     dataset_config: Mapping[str, object] | None = None,
     caption_template: str = "{}",
+    trained_on: dict | None = None,
+    equal_images: int = 0,
+    any_copy: bool = False,
 ) -> dict:
     """The content of results.json: recall in percent, ranks counted from 1, intervals as [low, high].
 
@@ -127,6 +149,9 @@ def make_results(
         task, split, model, model_for, dataset_config, caption_template: told as they are.
         k_test: candidates that were re-scored per query.
         mrv_languages, no_mrv_because: see `choose_mrv_languages`.
+        trained_on: see `ccrk.trained_on.overlap`; None where nobody has recorded it.
+        equal_images: images that have a copy under another name.
+        any_copy: whether any of these counted as right.
     """
     mrv = mrv_table(result.ranks, mrv_languages) if mrv_languages else None
     intervals = {"recall": recall_intervals(result.ranks), "mean_recall": mean_recall_interval(result.ranks)}
@@ -144,6 +169,7 @@ def make_results(
             "images": len(set().union(*(ranks["TR"].index for ranks in result.ranks.values()))),
             "captions": {language: len(ranks["IR"]) for language, ranks in result.ranks.items()},
             "captions_left_out": result.left_out,
+            "images_per_language": {language: len(ranks["TR"]) for language, ranks in result.ranks.items()},
         },
         "intervals": intervals,
     }
@@ -152,6 +178,13 @@ def make_results(
     for name in ("parameters", "milliseconds_per_query"):
         if getattr(result, name) is not None:
             results[name] = getattr(result, name)
+    results |= {"chance": result.chance, "equal_images": equal_images}
+    if result.cut:
+        results["cut_captions"] = result.cut
+    if trained_on is not None:
+        results["trained_on"] = trained_on
+    if any_copy:
+        results["any_copy"] = True
     if caption_template != "{}":
         results["caption_template"] = caption_template
     if model_for:
@@ -160,6 +193,7 @@ def make_results(
         results["dataset_config"] = dict(dataset_config)
     if result.fold_ranks:
         results["recall_in_folds"] = recall_table(result.fold_ranks)
+        results["chance_in_folds"] = result.fold_chance
         results["folds"] = max(card_of(task).folds.values())
     return results
 
@@ -170,16 +204,19 @@ def write_results(results: dict, output_dir: Path) -> None:
 
 
 def format_table(results: dict) -> str:
-    """Recall per language, their mean, MRV, and the comparison, as text."""
-    lines = ["      " + "".join(f"{column:>8}" for column in COLUMNS)]
-    for title, table in (("", results["recall"]), ("in folds", results.get("recall_in_folds", {}))):
+    """Warnings, recall per language, their mean and chance, MRV, and the comparison, as text."""
+    lines = [f"warning: {note}" for note in notes_on_data(results) + notes_on_model(results)]
+    lines.append("      " + "".join(f"{column:>8}" for column in COLUMNS))
+    for title, name in (("", "recall"), ("in folds", "recall_in_folds")):
+        table = results.get(name, {})
         if title and table:
             lines.append(title)
         for language, row in table.items():
             lines.append(f"{language:<6}" + "".join(f"{row[column]:8.1f}" for column in COLUMNS))
         if table:
-            means = (sum(row[column] for row in table.values()) / len(table) for column in COLUMNS)
-            lines.append("mean  " + "".join(f"{mean:8.1f}" for mean in means))
+            for label, own in (("mean", table), ("chance", results[name.replace("recall", "chance")])):
+                means = (sum(row[column] for row in own.values()) / len(own) for column in COLUMNS)
+                lines.append(f"{label:<6}" + "".join(f"{mean:8.1f}" for mean in means))
     if results["mrv"] is None:
         lines.append(f"no MRV: {results['no_mrv_because']}")
     else:

@@ -5,10 +5,10 @@ import logging
 import datasets
 
 from ccrk.arguments import DataArguments
-from ccrk.encoders import PairInputs
+from ccrk.encoders import Encoder
+from ccrk.retrieval.notes import cut_note
 from ccrk.training.arguments import CCRKTrainingArguments
 from data_scripts.captions import is_usable
-from data_scripts.files import without_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,13 @@ def check_agreement(data: DataArguments, arguments: CCRKTrainingArguments, one_l
         )
 
 
-def warn_of_long_captions(dataset: datasets.Dataset, inputs: PairInputs) -> None:
-    """Says how many captions the model will see the beginning of; of the first LOOKED_AT rows."""
+def warn_of_long_captions(dataset: datasets.Dataset, encoder: Encoder) -> None:
+    """Says how many captions of each language the model reads the beginning of; of the first LOOKED_AT rows."""
     rows = dataset.select(range(min(LOOKED_AT, len(dataset))))["captions"]
-    captions = [caption for row in rows for own in row.values() for caption in own if is_usable(caption)]
-    with without_warnings():  # of the tokenizer, one for each
-        lengths = [len(tokens) for tokens in inputs.tokenizer(captions)["input_ids"]]
-    if too_long := sum(length > inputs.max_length for length in lengths):
-        logger.warning(
-            "%s of %s captions are longer than the %d tokens that the model takes, and are cut; shorten them",
-            f"{too_long:,}",
-            f"{len(captions):,}",
-            inputs.max_length,
-        )
+    captions = {
+        language: [caption for row in rows for caption in row[language] if is_usable(caption)]
+        for language in dataset.features["captions"]
+    }
+    cut = {language: sum(encoder.are_cut(own)) for language, own in captions.items() if own}
+    if note := cut_note(cut, {language: len(own) for language, own in captions.items()}):
+        logger.warning(note)

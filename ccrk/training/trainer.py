@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints, seed_wor
 from ccrk.encoders import CCRKEncoder, input_size, make_encoder, weights_fingerprint
 from ccrk.processes import Share
 from ccrk.retrieval.evaluate import evaluate_retrieval
+from ccrk.trained_on import Run, read_runs, write_runs
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.checkpoints import (
     ADAPTER,
@@ -107,6 +108,7 @@ class CCRKTrainer(Trainer):
             self.add_callback(self._sigterm)
         self.checkpoint: str | None = None  # that a recipe's run goes on from
         self.train_sampler: Sampler[int] | None = None  # the order of rows, where it is not that of transformers
+        self._runs_before, self._run = read_runs(bare.name_or_path), Run.of(self.train_dataset)
         self.recipe: dict = {}  # what a recipe says of data and model, for `settings`
         self.skipped_steps = self._skipped_in_a_row = 0
         self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
@@ -136,6 +138,7 @@ class CCRKTrainer(Trainer):
             ValueError: no evaluation gives the metric for the best model.
         """
         checkpoint = agree_on_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self._runs_before += read_runs(checkpoint or "")
         self.check_metric()
         self._settings = self.settings()
         if checkpoint is not None and self._has_all_steps(Path(checkpoint)):
@@ -305,6 +308,7 @@ class CCRKTrainer(Trainer):
             self.model = copy.deepcopy(trained).merge_and_unload()  # unmerging would round the weights
         try:
             self._save_model(output_dir, state_dict)
+            write_runs(Path(output_dir or self.args.output_dir), [*self._runs_before, self._run.named(self.recipe)])
         finally:
             self.model = trained
 
@@ -544,8 +548,7 @@ class CCRKTrainer(Trainer):
         wanted = self.args.metric_for_best_model
         if wanted is None or self.args.eval_strategy == "no" or self.eval_dataset is None:
             return
-        names = self.metric_names()
-        if wanted.removeprefix("eval_") not in names:
+        if wanted.removeprefix("eval_") not in (names := self.metric_names()):
             raise ValueError(
                 f"metric_for_best_model is {wanted}, which no evaluation here gives; choose one of {', '.join(names)}"
             )
@@ -565,14 +568,14 @@ class CCRKTrainer(Trainer):
         started = time.perf_counter()
         self.accelerator.unwrap_model(self.model).eval()  # the Trainer switches back before the next step
         # Parameters that are spread over processes are gathered forward by forward: all must do the same work then.
-        spread = is_deepspeed_zero3_enabled()
+        share = Share() if is_deepspeed_zero3_enabled() else Share.of_this_process()
         with self.whole_model():
             result = evaluate_retrieval(
                 self.encoder,
                 dataset,
                 self.languages_to_evaluate(dataset),
                 batch_size=self.args.per_device_eval_batch_size,
-                share=Share() if spread else Share.of_this_process(),
+                share=share,
             )
         recall = {language: row["mean"] for language, row in result.recall().items()}
         metrics = {f"{metric_key_prefix}_recall_{language}": round(value, 2) for language, value in recall.items()}

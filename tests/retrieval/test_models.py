@@ -125,6 +125,7 @@ def test_a_name_is_no_markup(tmp_path):
         "counts": {"images": 3},
         "recall": row,
         "mrv": None,
+        "chance": row,
     }
     results["intervals"] = {"recall": {"en": {"mean": [0, 2]}}, "mean_recall": [0, 2]}
     write_models({name: results, "b": results}, folders_of_models([name, "b"], tmp_path), tmp_path, 20)

@@ -146,8 +146,13 @@ def test_rows_with_one_caption_each_are_no_1_to_k(caplog):
 
 def test_captions_that_will_be_cut_are_counted(image, text, caplog):
     encoder = SentenceTransformerEncoder(SentenceTransformerPair(join_towers(str(image), str(text))))
-    warn_of_long_captions(make_rows([[30], [2]]), encoder.inputs)
-    assert "1 of 2 captions are longer than the 16 tokens" in caplog.text
+    warn_of_long_captions(make_rows([[30], [2]], languages=("en", "de")), encoder)
+    assert "Captions longer than the model reads are cut: en 1 of 2, de 1 of 2; shorten them" in caplog.text
+    prompted = SentenceTransformerEncoder(
+        SentenceTransformerPair(join_towers(str(image), str(text), prompt="star star star "))
+    )
+    captions = ["star " * 12, "star"]
+    assert encoder.are_cut(captions) == [False, False] and prompted.are_cut(captions) == [True, False]
 
 
 @pytest.mark.parametrize("vision", [resnet, vit, vit_without_pooling, clip_vision])
