@@ -22,7 +22,8 @@ STYLE = """
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--text);
   font: 1rem/1.5 system-ui, sans-serif }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem }
-p { max-width: 44rem; margin: .4rem 0 1rem } .soft, figcaption { color: var(--soft); font-size: .9rem }
+p { max-width: 44rem; margin: .4rem 0 1rem; overflow-wrap: anywhere }
+.soft, figcaption { color: var(--soft); font-size: .9rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1.2rem 0 }
 .card { background: var(--card); border-radius: .6rem; padding: .8rem 1rem }
 .card b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums }

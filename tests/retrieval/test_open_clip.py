@@ -94,3 +94,9 @@ def test_training_refuses_it(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="open_clip:a/b can be evaluated, not trained"):
         given = ["--model_name_or_path", "open_clip:a/b", "--output_dir", tmp_path, "--use_cpu", "true"]
         call(train_retrieval, *given, monkeypatch=monkeypatch)
+
+
+def test_captions_that_are_cut_are_counted(folder):
+    encoder = load_encoder(f"open_clip:{folder}", 0, bf16=False)
+    captions = ["", "a red star", "a star " * 5, "a star " * 5 + "a", "a star " * 20]  # 12 tokens with both ends
+    assert encoder.are_cut(captions) == [False, False, False, True, True]

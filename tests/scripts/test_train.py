@@ -68,6 +68,8 @@ def test_pretrain_finetune_evaluate(recipe, tmp_path, monkeypatch, capsys):
     assert further | {"chance", "equal_images", "cut_captions", "trained_on"} == set(results) - set(contract)
     assert (results["task"], results["split"], results["k_test"]) == ("shapes", "test", 4)
     assert results["languages"] == ["en", "zh"]
+    (run,) = results["trained_on"]["runs"]  # the same images in both stages
+    assert (run["data"], run["images"], run["overlap"]) == ("shapes", 40, results["trained_on"]["images"])
     assert list(results["recall"]["zh"]) == ["IR@1", "IR@5", "IR@10", "TR@1", "TR@5", "TR@10", "mean"]
     assert results["mrv"]["languages"] == ["en", "zh"] and results["mrv"]["mean"]["std"] >= 0
     assert results["counts"]["images"] == 12 and results["counts"]["captions"] == {"en": 12, "zh": 12}

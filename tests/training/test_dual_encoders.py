@@ -179,6 +179,10 @@ def test_embeddings_in_training_are_those_of_evaluation(dual, shapes):
     assert found.temperature.item() == pytest.approx(math.exp(-model.logit_scale.item()))
 
 
+def test_captions_that_are_cut_are_counted(dual):
+    assert DualEncoder(*dual).are_cut(["star", "star " * 12, "star " * 60]) == [False, False, True]
+
+
 def test_a_missing_caption_takes_part_in_nothing(dual, shapes):
     model, own = dual
     row = shapes[0] | {"captions": {"en": shapes[0]["captions"]["en"], "de": []}}

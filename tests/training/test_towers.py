@@ -25,6 +25,7 @@ from ccrk.arguments import DataArguments, ModelArguments
 from ccrk.build import build_model
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
+from ccrk.trained_on import Run, read_runs, write_runs
 from ccrk.training import features
 from ccrk.training.captions import check_captions, warn_of_long_captions
 from ccrk.training.collator import CCRKCollator
@@ -449,6 +450,8 @@ def test_residual_projection(image, text, tmp_path):
 def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     SentenceTransformerPair(join_towers(str(image), str(text))).save(tmp_path / "towers")
+    parent = Run("photos", "train", 0.1, 3, 3, np.arange(1, 4, dtype=np.uint64))
+    write_runs(tmp_path / "towers", [parent])
     start = ["--model_name_or_path", tmp_path / "towers", "--use_peft", "true", "--lora_r", "2", "--freeze", "image"]
     options = {"cache_image_features": "true", "learning_rate": 1e-2}
     call(train_retrieval, *start, *arguments(tmp_path, **options), monkeypatch=monkeypatch)
@@ -458,6 +461,7 @@ def test_adapters_of_text_are_trained_beside_cached_pictures(image, text, tmp_pa
     assert {name for name in changed if ".image." in name} == {
         name for name in before if ".image." in name and ".linear." in name
     }
+    assert [(run.data, run.images) for run in read_runs(tmp_path / "out")] == [("photos", 3), ("shapes", 24)]
 
 
 @pytest.mark.slow

@@ -133,6 +133,7 @@ class TestBesideTheModel:
         assert [seen(run, first) for run in runs] == [16, 0] and [seen(run, second) for run in runs] == [0, 16]
         assert overlap(runs, image_digests(shapes))["images"] == 32
 
+    @pytest.mark.slow
     def test_a_run_that_is_resumed_is_there_once(self, processor, tiny_model, shapes, tmp_path):
         options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
         make_trainer(tiny_model, processor, shapes, tmp_path, **options).train()
@@ -212,6 +213,7 @@ class TestEvaluation:
         results = self.evaluate(model, photos, tmp_path, "--validation_fraction", "0.1")
         assert results["trained_on"]["images"] == 0 and "was trained on" not in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_every_model_of_a_table_and_of_a_language(self, model, photos, tmp_path, capsys):
         fresh = tmp_path / "fresh"
         shutil.copytree(model, fresh)
@@ -223,12 +225,14 @@ class TestEvaluation:
         for text in (capsys.readouterr().out, (tmp_path / "two" / "out" / "models.html").read_text()):
             assert "/model: The model was trained on" in text and "/fresh: The model" not in text
 
+    @pytest.mark.slow
     def test_what_was_not_recorded_is_told(self, model, photos, tmp_path, capsys):
         (run,) = read_runs(model)
         write_runs(model, [replace(run, images=None, sampled=0, digests=run.digests[:0])])
         self.evaluate(model, photos, tmp_path)
         assert "images that were not recorded (photos train): they may be among these" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_of_arrays_nothing_is_said(self, photos, tmp_path):
         rows = load(photos, "validation", 0.3)
         arrays = {name: np.ones((len(rows), 3)) for name in ("images", "captions_en", "captions_de")}
