@@ -6,12 +6,14 @@ for those without one, and where there is a fusion encoder for scores of pairs.
 import importlib.util
 import logging
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from tokenizers import Regex, normalizers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -20,8 +22,10 @@ from transformers import (
     AutoModel,
     AutoProcessor,
     BatchFeature,
+    GemmaTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    Siglip2Tokenizer,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import cached_file
@@ -54,6 +58,10 @@ class Encoder(Protocol):
     def fingerprint(self) -> str:
         """Changes with whatever decides what the model answers."""
 
+    @property
+    def needs_language(self) -> bool:
+        """Whether `encode_captions` must be told the captions' language."""
+
     def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
         """One forward of a batch (`ccrk.training.collator`) through the model, as it is wrapped for training."""
 
@@ -63,14 +71,55 @@ class Encoder(Protocol):
     def encode_images(self, images: list) -> dict[str, Tensor]:
         """`embeds` (B, P), L2-normalised, and what `score_pairs` needs of the images."""
 
-    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
-        """`embeds` (N, P), L2-normalised, and what `score_pairs` needs of the captions."""
+    def encode_captions(self, captions: list[str], language: str | None = None) -> dict[str, Tensor]:
+        """
+        `embeds` (N, P), L2-normalised, and what `score_pairs` needs of the captions.
+
+        Args:
+            language: of all of them, a tag such as `de`; only an encoder with `needs_language` looks at it.
+
+        Raises:
+            ValueError: such an encoder was given no language, or one that it was not trained on.
+        """
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         """By which captions of a like length are encoded together."""
 
     def are_cut(self, captions: Sequence[str]) -> list[bool]:
         """Whether each caption is longer than the model reads, so that its end is ignored."""
+
+
+def needs_language(encoder: Encoder) -> bool:
+    """Whether an encoder must be told the captions' language; one that does not say so need not."""
+    return getattr(encoder, "needs_language", False)
+
+
+def encode_captions_in(encoder: Encoder, captions: list[str], language: str | None) -> dict[str, Tensor]:
+    """`Encoder.encode_captions`, with the language where the encoder needs it."""
+    return encoder.encode_captions(captions, *([language] if needs_language(encoder) else []))
+
+
+def language_codes(tokenizer) -> list[str]:
+    """By which a tokenizer marks the language of a text: `deu_Latn` of NLLB, `de_DE` of mBART, `de` of M2M100."""
+    pattern = re.compile(r"__([a-z]{2,3})__|([a-z]{2,3}_[A-Z][A-Za-z]{1,3})")
+    return [found[1] or found[2] for token in tokenizer.all_special_tokens if (found := pattern.fullmatch(token))]
+
+
+def tokenizer_as_trained(tokenizer, model_type: str):
+    """
+    The tokenizer that does to text what the model's training did before it: SigLIP 2's training lower-cased.
+
+    transformers' `Siglip2Tokenizer` lower-cases, but checkpoints of fixed resolution, such as
+    `google/siglip2-base-patch16-224`, are `siglip` models with a `GemmaTokenizer`, which keeps case. Chinese-CLIP's
+    training wrote “ and ” as ".
+    """
+    if model_type.startswith("siglip") and isinstance(tokenizer, GemmaTokenizer):
+        settings = {name: value for name, value in tokenizer.init_kwargs.items() if name != "tokenizer_class"}
+        return Siglip2Tokenizer(tokenizer_object=tokenizer.backend_tokenizer, **settings)
+    if model_type == "chinese_clip":
+        words = tokenizer.backend_tokenizer
+        words.normalizer = normalizers.Sequence([normalizers.Replace(Regex("[“”]"), '"'), words.normalizer])
+    return tokenizer
 
 
 class PairInputs(ABC):
@@ -84,10 +133,15 @@ class PairInputs(ABC):
         max_length: tokens that a caption keeps.
 
     Raises:
-        ValueError: the tokenizer cannot pad.
+        ValueError: the tokenizer cannot pad, or marks the language of each text.
     """
 
     def __init__(self, image_processor, tokenizer, max_length: int):
+        if codes := language_codes(tokenizer):
+            raise ValueError(
+                f"its tokenizer marks the language of each text ({codes[0]}), which only models of open_clip are "
+                "told; use a text encoder whose tokenizer does not"
+            )
         if tokenizer.pad_token is None:
             raise ValueError(
                 "its tokenizer has no pad token; set one (tokenizer.pad_token = tokenizer.eos_token) and save it"
@@ -140,6 +194,9 @@ def positions_for_tokens(config: PreTrainedConfig) -> int:
     return positions
 
 
+# Tokens of a caption in the training of families whose text encoders have positions for more; docs/training.md.
+TRAINED_LENGTHS = {"align": 64, "altclip": 77, "chinese_clip": 52}
+
 # Text encoders that pool at a caption's highest token id, as OpenAI's CLIP does: where their eos_token_id is 2, which
 # its first configurations have, or always.
 POOL_AT_HIGHEST = ("clip_text_model", "clipseg_text_model", "groupvit_text_model")
@@ -181,7 +238,7 @@ def check_tokenizer(model: PreTrainedModel, inputs: PairInputs, pools_itself: bo
 class DualInputs(PairInputs):
     """
     The processor of a dual encoder of transformers. It does what each family was trained with: SigLIP pads captions to
-    their full length, without a mask.
+    their full length, without a mask, and ALIGN sees 64 tokens of one.
 
     Args:
         processor: with `image_processor` and `tokenizer`.
@@ -196,9 +253,12 @@ class DualInputs(PairInputs):
         if lacking := [part for part in parts if getattr(processor, part, None) is None]:
             raise ValueError(f"there is no {' and no '.join(lacking)}; save the model's processor beside it")
         self._processor = processor
+        processor.tokenizer = tokenizer_as_trained(processor.tokenizer, config.model_type)
         positions = positions_for_tokens(config.text_config)
         is_siglip = config.model_type.startswith("siglip")
-        max_length = positions if is_siglip else min(positions, processor.tokenizer.model_max_length)
+        max_length = min(positions, TRAINED_LENGTHS.get(config.model_type, positions))
+        if not is_siglip:
+            max_length = min(max_length, processor.tokenizer.model_max_length)
         super().__init__(processor.image_processor, processor.tokenizer, max_length)
         self.options = {"padding": True, "truncation": True, "max_length": max_length}  # of the processor
         if is_siglip:
@@ -206,7 +266,7 @@ class DualInputs(PairInputs):
 
     def pictures(self, images: list) -> BatchFeature:
         """`pixel_values`; with SigLIP 2 at native resolution masks and shapes beside them."""
-        return self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        return BatchFeature(self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt"))
 
     def captions(self, captions: list[str]) -> BatchFeature:
         """`input_ids` (N, L), and `attention_mask` where the model takes one."""
@@ -227,11 +287,17 @@ def input_size(image_processor) -> int:
 
 def check_is_dual_encoder(kind: type, source: str) -> None:
     """Raises ValueError, with the source's name, for a class of models that has not got two towers."""
-    if not hasattr(kind, "get_image_features") or not hasattr(kind, "get_text_features"):
+    if not hasattr(kind, "get_image_features") or not hasattr(kind, "get_text_features") or _is_other(kind):
         raise ValueError(
             f"{source} is a {kind.__name__}, which embeds no images and captions; give a CCRK checkpoint, a dual "
             "encoder such as CLIP or SigLIP, or an .npz of embeddings or scores"
         )
+
+
+def _is_other(kind: type) -> bool:
+    """Whether a class has a dual encoder's methods, but no vector for each image and caption in one space."""
+    # FLAVA's features are of every token; BLIP-2's of text are a language model's.
+    return kind.config_class.model_type in ("flava", "blip-2")
 
 
 TAKES = {"image": "pixel_values", "text": "input_ids"}
@@ -265,6 +331,7 @@ class DualEncoder:
     """
 
     k_test = 0
+    needs_language = False
 
     def __init__(self, model: PreTrainedModel, processor):
         check_is_dual_encoder(type(model), "the model")
@@ -362,7 +429,7 @@ class DualEncoder:
         return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}
 
     @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+    def encode_captions(self, captions: list[str], language: str | None = None) -> dict[str, Tensor]:
         """`embeds` (N, dimension), L2-normalised."""
         features = self.model.get_text_features(**self.inputs.captions(captions).to(self.model.device))
         return {"embeds": F.normalize(features.pooler_output.float(), dim=-1)}

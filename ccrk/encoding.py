@@ -40,6 +40,8 @@ class CCRKEncoder:
         k_test: candidates re-scored per query; 0 ranks by cosine alone. More than there are means all.
     """
 
+    needs_language = False
+
     def __init__(self, model: CCRKPairModel, processor: CCRKProcessor, k_test: int = 128):
         self.model = model
         self.processor = self.inputs = processor
@@ -71,7 +73,7 @@ class CCRKEncoder:
         return {"embeds": outputs.image_embeds} | ({"states": outputs.image_states} if self.k_test else {})
 
     @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+    def encode_captions(self, captions: list[str], language: str | None = None) -> dict[str, Tensor]:
         """
         `embeds` (N, projection_dim), L2-normalised; to re-score, `lengths` (N,) and `tokens` (sum of lengths,
         hidden_size) as well, which have the first fusion layer's self-attention behind them.

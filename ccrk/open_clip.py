@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
+from open_clip.utils import to_2tuple
 from torch import Tensor
 
-from ccrk.encoders import OPEN_CLIP, weights_fingerprint
+from ccrk.encoders import OPEN_CLIP, language_codes, weights_fingerprint
+from data_scripts.captions import language_code
 from data_scripts.cli import one_line
 
 FOLDER = "local-dir:"  # what open_clip's names of folders begin with
@@ -29,6 +33,12 @@ class OpenClipEncoder:
 
     def __init__(self, model: torch.nn.Module, transform, tokenizer, name: str, dtype: torch.dtype = torch.float32):
         self.model, self.transform, self.tokenizer, self.name, self.dtype = model, transform, tokenizer, name, dtype
+        self.languages = language_codes(tokenizer.tokenizer) if isinstance(tokenizer, HFTokenizer) else []
+        if self.languages and not hasattr(tokenizer.tokenizer, "src_lang"):
+            raise ValueError(
+                f"its tokenizer has language codes ({self.languages[0]}), and cannot be told the language as a "
+                f"{type(tokenizer.tokenizer).__name__}; set tokenizer_class in its tokenizer_config.json"
+            )
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "OpenClipEncoder":
@@ -50,6 +60,17 @@ class OpenClipEncoder:
         name = "" if self.name.startswith(FOLDER) else self.name  # wherever it lies
         tokenizer = f"{type(self.tokenizer).__name__} of {name}"
         return weights_fingerprint(self.model.state_dict(), str(self.transform), tokenizer)
+
+    @property
+    def inputs(self) -> SimpleNamespace:
+        """Says how large the model's pictures are, in pixels (`ccrk.encoders.input_size`)."""
+        height, width = to_2tuple(self.model.visual.image_size)
+        return SimpleNamespace(image_processor=SimpleNamespace(size={"shortest_edge": max(height, width)}))
+
+    @property
+    def needs_language(self) -> bool:
+        """NLLB's tokenizer begins each text with its language; without one it takes all for English."""
+        return bool(self.languages)
 
     @property
     def device(self) -> torch.device:
@@ -74,10 +95,35 @@ class OpenClipEncoder:
         return {"embeds": self.model.encode_image(pictures, normalize=True).float()}
 
     @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
-        """`embeds` (N, dimension), L2-normalised."""
+    def encode_captions(self, captions: list[str], language: str | None = None) -> dict[str, Tensor]:
+        """
+        `embeds` (N, dimension), L2-normalised.
+
+        Args:
+            language: of all captions; see `Encoder`.
+
+        Raises:
+            ValueError: the model needs a language, and there is none, or it does not know this one.
+        """
+        if self.needs_language:
+            # transformers 5 overwrites what open_clip's own `set_language` sets.
+            self.tokenizer.tokenizer.src_lang = self.code_of(language)
         tokens = self.tokenizer(captions).to(self.device)
         return {"embeds": self.model.encode_text(tokens, normalize=True).float()}
+
+    def code_of(self, language: str | None) -> str:
+        """The model's own code of a language; ValueError as above."""
+        if language is None:
+            raise ValueError(
+                f"{OPEN_CLIP}{self.name.removeprefix(FOLDER)} must be told the language of a text; "
+                "give --language, such as de"
+            )
+        if (code := language_code(language, self.languages)) is None:
+            raise ValueError(
+                f"{OPEN_CLIP}{self.name.removeprefix(FOLDER)} does not know the language {language!r}; give one of "
+                f"its {len(self.languages)} codes, such as {self.languages[0]}, or remove that language"
+            )
+        return code
 
 
 def check_name(name_or_path: str) -> tuple[str, str | None]:

@@ -69,7 +69,7 @@ def find_suspects(dataset: datasets.Dataset, model: str, bf16: bool = False) -> 
     embeds, captions = [], []
     for language in dataset.features["captions"]:
         found = usable_captions(dataset, language)
-        embeds.append(encode_captions(encoder, found.texts).embeds)
+        embeds.append(encode_captions(encoder, found.texts, language).embeds)
         captions += [(language, text, row) for text, row in zip(found.texts, found.rows.tolist(), strict=True)]
     rows = torch.tensor([row for *_, row in captions])
     alike = likeness(torch.cat(embeds), rows).numpy()

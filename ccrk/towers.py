@@ -23,7 +23,15 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
-from ccrk.encoders import TAKES, Embeddings, PairInputs, check_tokenizer, has_modules, positions_for_tokens
+from ccrk.encoders import (
+    TAKES,
+    Embeddings,
+    PairInputs,
+    check_tokenizer,
+    has_modules,
+    positions_for_tokens,
+    tokenizer_as_trained,
+)
 from ccrk.encoding import tokenizer_settings, weights_fingerprint
 from data_scripts.cli import mistake, one_line
 from data_scripts.files import open_model, open_pretrained, without_warnings
@@ -121,7 +129,10 @@ class SentenceTransformerInputs(PairInputs):
         self._model = pair.model
         self.prompt = pair.model.prompts.get(pair.model.default_prompt_name)
         processor = pair.path("image")[0].processor
-        tokenizer = pair.path("text")[0].tokenizer
+        text = pair.path("text")[0]
+        tokenizer = tokenizer_as_trained(text.tokenizer, text.config.model_type)
+        if tokenizer is not text.tokenizer:
+            text.processor.tokenizer = tokenizer
         super().__init__(getattr(processor, "image_processor", processor), tokenizer, tokenizer.model_max_length)
 
     @property
@@ -159,6 +170,7 @@ class SentenceTransformerEncoder:
     """
 
     k_test = 0
+    needs_language = False
 
     def __init__(self, model: SentenceTransformerPair):
         self.model, self.inputs = model, SentenceTransformerInputs(model)
@@ -233,7 +245,7 @@ class SentenceTransformerEncoder:
         return {"embeds": self._encode("image", self.inputs.pictures(images))}
 
     @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> dict[str, Tensor]:
+    def encode_captions(self, captions: list[str], language: str | None = None) -> dict[str, Tensor]:
         """`embeds` (N, dimension), L2-normalised."""
         return {"embeds": self._encode("text", self.inputs.captions(captions))}
 

@@ -32,6 +32,10 @@ sr srp scc serbian | su sun sundanese | sv swe swedish | sw swa swh swahili | ta
 th tha thai | tl tgl fil tagalog filipino | tr tur turkish | uk ukr ua ukrainian | ur urd urdu
 uz uzb uzn uzbek | vi vie vn vietnamese | wo wol wolof | xh xho xhosa | yi yid ydd ji yiddish | yo yor yoruba
 zh zho chi cmn yue cn chinese mandarin cantonese | zu zul zulu
+ak aka | as asm | ay aym ayr | ba bak | bm bam | bo bod tib | dz dzo | ee ewe | eo epo | ff ful fuv | fj fij | fo fao
+gd gla | gn grn | kg kon | ki kik | ks kas | ku kur kmr | ky kir | lg lug | li lim | mi mri mao | mt mlt | ny nya
+oc oci | om orm gaz | qu que quy quz | rn run | rw kin | sa san | sc srd | sg sag | sm smo | sn sna | ss ssw | st sot
+tg tgk | ti tir | tk tuk | tn tsn | ts tso | tt tat | tw twi | ug uig
 """
 _CODE_OF = {alias: code for code, *aliases in map(str.split, re.split(r"[|\n]", _CODES.strip())) for alias in aliases}
 
@@ -90,6 +94,36 @@ def _primary(tag: str) -> str:
     # A longer word that is no language stands before the tag proper: `caption_en`.
     language = next((part for part in parts if part in _CODE_OF or len(part) <= 3), parts[0] if parts else tag)
     return _CODE_OF.get(language, language)
+
+
+# Of languages that have several codes: what a tag without a script means.
+_MEANT = {"no": "nob", "nor": "nob", "nb": "nob", "norwegian": "nob", "nn": "nno", "cantonese": "yue"}
+_TRADITIONAL = {"tw", "hk", "mo"}  # regions
+
+
+def language_code(language: str, codes: Iterable[str]) -> str | None:
+    """
+    Which of a model's codes, such as `deu_Latn`, `de_DE` or `de`, means a language; None where none does.
+
+    Args:
+        language: a tag such as `de`, `zh-TW`, `deu`, or one of the codes. A code in another script does not mean it.
+    """
+    codes = list(codes)
+    if language in codes:
+        return language
+    parts = re.split("[-_]", language.lower())
+    parts[0] = _MEANT.get(parts[0], parts[0])
+    if _primary(language) == "zh" and parts[0] != "yue":
+        scripts = {"hans", "hant"} & {*parts} or {"hant" if _TRADITIONAL & {*parts} else "hans"}
+        parts = ["zho", *scripts, *parts[1:]]
+    script = next((part for part in parts[1:] if len(part) == 4 and part.isalpha()), None)
+    best, most = None, -1
+    for code in codes:
+        own = code.lower().split("_")
+        is_other_script = script and len(own[-1]) == 4 and own[-1] != script
+        if _primary(code) == _primary(language) and not is_other_script and len({*own} & {*parts}) > most:
+            best, most = code, len({*own} & {*parts})
+    return best
 
 
 def close_tags(languages: Iterable[str], tags: Iterable[str]) -> str:

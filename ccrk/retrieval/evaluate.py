@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ccrk.encoders import Encoder, kind_of_encoder, load_encoder
+from ccrk.encoders import Encoder, encode_captions_in, kind_of_encoder, load_encoder, needs_language
 from ccrk.encoding import EncodedCaptions
 from ccrk.processes import Share, process_state, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
@@ -88,19 +88,25 @@ def evaluate_retrieval(
         image_numbers: (rows,), equal for rows that show one image; by default rows with equal `image_id` do.
     """
     texts = {language: usable_captions(dataset, language, image_numbers) for language in languages}
+    if needs_language(encoder):
+        for language, found in texts.items():  # one that the model does not know is refused before hours are spent
+            encoder.encode_captions(found.texts[:1], language)
     images = encode_images(encoder, dataset, batch_size, share, cache_dir)
     result, folds = RetrievalResult(), folds or {}
     for language, found in texts.items():
         if found.left_out:
             logger.warning("%s: %d captions left out, empty after normalisation", language, found.left_out)
-        captions = encode_captions(encoder, prompted(found.texts, caption_template), share, cache_dir)
+        captions = encode_captions(encoder, prompted(found.texts, caption_template), language, share, cache_dir)
         score = partial(score_pairs, encoder, images, captions, share) if encoder.k_test else None
         number = folds.get(language, 0)
         similarity = by_cosine(images.embeds, captions.embeds)
         result.add(language, found, rank_language(found, similarity, encoder.k_test, score, number, share), number)
     if takes_time and share.count == 1:
-        turns = itertools.chain.from_iterable(zip(*(found.texts for found in texts.values()), strict=False))
-        queries = prompted(list(turns), caption_template)
+        by_language = [
+            [(caption, language) for caption in prompted(found.texts[: TIMED_QUERIES + 1], caption_template)]
+            for language, found in texts.items()
+        ]
+        queries = list(itertools.chain.from_iterable(zip(*by_language, strict=False)))
         result.milliseconds_per_query = milliseconds_per_query(encoder, images, queries)
     return result
 
@@ -110,15 +116,16 @@ def prompted(captions: Sequence[str], template: str) -> list[str]:
     return [template.replace("{}", caption) for caption in captions]
 
 
-def milliseconds_per_query(encoder: Encoder, images: EncodedImages, captions: Sequence[str]) -> float:
+def milliseconds_per_query(encoder: Encoder, images: EncodedImages, captions: Sequence[tuple[str, str]]) -> float:
     """
     The median time from one caption to the order of all images, as a search would take it: encoding, cosines, and
-    re-scoring where there is a fusion encoder. Of the first `TIMED_QUERIES` captions, after one that is not timed.
+    re-scoring where there is a fusion encoder. Of the first `TIMED_QUERIES` captions, each with its language, after
+    one that is not timed.
     """
     seconds = []
-    for caption in captions[: TIMED_QUERIES + 1]:
+    for caption, language in captions[: TIMED_QUERIES + 1]:
         started = time.perf_counter()
-        query = encode_captions(encoder, [caption])
+        query = encode_captions(encoder, [caption], language)
         best = (images.embeds @ query.embeds[0]).argsort(descending=True)
         if encoder.k_test:
             rows = np.sort(best[: encoder.k_test].numpy())
@@ -242,16 +249,25 @@ def encode_images(
 
 
 def encode_captions(
-    encoder: Encoder, captions: Sequence[str], share: Share = Share(), cache_dir: Path | None = None
+    encoder: Encoder,
+    captions: Sequence[str],
+    language: str | None = None,
+    share: Share = Share(),
+    cache_dir: Path | None = None,
 ) -> EncodedCaptions:
-    """Encodes captions, none of them empty; those of a like length go together, so little padding is computed."""
+    """Encodes captions, none of them empty; those of a like length go together, so little padding is computed.
+
+    Args:
+        language: of all captions, where the encoder needs it.
+        others: see `evaluate_retrieval`.
+    """
     order = np.argsort(encoder.caption_lengths(captions), kind="stable")
-    digest = hashlib.blake2b("\0".join(captions).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b("\0".join([language or "", *captions]).encode(), digest_size=8).hexdigest()
     blocks = {}
     for start in progress(share.of(range(0, len(order), CAPTIONS_PER_BLOCK)), "encoding captions"):
         texts = [captions[i] for i in order[start : start + CAPTIONS_PER_BLOCK]]
         path = cache_dir and cache_dir / f"captions-{digest}-{start:07}.safetensors"
-        blocks[start] = _cached(path, lambda texts=texts: encoder.encode_captions(texts))
+        blocks[start] = _cached(path, lambda texts=texts: encode_captions_in(encoder, texts, language))
     blocks = share.gather(blocks).values()
     position = torch.from_numpy(np.argsort(order))  # of each caption in the order of encoding
     embeds = torch.cat([block["embeds"] for block in blocks]).float()[position]

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 
 import data_scripts
+from ccrk.encoders import needs_language
 from ccrk.search.calibrate import ERROR, calibrate, find_threshold
 from ccrk.search.consistency import format_results, measure, write_results
 from ccrk.search.export import PACKAGES, export
@@ -120,7 +121,10 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", help="look only below this folder of the source")
     parser.add_argument("--since", metavar="DATE", help="look only among files changed from 2024-05-31 on, say")
     parser.add_argument("--until", metavar="DATE", help="and not after this date")
-    parser.add_argument("--language", help="of the queries: marks what is likely, in an index that was calibrated")
+    parser.add_argument(
+        "--language",
+        help="of the queries: marks what is likely in an index that was calibrated; some models need it (NLLB-CLIP)",
+    )
     parser.add_argument("--model", help="where the index's model is now")
     parser.add_argument("--json", action="store_true", help="a JSON object for each query, as in a pipe")
     parser.set_defaults(run=run_query)
@@ -133,14 +137,19 @@ def run_query(arguments: argparse.Namespace) -> None:
     ))  # fmt: skip
     index = PictureIndex(arguments.index, arguments.model)
     least = None
-    if arguments.language:
-        if arguments.rerank:
-            raise ValueError("the thresholds of --language are of cosine scores; leave out --rerank")
-        least = find_threshold(index.store.thresholds(), arguments.language)
+    if arguments.language and arguments.rerank:
+        raise ValueError("the thresholds of --language are of cosine scores; leave out --rerank")
     getattr(index, "reranker" if arguments.rerank else "encoder")  # is opened before the clock starts
+    if arguments.language:
+        thresholds = index.store.thresholds()
+        if arguments.language in thresholds or not needs_language(index.encoder):
+            least = find_threshold(thresholds, arguments.language)
     as_json = arguments.json or not sys.stdout.isatty()
     for text, query in zip(arguments.queries, queries, strict=True):
         started = time.perf_counter()
+        found = index.search(
+            query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract, language=arguments.language
+        )
         found = index.search(query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract)
         if not found and chosen.folder and not (folders := index.store.folders()) & {chosen.folder}:
             near = did_you_mean(chosen.folder, folders)

@@ -99,7 +99,7 @@ def calibrate(index: PictureIndex, known: Path | datasets.Dataset, error: float 
         raise ValueError(f"no picture of {name} is in {index.location}; a path is what a query prints")
     thresholds = {}
     for language, queries in texts.items():
-        embeds = encode_captions(index.encoder, queries).embeds
+        embeds = encode_captions(index.encoder, queries, language).embeds
         scores = (embeds * vectors[rows[language]]).sum(dim=1).tolist()
         try:
             thresholds[language] = threshold(scores, error) - ROUNDING

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
+from ccrk.encoders import Encoder, needs_language
 from ccrk.processes import progress
 from ccrk.retrieval.evaluate import encode_captions
 from ccrk.search.index import PictureIndex
@@ -86,18 +88,30 @@ def compare(one: Ranking, other: Ranking) -> tuple[float, float, float]:
     )
 
 
+def encode_queries(encoder: Encoder, languages: Sequence[str], queries: Queries) -> dict[tuple[str, str], Tensor]:
+    """The vector (P,) of each language's queries; equal texts are encoded once, where the language is not needed."""
+    groups = [[language] for language in languages] if needs_language(encoder) else [list(languages)]
+    vectors = {}
+    for group in groups:
+        texts = sorted({row[language] for row in queries for language in group if language in row})
+        if texts:
+            own = dict(zip(texts, encode_captions(encoder, texts, group[0]).embeds, strict=True))
+            vectors |= {(language, text): vector for language in group for text, vector in own.items()}
+    return vectors
+
+
 def measure(index: PictureIndex, languages: Sequence[str], queries: Queries, pivot: str) -> dict:
     """How alike the languages search; the content of results.json, see docs/search.md."""
     index.refresh()
     pictures = index.contents[0]
-    texts = sorted({text for row in queries for text in row.values()})
-    vectors = dict(zip(texts, encode_captions(index.encoder, texts).embeds, strict=True))
+    vectors = encode_queries(index.encoder, languages, queries)
     pairs = {pair: np.full((len(queries), len(MEASURES)), np.nan) for pair in combinations(languages, 2)}
     spreads = np.full(len(queries), np.nan)
     tops: list[dict[str, list[int]]] = []
     for number in progress(range(len(queries)), "comparing languages"):
         rankings = {
-            language: Ranking.of(index.scores(vectors[text]).numpy()) for language, text in queries[number].items()
+            language: Ranking.of(index.scores(vectors[language, text]).numpy())
+            for language, text in queries[number].items()
         }
         tops.append({language: ranking.order[:TOP].tolist() for language, ranking in rankings.items()})
         for pair in combinations(rankings, 2):

@@ -164,13 +164,14 @@ class PictureIndex:
             query: text, or a picture: a `pathlib.Path`, the bytes of a file, a PIL image.
             rerank: so many candidates, `k` at least, are scored again by the model's fusion encoder.
             chosen: which pictures to look among.
-            others: `add` and `subtract`, further queries; see `ccrk.search.query.combine`.
+            others: `add` and `subtract`, further queries, and the `language` of texts where the model needs it; see
+                `ccrk.search.query.combine`.
 
         Raises:
             ValueError: the query holds nothing, or `rerank` is asked for where there are no words to score by, or of
                 a model without a fusion encoder.
         """
-        if rerank and not (isinstance(query, str) and not any(others.values())):
+        if rerank and not (isinstance(query, str) and not any(others.get(name) for name in ("add", "subtract"))):
             raise ValueError(
                 "re-ranking compares pictures with one text; leave it out for pictures, sums and differences"
             )

@@ -6,7 +6,7 @@ import numpy as np
 from lancedb.embeddings import EmbeddingFunction, register
 from pydantic import PrivateAttr
 
-from ccrk.encoders import Encoder, load_encoder
+from ccrk.encoders import Encoder, encode_captions_in, load_encoder
 from ccrk.search.query import Query, as_query, check_text
 from data_scripts.images import read_image
 
@@ -21,10 +21,12 @@ class CCRKEmbeddings(EmbeddingFunction):
     Args:
         name: folder or Hub id of a CCRK or a dual encoder.
         batch_size: pictures or texts encoded at a time.
+        language: of all texts, where the model needs it.
     """
 
     name: str
     batch_size: int = 64
+    language: str | None = None
     max_retries: int = 0  # nothing here gets better by waiting
     _encoder: Encoder | None = PrivateAttr(default=None)
 
@@ -55,7 +57,8 @@ class CCRKEmbeddings(EmbeddingFunction):
             for start in range(0, len(numbers), self.batch_size):
                 batch = numbers[start : start + self.batch_size]
                 if is_text:
-                    encoded = self.encoder.encode_captions([check_text(queries[number]) for number in batch])
+                    texts = [check_text(queries[number]) for number in batch]
+                    encoded = encode_captions_in(self.encoder, texts, self.language)
                 else:
                     encoded = self.encoder.encode_images([read_image(queries[number]) for number in batch])
                 for number, vector in zip(batch, encoded["embeds"].float().cpu().numpy(), strict=True):

@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 
+from ccrk.encoders import needs_language
 from ccrk.search.consistency import DEPTH, fused
 from ccrk.search.index import PictureIndex
 from ccrk.search.query import Found
@@ -43,10 +44,15 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         if wrong := [query for query in queries if not is_usable(query)]:
             yield _message(f"There are no words in {wrong[0]!r}.")
             return
+        if needs_language(index.encoder) and (not language or len(queries) > 1):
+            yield _message(
+                "This model must be told the language of each query: use query --language, or /api/search?language="
+            )
+            return
         k = min(int(k), MAX_K)
         for depth in (0, max(k, DEPTH)) if rerank and index.can_rerank else (0,):
             with app.state.lock:
-                found = [index.search(query, max(k, DEPTH), depth) for query in queries]
+                found = [index.search(query, max(k, DEPTH), depth, language=language) for query in queries]
             if len(queries) == 1:
                 yield one_column(queries[0], found[0][:k], None if depth else thresholds.get(language))
             else:

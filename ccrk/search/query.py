@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ccrk.encoders import Encoder
+from ccrk.encoders import Encoder, encode_captions_in
 from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from ccrk.search.pictures import within_range
 from data_scripts.captions import is_usable
@@ -141,24 +141,38 @@ def check_text(text: str) -> str:
     return text
 
 
-def embed(encoder: Encoder, query: Query) -> Tensor:
-    """The vector of a text or a picture, (P,), L2-normalised. ValueError where it holds nothing, or is none."""
+def embed(encoder: Encoder, query: Query, language: str | None = None) -> Tensor:
+    """
+    The vector of a text or a picture, (P,), L2-normalised.
+
+    Raises:
+        ValueError: it holds nothing, or is none; or the encoder must be told the language of a text, see `Encoder`.
+    """
     if isinstance(query, str):
-        return encoder.encode_captions([check_text(query)])["embeds"][0].float().cpu()
+        return encode_captions_in(encoder, [check_text(query)], language)["embeds"][0].float().cpu()
     return encoder.encode_images([read_image(query)])["embeds"][0].float().cpu()
 
 
-def combine(encoder: Encoder, query: Query, add: Sequence[Query] = (), subtract: Sequence[Query] = ()) -> Tensor:
+def combine(
+    encoder: Encoder,
+    query: Query,
+    add: Sequence[Query] = (),
+    subtract: Sequence[Query] = (),
+    language: str | None = None,
+) -> Tensor:
     """The vector of a query, others added to it and subtracted from it; (P,), L2-normalised.
+
+    Args:
+        language: of all texts, where the encoder needs it.
 
     Raises:
         ValueError: as `embed`; or nothing is left of them.
     """
-    vector = embed(encoder, query)
+    vector = embed(encoder, query, language)
     for other in add:
-        vector = vector + embed(encoder, other)
+        vector = vector + embed(encoder, other, language)
     for other in subtract:
-        vector = vector - embed(encoder, other)
+        vector = vector - embed(encoder, other, language)
     length = vector.norm()
     if not torch.isfinite(length):
         raise ValueError("the embedding of the query is not finite; look for the overflow in the model, or use fp32")

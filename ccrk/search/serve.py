@@ -102,11 +102,12 @@ def make_app(index: PictureIndex, token: str | None = None, hosts: list[str] | N
         folder: Annotated[str | None, Query(max_length=MAX_TEXT)] = None,
         since: Annotated[str | None, Query(max_length=40)] = None,
         until: Annotated[str | None, Query(max_length=40)] = None,
+        language: Annotated[str | None, Query(max_length=40)] = None,
     ) -> dict:
         started = time.perf_counter()
         try:
             with lock:
-                found = index.search(q, k, rerank, Filter.of(folder, since, until))
+                found = index.search(q, k, rerank, Filter.of(folder, since, until), language=language)
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
         results = [
