@@ -150,7 +150,6 @@ def run_query(arguments: argparse.Namespace) -> None:
         found = index.search(
             query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract, language=arguments.language
         )
-        found = index.search(query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract)
         if not found and chosen.folder and not (folders := index.store.folders()) & {chosen.folder}:
             near = did_you_mean(chosen.folder, folders)
             logger.warning("the index has no folder %s%s", chosen.folder, near)

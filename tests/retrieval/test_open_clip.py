@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import unicodedata
 
+import families
 import pytest
 import torch
 from builders import write_json
@@ -16,6 +18,7 @@ import eval_mrv
 import train_retrieval
 from ccrk.encoders import load_encoder
 from ccrk.retrieval.evaluate import check_model
+from ccrk.search.index import PictureIndex
 
 CONFIG = {
     "embed_dim": 8,
@@ -100,3 +103,40 @@ def test_captions_that_are_cut_are_counted(folder):
     encoder = load_encoder(f"open_clip:{folder}", 0, bf16=False)
     captions = ["", "a red star", "a star " * 5, "a star " * 5 + "a", "a star " * 20]  # 12 tokens with both ends
     assert encoder.are_cut(captions) == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("clean", "is_lower_cased", "has_no_punctuation"),
+    [("lower", True, False), ("whitespace", False, False), ("canonicalize", True, True)],
+)
+def test_text_is_cleaned_as_the_configuration_says(clean, is_lower_cased, has_no_punctuation, folder):
+    families.gemma_words(folder)
+    text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "own", "tokenizer_kwargs": {"clean": clean}}
+    write_json(folder / "open_clip_config.json", {"model_cfg": CONFIG | {"text_cfg": text}, "preprocess_cfg": {}})
+    encoder = load_encoder(f"open_clip:{folder}", 0, bf16=False)
+    assert not encoder.needs_language
+
+    def is_same(one: str, other: str) -> bool:
+        return torch.equal(*encoder.tokenizer([one, other]))
+
+    assert is_same("Ein Hund", "ein hund") is is_lower_cased and is_same("ein hund!", "ein hund") is has_no_punctuation
+    assert is_same(" ein\thund ", "ein hund") and is_same(unicodedata.normalize("NFD", "café"), "café")
+    assert is_same("a &amp; b", "a & b") and encoder.tokenizer(["ein hund " * 30])[0, -1] == 1  # <eos>
+
+
+def test_the_tokenizer_of_clip_lower_cases_and_composes(folder):
+    encoder = load_encoder(f"open_clip:{folder}", 0, bf16=False)
+    for one in ("ÜBER  Café\n", unicodedata.normalize("NFD", "über café"), "über caf&eacute;"):
+        assert torch.equal(*encoder.tokenizer([one, "über café"])), one
+    tokens = encoder.tokenizer(["ein Hund " * 30])
+    assert tokens.shape == (1, 12) and tokens[0, -1] == encoder.tokenizer.eot_token_id
+
+
+def test_it_searches(folder, tmp_path):
+    Image.effect_noise((40, 40), 60).convert("RGB").save(tmp_path / "noise.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "noise.png").rename(tmp_path / "photos" / "noise.png")
+    index = PictureIndex(tmp_path / "photos.index", f"open_clip:{folder}")
+    index.update(tmp_path / "photos")
+    assert [found.path for found in index.search("a red star")] == ["noise.png"]
+    assert PictureIndex(tmp_path / "photos.index").search("a red star", language="de")  # which it does without
