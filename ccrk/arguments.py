@@ -1,20 +1,22 @@
 """What a recipe (a YAML file and the command line) says of data, model and training."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 import data_scripts
 from ccrk import CCRKConfig
 from ccrk.training.arguments import AT_LEAST_1, BELOW_1, UP_TO_1, CCRKTrainingArguments, check_ranges
-from data_scripts.cli import mistake, one_line
+from data_scripts.cli import did_you_mean, did_you_mean_path, mistake, one_line
 from data_scripts.options import DATASETS
 from data_scripts.problems import MAX_BAD_FRACTION
 from data_scripts.text import json_object, read_text
@@ -264,6 +266,39 @@ def recipe_file(name: str) -> Path:
     return next(path for path in (package.parent / "configs" / name, package / "configs" / name) if path.exists())
 
 
+def _check_recipe(path: Path) -> None:
+    """ValueError where there is no such recipe: with the nearest one of its folder or of those that come along."""
+    if path.exists():
+        return
+    shipped = [os.path.relpath(recipe) for recipe in recipe_file("shapes_finetune.yaml").parent.glob("*.yaml")]
+    nearest = did_you_mean_path(path) or did_you_mean(str(path), shipped)
+    raise ValueError(f"there is no recipe {path}{nearest or '; name a YAML file'}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(message)
+
+
+def _named(action: argparse.Action) -> Callable[[str], Any]:
+    """The action's type function, whose error names the nearest of the values that the action takes."""
+    convert = action.type or str
+    known = {str(value): value for value in action.choices or (("true", "false") if convert is string_to_bool else ())}
+
+    def convert_or_suggest(text: Any) -> Any:
+        if action.choices and str(text) not in known:
+            raise argparse.ArgumentTypeError(
+                f"{str(text)!r} is not one of {', '.join(known)}{did_you_mean(str(text), known)}"
+            )
+        try:
+            return convert(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(
+                f"{str(error).rstrip('.')}{did_you_mean(str(text).lower(), known)}"
+            ) from error
+
+    return convert_or_suggest
+
+
 def parse_recipe(
     description: str, default_recipe: Path, argv: Sequence[str] | None = None, **defaults
 ) -> tuple[DataArguments, ModelArguments, CCRKTrainingArguments]:
@@ -288,9 +323,12 @@ def parse_recipe(
         "transformers.TrainingArguments works too, or is refused; see --help_all.",
         allow_abbrev=False,
     )
+    parser.error = _refuse
     for action in parser._actions:
         if action.type is dict or action.dest.endswith("_kwargs"):
             action.type = json_object
+        elif action.choices or action.type is string_to_bool:
+            action.type = _named(action)
     if "--help_all" in argv:
         argv = ["--help"]
     else:
@@ -300,15 +338,17 @@ def parse_recipe(
             if action.dest not in own | SHOWN_TRAINING_ARGUMENTS | {"help"}:
                 action.help = argparse.SUPPRESS
     recipe = default_recipe if not argv else None
-    if argv and argv[0].endswith((".yaml", ".yml")):
+    if argv and not argv[0].startswith("-"):
         recipe = Path(argv.pop(0))
+        _check_recipe(recipe)
     values = dict(defaults)
     if recipe is not None:
         values |= read_yaml(recipe)
     # The first of each: with a second one, --no_…, some are switched off.
     known = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     if unknown := sorted(str(name) for name in values if name not in known):
-        raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}; --help_all lists those that exist")
+        nearest = did_you_mean(unknown[0], known) or "; --help_all lists those that exist"
+        raise ValueError(f"{recipe}: unknown argument {', '.join(unknown)}{nearest}")
     kinds = {name: kind for part in parser.dataclass_types for name, kind in get_type_hints(part).items()}
     for name, value in values.items():
         _check_value(recipe, known[name], kinds[name], value)
@@ -326,14 +366,21 @@ def parse_recipe(
     except Exception as error:  # there is no end to what values raise that transformers looks at
         raise ValueError(f"{source}: {one_line(mistake(error))}") from error
     if unknown:
-        raise ValueError(f"the command line: unknown argument {unknown[0]}; --help_all lists those that exist")
+        if not unknown[0].startswith("-"):
+            raise ValueError(f"the command line: {unknown[0]} belongs to no option; a recipe comes first")
+        nearest = did_you_mean(unknown[0].lstrip("-").partition("=")[0], known).replace("'", "'--", 1)
+        raise ValueError(
+            f"the command line: unknown argument {unknown[0]}{nearest or '; --help_all lists those that exist'}"
+        )
     return data, model, arguments
 
 
 def _check_value(recipe: Path | None, action: argparse.Action, kind: Any, value: Any) -> None:
     """ValueError where a recipe's value is none that the argument takes: argparse looks at the command line alone."""
     if action.choices and value not in (*action.choices, action.default):
-        raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(map(str, action.choices))}")
+        choices = list(map(str, action.choices))
+        nearest = did_you_mean(str(value), choices)
+        raise ValueError(f"{recipe}: {action.dest} is {value!r}; choose one of {', '.join(choices)}{nearest}")
     if isinstance(value, str) and value != action.default and action.type is not None:
         try:
             value = action.type(value)

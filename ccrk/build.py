@@ -40,6 +40,7 @@ from ccrk.encoders import (
     make_encoder,
     sentence_transformer_encoder,
 )
+from ccrk.processes import check_processes
 from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.captions import check_agreement, check_captions, warn_of_long_captions
@@ -424,6 +425,7 @@ def build_trainer(
             caption per image and step.
     """
     transformers.set_seed(arguments.seed)
+    check_processes(arguments)
     if arguments.should_save:
         check_output_folder(Path(arguments.output_dir))
     kind = kind_of_model(model_arguments, head)

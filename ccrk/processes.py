@@ -1,5 +1,6 @@
 """Rank, world and gather: what one process of several does, and what all of them found."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,42 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from tqdm.auto import tqdm
+from transformers import TrainingArguments
+
+# Where launchers say how many processes they have started: torchrun, accelerate and DeepSpeed; Open MPI; MPICH and
+# Intel MPI; MVAPICH2; srun. SLURM_NTASKS is not among them: an allocation has it before anything is started.
+STARTED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 def process_state() -> PartialState:
     """Rank, number and device of the processes that torchrun or accelerate started; without an accelerator on CPUs."""
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def check_processes(arguments: TrainingArguments) -> None:
+    """
+    Checks that the processes that were started train one model together, each on one GPU or on CPUs.
+
+    Raises:
+        ValueError: a launcher started several, of which each would train the same model by itself; or one process
+            sees several GPUs.
+    """
+    if arguments.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {arguments.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or set "
+            "CUDA_VISIBLE_DEVICES to one of them"
+        )
+    if arguments.world_size > 1:
+        return
+    for name in STARTED:
+        if (value := os.environ.get(name, "")).isdigit() and int(value) > 1:
+            reason = f"{value} processes were started ({name}), and each would train the same model by itself"
+            if "LOCAL_RANK" in os.environ:
+                raise ValueError(
+                    f"{reason}, since no GPU is visible; make the GPUs visible, set use_cpu to true to train on CPUs, "
+                    "or start one process"
+                )
+            raise ValueError(f"{reason}; start them with torchrun or accelerate launch, or start one and unset {name}")
 
 
 @dataclass(frozen=True)

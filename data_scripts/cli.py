@@ -2,11 +2,16 @@
 
 import contextlib
 import difflib
+import json
 import logging
+import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 import transformers
@@ -49,6 +54,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
 
 
+def did_you_mean_path(path: str | os.PathLike) -> str:
+    """`did_you_mean` for a path: each part of it that does not exist is compared with the names in its folder."""
+    found = Path()
+    for part in Path(path).parts:
+        if not (found / part).exists():
+            names = [inner.name for inner in found.iterdir()] if found.is_dir() and os.access(found, os.R_OK) else []
+            part = next(iter(difflib.get_close_matches(part, names, n=1)), part)
+        found /= part
+        if not found.exists():
+            return ""
+    return "" if found == Path(path) else did_you_mean(str(path), [str(found)])
+
+
 class PrintableFormatter(logging.Formatter):
     """What another formatter makes of a message, printable."""
 
@@ -76,6 +94,24 @@ def mistake(error: Exception) -> BaseException:
     return error.__cause__ or error if isinstance(error, StrictDataclassError) else error
 
 
+def end_with_error(message: object) -> NoReturn:
+    """
+    Ends the process with status 1 and one line, `error: …`.
+
+    torchrun repeats at its end what each process has left in a file of its own. There only the first process prints
+    the line as well.
+    """
+    line = f"error: {one_line(message)}"
+    is_repeated = bool(report := os.environ.get("TORCHELASTIC_ERROR_FILE"))
+    if report:
+        try:
+            what = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+            Path(report).write_text(json.dumps({"message": what}))
+        except OSError:  # a full disk may be what the line is about
+            is_repeated = False
+    sys.exit(1 if is_repeated and os.environ.get("RANK", "0") != "0" else line)
+
+
 @contextlib.contextmanager
 def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError)) -> Iterator[None]:
     """
@@ -88,14 +124,14 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError, R
     try:
         yield
     except StrictDataclassError as error:
-        sys.exit(f"error: {one_line(mistake(error))}")
+        end_with_error(mistake(error))
     except Exception as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            sys.exit(f"error: out of memory; take smaller batches, or free some of it ({one_line(error)})")
+            end_with_error(f"out of memory; take smaller batches, or free some of it ({error})")
         # Two kinds of RuntimeError that no input is to blame for.
         if isinstance(error, NotImplementedError | RecursionError) or not isinstance(error, kinds):
             raise
-        sys.exit(f"error: {one_line(error)}")
+        end_with_error(error)
 
 
 def set_up_logging() -> None:

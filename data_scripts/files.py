@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from data_scripts.cli import mistake, one_line
+from data_scripts.cli import did_you_mean_path, mistake, one_line
 
 # Tensors that files of encoders hold, or lack, and that nothing here uses: pooling of an encoder that is pooled
 # otherwise, and buffers of older versions.
@@ -101,6 +101,8 @@ def _why_not_opened(kind: type, source: str | os.PathLike, error: Exception) -> 
     if not folder.is_dir():
         if folder.exists():
             return f"{source} is a file; name a folder"
+        if nearest := did_you_mean_path(source):
+            return f"there is no folder {source}{nearest}"
         try:
             validate_repo_id(str(source))
         except HFValidationError:

@@ -23,7 +23,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints, seed_worker
 
 from ccrk.encoders import CCRKEncoder, input_size, make_encoder, weights_fingerprint
-from ccrk.processes import Share
+from ccrk.processes import Share, check_processes
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.trained_on import Run, read_runs, write_runs
 from ccrk.training.arguments import CCRKTrainingArguments
@@ -80,11 +80,7 @@ class CCRKTrainer(Trainer):
         for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} has no effect: override compute_loss or evaluate of {type(self).__name__}")
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {self.args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
-                "set CUDA_VISIBLE_DEVICES to one of them"
-            )
+        check_processes(self.args)
         if self.args.contrastive_chunk_size is not None and self.is_fsdp_enabled:
             raise ValueError("contrastive_chunk_size works in one process, with DDP and DeepSpeed, not with FSDP")
         bare = self.accelerator.unwrap_model(self.model)

@@ -9,6 +9,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 from tiny import RECIPE, call, make_rows
 
 import data_scripts
@@ -176,6 +177,9 @@ WRONG_VALUES = [
     ({"max_grad_norm": -1}, "max_grad_norm is -1; it must be at least 0"),
     ({"save_steps": 0}, "save_steps is 0; it must be above 0"),
     ({"optim": "adam"}, "optim is 'adam'; choose one of adamw_torch"),
+    ({"optim": "adamw_troch"}, "optim is 'adamw_troch'; choose one of .*; did you mean 'adamw_torch'"),
+    ({"bf16": "ture"}, "bf16 is 'ture' .Truthy value expected.*; did you mean 'true'"),
+    ({"learing_rate": 1}, "unknown argument learing_rate; did you mean 'learning_rate'"),
     ({"use_cpu": 3}, "use_cpu is 3, not of the kind bool"),
     ({"enable_jit_checkpoint": "x"}, "enable_jit_checkpoint is 'x' .Truthy value expected"),
     ({"output_dir": 3}, "output_dir is 3, not of the kind str"),
@@ -236,6 +240,44 @@ def test_wrong_values_end_in_one_line_before_the_first_step(changes, message, re
         call(train_pretrain, recipe, monkeypatch=monkeypatch)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "pretrain").exists() or not any((tmp_path / "pretrain").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("recipe.yaml --learing_rate 1", "unknown argument --learing_rate; did you mean '--learning_rate'"),
+        ("recipe.yaml --learing_rate=1", "unknown argument --learing_rate=1; did you mean '--learning_rate'"),
+        ("recipe.yaml --captions-per-imag all", "did you mean '--captions_per_image'"),
+        ("recipe.yaml --zzz 1", "unknown argument --zzz; --help_all lists those that exist"),
+        ("recipe.yaml --bf16 Treu", "argument --bf16: Truthy value expected: got Treu .*; did you mean 'true'"),
+        ("recipe.yaml --captions_per_image al", "'al' is not one of one, all; did you mean 'all'"),
+        ("recipe.yaml --lr_scheduler_type linaer", "'linaer' is not one of .*; did you mean 'linear'"),
+        ("recipe.yaml --learning_rate fast", "argument --learning_rate: invalid float value: 'fast'"),
+        ("recpie.yaml", "there is no recipe recpie.yaml; did you mean 'recipe.yaml'"),
+        ("recipe.yml", "there is no recipe recipe.yml; did you mean 'recipe.yaml'"),
+        ("recipe", "there is no recipe recipe; did you mean 'recipe.yaml'"),
+        ("../hree/recipe.yaml", "there is no recipe ../hree/recipe.yaml; did you mean '../here/recipe.yaml'"),
+        ("nothing.yaml", "there is no recipe nothing.yaml; name a YAML file"),
+        (".", "Is a directory: '.'"),
+        ("--seed 1 recipe.yaml", "recipe.yaml belongs to no option; a recipe comes first"),
+        ("recipe.yaml --model_name_or_path modle", "there is no folder modle; did you mean 'model'"),
+        ("recipe.yaml --model_name_or_path ../hree/modle", "did you mean '../here/model'"),
+    ],
+)
+def test_what_is_nearly_right_on_the_command_line_is_named(arguments, message, recipe, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    (tmp_path / "here" / "recipe.yaml").write_text(recipe.read_text())
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as raised:
+        call(train_retrieval, *arguments.split(), monkeypatch=monkeypatch)
+    assert "\n" not in str(raised.value) and not capsys.readouterr().err
+
+
+def test_a_recipe_that_comes_along_is_named(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("configs/shapes_fintune.yaml", "shapes_finetune.yaml", "config/shapes_finetune"):
+        with pytest.raises(SystemExit, match=r"did you mean 'configs/shapes_finetune\.yaml'"):
+            call(train_retrieval, name, monkeypatch=monkeypatch)
 
 
 @pytest.mark.slow
