@@ -43,6 +43,7 @@ from ccrk.encoders import (
 from ccrk.processes import check_processes
 from ccrk.resize import resize_image_encoder
 from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.batches import check_last_batch, describe_batches, warn_of_another_batch
 from ccrk.training.captions import check_agreement, check_captions, warn_of_long_captions
 from ccrk.training.checkpoints import agree_on_checkpoint, disk_errors, steps_of
 from ccrk.training.collator import CCRKCollator, published_augmentation
@@ -486,12 +487,8 @@ def build_trainer(
             logger.warning("the captions of a stream are not numbered: a row is an image with one that is drawn")
         else:
             train_rows = CaptionRows(train_rows)
-    batch = arguments.per_device_train_batch_size * arguments.world_size
-    if arguments.dataloader_drop_last and not is_stream and len(train_rows) < batch:
-        raise ValueError(
-            f"{len(train_rows)} rows do not fill one batch of {batch}; lower per_device_train_batch_size or set "
-            "dataloader_drop_last to false"
-        )
+    if not is_stream:
+        check_last_batch(arguments, len(train_rows))
     with whole_parameters(arguments):
         if kind is CCRKEncoder:
             model = build_model(model_arguments, processor, head)
@@ -509,8 +506,7 @@ def build_trainer(
         warn_of_long_captions(rows, encoder)
     image_size = input_size(inputs.image_processor)
     logger.info(
-        "%s, languages %s; %.1f M parameters, %d px",
-        f"a stream of {train_rows.rows.num_shards:,} parts" if is_stream else f"{len(train_rows):,} rows",
+        "languages %s; %.1f M parameters, %d px",
         " ".join(languages),
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         image_size,
@@ -544,6 +540,10 @@ def build_trainer(
         raise ValueError(
             "hard_negatives with cached features needs pictures that can all be read; leave out one of them"
         )
+    steps_per_epoch, steps = trainer.steps()
+    rows = f"a stream of {train_rows.rows.num_shards:,} parts" if is_stream else f"{len(trainer.train_dataset):,} rows"
+    logger.info("%s, %s", rows, describe_batches(arguments, None if is_stream else steps_per_epoch, steps))
+    warn_of_another_batch(arguments)
     trainer.checkpoint = checkpoint
     trainer.recipe = recipe_settings(data, model_arguments, processor)
     trainer.check_metric()

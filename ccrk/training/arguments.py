@@ -80,6 +80,7 @@ RANGES = {
     "num_train_epochs": ABOVE_0,
     "per_device_eval_batch_size": AT_LEAST_1,
     "per_device_train_batch_size": AT_LEAST_1,
+    "published_batch_size": AT_LEAST_1,
     "save_steps": ABOVE_0,
     "save_total_limit": AT_LEAST_1,
     "seed": SEED,
@@ -129,6 +130,13 @@ class CCRKTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: losses that are not finite count as 0, without it."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads rows."})
+    published_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of a step, over all processes, that the recipe was published with; a warning says where a "
+            "run takes another number."
+        },
+    )
     new_parameter_lr_scale: float = field(
         default=2.0,
         metadata={

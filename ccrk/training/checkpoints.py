@@ -96,6 +96,7 @@ ORDER_OF_ROWS = {
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "dataloader_drop_last",
+    "dataloader_num_workers",
     "train_sampling_strategy",
 }
 

@@ -22,11 +22,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints, seed_worker
 
-from ccrk.encoders import CCRKEncoder, input_size, make_encoder, weights_fingerprint
+from ccrk.encoders import CCRKEncoder, input_size, make_encoder
 from ccrk.processes import Share, check_processes
 from ccrk.retrieval.evaluate import evaluate_retrieval
 from ccrk.trained_on import Run, read_runs, write_runs
 from ccrk.training.arguments import CCRKTrainingArguments
+from ccrk.training.batches import check_last_batch
 from ccrk.training.checkpoints import (
     ADAPTER,
     MANIFEST,
@@ -48,6 +49,7 @@ from ccrk.training.losses import OneToKLoss
 from ccrk.training.memory import check_shared_memory, memory_advice
 from ccrk.training.model_card import model_card
 from ccrk.training.optimizer import parameter_groups, published_epsilon
+from ccrk.training.settings import run_settings
 from ccrk.training.sharding import all_parameters, check_fsdp, clamp_master, embeddings_in_root, without_shards
 from ccrk.training.signals import SaveOnSIGTERM, start_worker
 from data_scripts.problems import Problems
@@ -109,6 +111,7 @@ class CCRKTrainer(Trainer):
         self.skipped_steps = self._skipped_in_a_row = 0
         self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
         self._parts: dict[str, list[Tensor]] = {}
+        self._logged_group = 0  # of the optimizer's, whose learning rate is logged
         self._images_since_log = 0
         self._captions_since_log: Tensor | int = 0  # of this process
         self._logged_at = time.perf_counter()
@@ -176,26 +179,7 @@ class CCRKTrainer(Trainer):
 
     def settings(self) -> dict:
         """What shapes the run, by name: saved with each checkpoint, and compared when a run goes on from it."""
-        names = (
-            "learning_rate new_parameter_lr_scale weight_decay adam_beta1 adam_beta2 adam_epsilon optim optim_args "
-            "lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs max_grad_norm bf16 fp16 "
-            "per_device_train_batch_size gradient_accumulation_steps contrastive_loss agreement_weight "
-            "agreement_start agreement_trust negatives_queue contrastive_chunk_size dataloader_drop_last "
-            "train_sampling_strategy seed data_seed metric_for_best_model"
-        ).split()
-        arguments = self.args.to_dict()
-        rows, collator = self.train_dataset, self.data_collator
-        settings = {name: arguments[name] for name in names} | {"processes": self.args.world_size}
-        settings["num_rows"] = len(rows) if hasattr(rows, "__len__") else None
-        settings["data"] = getattr(rows, "_fingerprint", None)
-        if isinstance(collator, CCRKCollator):
-            settings |= {"languages": " ".join(collator.languages), "one_language": collator.one_language}
-            settings["agreement_only"] = collator.agreement_only or None
-            settings["text_rows"] = getattr(collator.text_rows, "_fingerprint", None)
-        if hasattr(self.model, "peft_config"):  # adapters are nothing without the weights that they were trained on
-            frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
-            settings["frozen_weights"] = weights_fingerprint(frozen)
-        return settings | self.recipe
+        return run_settings(self.args, self.train_dataset, self.data_collator, self.model) | self.recipe
 
     @property
     def was_terminated(self) -> bool:
@@ -211,8 +195,11 @@ class CCRKTrainer(Trainer):
 
         Raises:
             OSError: there are workers, and /dev/shm cannot hold their batches.
+            ValueError: the rows do not fill the batches, see `check_last_batch`.
         """
         is_stream = isinstance(self.train_dataset, EndlessRows)
+        if hasattr(self.train_dataset, "__len__"):
+            check_last_batch(self.args, len(self.train_dataset))
         loader = self._stream_loader() if is_stream else super().get_train_dataloader()
         if loader.num_workers and isinstance(self.data_collator, CCRKCollator):
             num_batches = loader.num_workers * loader.prefetch_factor
@@ -387,6 +374,7 @@ class CCRKTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             groups = parameter_groups(model, self.get_decay_parameter_names(model))
+            self._logged_group = next((index for index, (_, is_new) in enumerate(groups) if not is_new), 0)
             optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, model
             )
@@ -411,6 +399,10 @@ class CCRKTrainer(Trainer):
             if isinstance(self.optimizer, torch.optim.AdamW):
                 self.optimizer.register_step_pre_hook(published_epsilon)
         return self.optimizer
+
+    def _get_learning_rate(self) -> float:
+        """That of the pre-trained parameters, as `learning_rate` is; of the new ones where only they are trained."""
+        return float(self.optimizer.param_groups[self._logged_group]["lr"])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """

@@ -1,5 +1,6 @@
 """Training on a stream: a run goes on from its checkpoint to the same weights, and what needs an end is refused."""
 
+import logging
 import shutil
 
 import datasets
@@ -54,6 +55,16 @@ def test_a_resumed_run_ends_with_the_same_weights(train, workers, tmp_path):
     resumed = train(tmp_path / "run", "--dataloader_num_workers", workers, "--resume_from_checkpoint", "auto")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert not all(torch.equal(tensor, resumed[name]) for name, tensor in start.items())
+
+
+@pytest.mark.slow
+def test_another_number_of_workers_is_named(train, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(tmp_path / "run", "--max_steps", 7)
+    assert "a stream of 4 parts, batch 8 × 1 process × 1 = 8, 7 in all" in caplog.text
+    train(tmp_path / "run", "--dataloader_num_workers", 2, "--resume_from_checkpoint", "auto")
+    (warning,) = [message for message in caplog.messages if "goes on with other settings" in message]
+    assert "dataloader_num_workers 2 (was 0)" in warning and "some of this epoch come twice or not at all" in warning
 
 
 @pytest.mark.parametrize(
