@@ -1,15 +1,22 @@
 """The page: a query in one language or several side by side, or a picture, and what is found."""
 
 import os
+import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing of this leaves the machine
 
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccrk.encoders import needs_language
 from ccrk.search.consistency import DEPTH, fused
@@ -19,12 +26,58 @@ from ccrk.search.serve import MAX_K, MAX_TEXT, MAX_UPLOAD, picture_url
 from data_scripts.captions import is_usable
 from data_scripts.cli import one_line
 
+# Uploads lie where no other user of the machine can read or write, and are deleted when the process ends.
+UPLOADS = tempfile.TemporaryDirectory(prefix="ccrk-uploads-")
+os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
+
 MAX_LANGUAGES = 12
 SHOWN = 24
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+# What the page asks Gradio for. Gradio has fifty routes more, which fetch addresses, run code and serve files.
+PATHS = re.compile(
+    r"/|/(assets|static)/(?!.*\.\.).+|/(theme\.css|favicon\.ico)"
+    r"|/gradio_api/(info|upload|upload_progress|queue/join|queue/data|heartbeat/\w+)"
+)
+FILE = "/gradio_api/file="
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
+
+
+class Page(gr.Blocks):
+    """The page, which opens no file but those that were uploaded to it.
+
+    Gradio itself opens, copies, serves or downloads whatever file or address stands in an event's inputs, of whatever
+    kind the component is.
+    """
+
+    async def preprocess_data(self, block_fn: Any, inputs: list, *args, **options) -> list:
+        return await super().preprocess_data(block_fn, [self._plain(value) for value in inputs], *args, **options)
+
+    def _plain(self, value: Any) -> Any:
+        """A text, a number, or the path of an upload; gr.Error for all else."""
+        if value is None or isinstance(value, str | int | float):
+            return value
+        path = value.get("path") if isinstance(value, dict) else None
+        if not self.is_upload(path):
+            raise gr.Error("This file was not uploaded here.", print_exception=False)
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+    def is_upload(self, path: Any) -> bool:
+        return isinstance(path, str) and path in self.upload_file_set
+
+
+class PathsOfPage:
+    """Lets requests through to Gradio that the page makes; 404 for all others."""
+
+    def __init__(self, app: ASGIApp, page: Page):
+        self.app, self.page = app, page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "/")  # there is none at the start and the end of the server's life
+        is_upload = path.startswith(FILE) and self.page.is_upload(path.removeprefix(FILE))
+        known = is_upload or PATHS.fullmatch(path)
+        await (self.app if known else PlainTextResponse("Not Found", 404))(scope, receive, send)
 
 
 def mount_page(app: FastAPI, index: PictureIndex) -> None:
@@ -58,12 +111,16 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
             else:
                 yield side_by_side(queries, found, k)
 
-    def by_picture(path: str | None, k: float) -> str:
-        if path is None:
+    def by_picture(upload: dict | None, k: float) -> str:
+        if upload is None:
             return ""
         try:
+            image = Path(upload["path"]).read_bytes()
+        except FileNotFoundError:
+            return _message("This image was uploaded too long ago. Drop it again.")
+        try:
             with app.state.lock:
-                found = index.search(Path(path), min(int(k), MAX_K))
+                found = index.search(image, min(int(k), MAX_K))
         except ValueError as error:
             return _message(f"This cannot be read as a picture: {str(error).partition(':')[0]}.")
         return one_column("The picture that was given", found)
@@ -78,7 +135,7 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         path = next((picture.path for picture in found if picture.id == name), "the picture")
         return one_column(f"More like {path}", found)
 
-    with gr.Blocks(title="Search", analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with Page(title="Search", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.HTML(f"<h1>Search</h1><p>{index.store.pictures.count_rows():,} pictures</p>", elem_id="heading")
         with gr.Row(elem_id="box"):
             text = gr.Textbox(
@@ -100,8 +157,6 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
                 )
                 picture = gr.Image(
                     label="A picture",
-                    type="filepath",
-                    image_mode=None,  # Gradio itself decodes nothing
                     sources=["upload", "clipboard"],
                     height=180,
                     elem_id="picture",
@@ -119,7 +174,7 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         results = gr.HTML(elem_id="results", js_on_load=SCRIPT, apply_default_css=False)
         options = {"outputs": results, "show_progress": "minimal", "api_visibility": "private"}
         gr.on([text.submit, button.click], search, [text, others, k, rerank, language], **options)
-        picture.change(by_picture, [picture, k], **options)
+        picture.change(by_picture, [picture, k], preprocess=False, **options)  # Gradio itself decodes nothing
         results.click(more_like_this, k, **options)
 
     gr.mount_gradio_app(
@@ -127,6 +182,7 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         page.queue(max_size=64),
         path="/",
         max_file_size=MAX_UPLOAD,
+        show_error=False,  # whose texts name folders of this machine
         theme=gr.themes.Base(**FONTS),
         css=STYLE,
         footer_links=[],
@@ -135,6 +191,21 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         ssr_mode=False,
         mcp_server=False,
     )
+    page.has_launched = True  # which `launch` would say; Gradio checks no path before
+    gradio = app.routes[-1].app
+    gradio.add_middleware(PathsOfPage, page=page)
+    gradio.add_exception_handler(KeyError, _no_such_part)
+    gradio.add_exception_handler(RequestValidationError, _malformed)
+
+
+def _no_such_part(request: Request, error: Exception) -> PlainTextResponse:
+    """In place of Gradio's traceback: a request names an event or a part that the page does not have."""
+    return PlainTextResponse("Not Found", 404)
+
+
+def _malformed(request: Request, error: Exception) -> PlainTextResponse:
+    """In place of an answer that repeats the request, which fails for NaN."""
+    return PlainTextResponse("the request is malformed", 422)
 
 
 def one_column(title: str, found: Sequence[Found], least: float | None = None) -> str:

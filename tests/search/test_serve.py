@@ -1,6 +1,9 @@
 """The server and its page: what it answers, what it refuses, and in a browser what people do with it."""
 
+import asyncio
+import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -88,18 +91,118 @@ def test_other_machines_need_the_token(index):
     for host in ("0.0.0.0", "192.168.1.7", "photos.example.org", "::"):
         with pytest.raises(ValueError, match="give --token"):
             check_host(host, None)
-    with pytest.raises(ValueError, match="less than 8 characters"):
-        check_host("0.0.0.0", "short")
+    for token in ("short", "", "1234567"):
+        with pytest.raises(ValueError, match="less than 8 characters"):
+            check_host("0.0.0.0", token)
+    for token in (
+        "schlüssel",
+        "ключ ключ",
+        "パスワードパスワード",
+        "with\nlines",
+        "a\ttab here",
+        " before it",
+        "after it ",
+        " " * 8,
+    ):
+        with pytest.raises(ValueError, match="must be of ASCII letters"):
+            check_host("127.0.0.1", token)
+        with pytest.raises(ValueError, match="must be of ASCII letters"):
+            make_app(index, token=token)
 
     client = TestClient(make_app(index, token="long enough"), follow_redirects=False)
     for path in ("/api/search?q=red", f"/picture/{picture_id('red/0.png')}.jpg", "/", "/config", "/?token=wrong"):
         assert client.get(path).status_code == 401
-    headers = {"Authorization": "Bearer long enough"}
-    assert client.get("/api/search?q=red", headers=headers).status_code == 200
+    for header in ("Bearer long enough", "bearer long enough", "BEARER  long enough"):
+        assert client.get("/api/search?q=red", headers={"Authorization": header}).status_code == 200
+    for header in ("Basic long enough", "Bearer", "", "long enough", "Bearer long enough,", b"Bearer \xff\xfe"):
+        assert client.get("/api/search?q=red", headers={"Authorization": header}).status_code == 401
+    for junk in ("token=%ff%fe", "token=%", "token=%00", "token=" + "a" * 5000, "%=&&==", "token=l\u00f6ng"):
+        assert client.get(f"/?{junk}").status_code == 401
+    for cookie in (b"ccrk_token=\xff", b"=;=;", b'ccrk_token="', b"ccrk_token=%00"):
+        assert client.get("/", headers={"Cookie": cookie}).status_code == 401
     answer = client.get("/api/search?q=red&token=long%20enough")
     assert answer.headers["location"] == "/api/search?q=red"  # the token does not stay in the address
     assert "HttpOnly" in answer.headers["set-cookie"]
     assert client.get("/api/search?q=red").status_code == 200  # by the cookie
+    assert client.get("/api/search?q=red", headers={"Authorization": "Basic eA=="}).status_code == 200
+    elsewhere = client.get("http://testserver//evil.example.org/?token=long%20enough", headers={"Cookie": ""})
+    assert elsewhere.headers["location"] == "/evil.example.org/"
+
+
+NAVIGATION = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize("token", [None, "long enough"])
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none", **NAVIGATION}, 200),
+        ({"Sec-Fetch-Site": "cross-site", **NAVIGATION}, 200),
+        ({"Origin": "http://testserver"}, 200),
+        ({"Origin": "https://TESTSERVER"}, 200),  # behind a proxy with TLS
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "a new word"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403),
+        ({"Origin": "http://evil.example.org"}, 403),
+        ({"Origin": "http://testserver:8080"}, 403),
+        ({"Origin": "http://testserver.evil.example.org"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://evil.example.org", "Sec-Fetch-Site": "cross-site", **NAVIGATION}, 403),
+    ],
+)
+def test_pages_of_other_websites_learn_nothing(index, token, headers, status):
+    client = TestClient(make_app(index, token), follow_redirects=False)
+    cookies = {"Cookie": f"ccrk_token={token}"} if token else {}
+    for path in ("/api/search?q=red", f"/picture/{picture_id('red/0.png')}.jpg", "/picture/unknown.jpg"):
+        answer = client.get(path, headers=headers | cookies)
+        assert answer.status_code == (404 if status == 200 and "unknown" in path else status)
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    for method in ("HEAD", "POST", "OPTIONS", "PUT", "DELETE"):
+        answer = client.request(method, "/api/search", headers=headers | cookies)
+        is_link = method == "HEAD" and status == 200
+        refused = status == 403 or (headers.get("Sec-Fetch-Site") == "cross-site" and not is_link)
+        assert answer.status_code == (403 if refused else 405)
+
+
+def test_the_link_in_a_mail_opens_the_page(index):
+    app = make_app(index, token="long enough")
+    mount_page(app, index)
+    from_a_mail = {"Sec-Fetch-Site": "cross-site", **NAVIGATION}
+    client = TestClient(app, headers=from_a_mail, follow_redirects=False)
+    answer = client.get("/?token=long%20enough")
+    assert answer.status_code == 307 and answer.headers["location"] == "/"
+    assert "samesite=lax" in answer.headers["set-cookie"].lower()
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"Content-Length": "15000000", "Origin": "http://evil.example.org"}, 403),
+        ({"Content-Length": "15000000", "Sec-Fetch-Site": "cross-site", **NAVIGATION}, 403),
+        ({"Content-Length": "15000000"}, 401),
+        ({"Content-Length": str(21 * 1024**2), "Authorization": "Bearer long enough"}, 413),
+        ({"Content-Length": "-1", "Authorization": "Bearer long enough"}, 400),
+        ({"Transfer-Encoding": "chunked", "Authorization": "Bearer long enough"}, 411),
+    ],
+)
+def test_what_is_refused_is_not_read(index, headers, status):
+    async def receive():
+        raise AssertionError("the body is read")
+
+    async def send(message):
+        sent.append(message)
+
+    sent = []
+    encoded = [(name.lower().encode(), value.encode()) for name, value in {"Host": "testserver", **headers}.items()]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": encoded}
+    asyncio.run(make_app(index, token="long enough")(scope, receive, send))
+    assert sent[0]["status"] == status
 
 
 def test_another_site_cannot_ask_by_its_own_name(index):
@@ -113,10 +216,15 @@ def test_serving_to_all_without_a_token_is_refused_in_one_line(index):
 
 
 @pytest.fixture(scope="module")
-def address(index):
-    """The page, served."""
+def app(index):
     app = make_app(index, hosts=["127.0.0.1"])
     mount_page(app, index)
+    return app
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    """The page, served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -230,6 +338,152 @@ def test_names_of_files_are_shown_and_not_obeyed(page):
     page.fill("#query textarea, #query input", "...")
     page.keyboard.press("Enter")
     page.wait_for_selector("#results p:has-text('There are no words in')")
+
+
+@pytest.fixture(scope="module")
+def http(address):
+    with httpx.Client(base_url=address, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def hostile(index, tmp_path_factory):
+    """What nobody outside may read → something that its contents hold."""
+    folder = tmp_path_factory.mktemp("outside")
+    text, image, fifo = folder / "secret.txt", picture(folder / "image.png", (1, 2, 3)), folder / "fifo"
+    text.write_text("this is private")
+    os.mkfifo(fifo)
+    os.symlink(text, folder / "link.png")
+    relative = os.path.relpath(text)
+    return {
+        **dict.fromkeys([str(text), relative, f"{folder}/../{folder.name}/secret.txt", f"file://{text}"], b"private"),
+        **dict.fromkeys([str(folder / "link.png"), f"{index.location}/../../{folder.name}/secret.txt"], b"private"),
+        str(image): image.read_bytes()[:40],
+        "/proc/self/environ": b"PATH=",
+        "/proc/self/cmdline": b"pytest",
+        "/etc/passwd": b"root:",
+        **dict.fromkeys([str(fifo), "/dev/zero", "/dev/stdin", str(folder), ".", ""], b"never read"),
+        "http://127.0.0.1:9/a.png": b"never asked",
+        "https://example.org/a.png": b"never asked",
+    }
+
+
+def routes_of(routes, before: str = ""):
+    """Every (method, path) of an application and of what is mounted in it."""
+    for route in routes:
+        inner = getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", None)
+        if inner:
+            yield from routes_of(inner, before + getattr(route, "path", ""))
+        else:
+            yield from ((method, before + route.path) for method in sorted(route.methods or ["GET"]))
+
+
+def first_bytes(http: httpx.Client, method: str, url: str, **options) -> tuple[int, bytes]:
+    """Status and beginning of an answer, which may have no end."""
+    with http.stream(method, url, **options) as answer:
+        return answer.status_code, next(answer.iter_bytes(), b"")
+
+
+def event(http: httpx.Client, function: int, data: list) -> tuple[str, str]:
+    """How an event of the page ended ("True", "False", or the status of its refusal), and what it brought."""
+    session = f"s{time.monotonic_ns()}"
+    body = {"data": data, "fn_index": function, "session_hash": session}
+    joined = http.post("gradio_api/queue/join", json=body)
+    if joined.status_code != 200:
+        assert 400 <= joined.status_code < 500, joined.text
+        return str(joined.status_code), joined.text
+    with http.stream("GET", f"gradio_api/queue/data?session_hash={session}") as answer:
+        for line in answer.iter_lines():
+            if "process_completed" in line:
+                return str(json.loads(line.removeprefix("data:"))["success"]), line
+    raise AssertionError("the event has no end")
+
+
+@pytest.mark.slow
+def test_no_route_opens_a_path_of_the_disk(http, app, hostile, capfd):
+    routes = sorted(set(routes_of(app.routes)))
+    assert ("GET", "/gradio_api/file={path_or_url:path}") in routes and len(routes) > 50
+    for method, template in routes:
+        for path in hostile if "{" in template else list(hostile)[:1]:
+            inside = re.sub(r"\{[^}]*\}", lambda _, path=path: quote(path, safe="/:"), template)
+            named = {
+                "path": path,
+                "url": path,
+                "deep_link": path,
+                "page": path,
+                "session_hash": "x",
+                "upload_id": path,
+            }
+            body = {} if method in ("GET", "HEAD") else {"json": {"data": [named], **named}}
+            status, beginning = first_bytes(http, method, inside, params=named, **body)
+            assert status < 500, (method, template, path)
+            assert hostile[path] not in beginning, (method, template, path)
+    assert http.get("api/search?q=red").status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_no_event_opens_a_path_of_the_disk(http, hostile, capfd):
+    ordinary = {0: ["red", "", 3, False, None], 1: [None, 3], 2: [3]}
+
+    def refused(path: str, function: int, place: int, kind) -> None:
+        data = ordinary[function]
+        success, brought = event(http, function, [*data[:place], kind, *data[place + 1 :]])
+        assert success == "False", (path, kind, brought)
+        assert hostile[path].decode("latin-1") not in brought
+        assert "/tmp" not in brought
+
+    for path in hostile:
+        file = {"path": path, "url": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
+        refused(path, 1, 0, file)
+    text = next(iter(hostile))
+    file = {"path": text, "url": text, "orig_name": "a.svg", "meta": {"_type": "gradio.FileData"}}
+    pixels = {**file, "url": "data:image/png;base64,AAAA"}
+    for kind in ({**file, "is_stream": True}, pixels, {"path": text}, [file], {"a": {"b": file}}, {"path": [text]}):
+        refused(text, 1, 0, kind)
+    for function, data in ordinary.items():
+        for place in range(len(data)):
+            refused(text, function, place, file)
+    assert event(http, 0, ordinary[0])[0] == "True"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_malformed_events_are_refused(http, capfd):
+    for function in (-1, 7, 10**30, None, "x", [1]):
+        assert event(http, function, [])[0] in ("400", "404", "422")
+    wrong = (b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"data": NaN}', b"null", b'{"data": {"path": "/etc/passwd"}}')
+    for content in wrong:
+        headers = {"Content-Type": "application/json"}
+        answer = http.post("gradio_api/queue/join", content=content, headers=headers)
+        assert 400 <= answer.status_code < 500, content[:20]
+    for path in ("?page=x", "?deep_link=../../x", "?deep_link=%00", "gradio_api/queue/data", "picture/%00", "%ff"):
+        assert http.get(path).status_code < 500
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_upload_is_searched_by_and_shown_again(http, tmp_path, capfd):
+    def upload(name: str, contents: bytes) -> dict:
+        (path,) = http.post("gradio_api/upload", files={"files": (name, contents)}).json()
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+    contents = picture(tmp_path / "blue.png", (0, 0, 250)).read_bytes()
+    given = upload("ein Bild?#%.png", contents)
+    success, brought = event(http, 1, [given, 3])
+    assert success == "True" and 'title=\\"More like blue/' in brought
+    assert http.get(f"gradio_api/file={quote(given['path'])}").content == contents
+    assert http.get(f"gradio_api/file={quote(given['path'])}/../../secret").status_code == 404
+    for name, damaged in (
+        *(("a.png", b"not an image"), ("a.jpg", b""), ("a.svg", b"<svg/>"), ("a.gif", b"GIF89a"), ("a.txt", b"x")),
+        *(("a.png", contents[:40]), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")),
+    ):
+        success, brought = event(http, 1, [upload(name, damaged), 3])
+        assert success == "True" and "This cannot be read as a picture: " in brought
+        assert "/tmp" not in brought
+    os.unlink(given["path"])
+    assert "uploaded too long ago" in event(http, 1, [given, 3])[1]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow
