@@ -21,7 +21,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
-    XLMRobertaTokenizer,
+    TokenizersBackend,
 )
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.utils import is_peft_available
@@ -210,7 +210,7 @@ def build_processor(
     )
 
 
-def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> XLMRobertaTokenizer:
+def _tokenizer_from_captions(model: ModelArguments, dataset: datasets.Dataset | ShardRows) -> TokenizersBackend:
     captions = []
     if isinstance(dataset, ShardRows):
         rows = dataset.captions()

@@ -1,6 +1,7 @@
 """The processor: nested and ragged captions, pictures of every kind, and clear refusals."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from builders import isolated
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoTokenizer, XLMRobertaTokenizer, pipeline
+from transformers import AutoTokenizer, TokenizersBackend, XLMRobertaTokenizer, pipeline
 
 from ccrk import CCRKForImageTextRetrieval, CCRKModel, normalize_caption
 from data_scripts.tokenizer import train_tokenizer
@@ -94,7 +95,7 @@ def test_long_captions_are_cut(processor):
 
 
 @pytest.fixture(scope="module")
-def plain() -> XLMRobertaTokenizer:
+def plain() -> TokenizersBackend:
     captions = ["a red star", "person in a rot haus", "σασ ας οδος ι̇ ß ss 星 fi ﬁ", "< > < person >"]
     return train_tokenizer([*captions, *"abcdefghijklmnopqrstuvwxyz0123456789<>"] * 3, 120)
 
@@ -134,9 +135,8 @@ class TestTokenizerNormalises:
             assert found == tokenizer(expected)["input_ids"]
 
     def test_it_stays_with_the_folder_and_comes_to_older_ones(self, processor, plain, tmp_path):
-        assert plain.backend_tokenizer.normalizer is None
         made = CCRKProcessor(processor.image_processor, plain)
-        assert plain.backend_tokenizer.normalizer is None  # it may serve another model, too
+        assert plain("A red, STAR!") != plain("a red star")  # it may serve another model, too
         assert made.tokenizer is CCRKProcessor(processor.image_processor, made.tokenizer).tokenizer
         expected = plain("a red star")["input_ids"]
         made(text=[LONG])  # a call leaves its truncation behind
@@ -145,7 +145,9 @@ class TestTokenizerNormalises:
         again.save_pretrained(tmp_path / "again")
         # As folders were written before: a tokenizer of XLM-R's class, whose normaliser transformers makes up anew.
         made.save_pretrained(tmp_path / "old")
-        plain.save_pretrained(tmp_path / "old")
+        vocabulary = json.loads(plain.backend_tokenizer.to_str())["model"]["vocab"]
+        before = XLMRobertaTokenizer(vocab=[*map(tuple, vocabulary)], model_max_length=plain.model_max_length)
+        before.save_pretrained(tmp_path / "old")
         old = CCRKProcessor.from_pretrained(tmp_path / "old").tokenizer
         alone = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("new", "again")]
         for tokenizer in (made.tokenizer, again.tokenizer, old, *alone):
