@@ -10,14 +10,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from transformers.utils import cached_file
 
+from ccrk.encoders import optional_file
 from ccrk.processes import Share, progress
 from data_scripts.caption_rows import CaptionRows
+from data_scripts.cards import CARDS
 from data_scripts.cli import one_line
 from data_scripts.files import written_whole
 from data_scripts.images import BadImage, contents_digest
 from data_scripts.shards import ShardRows
+from data_scripts.sources import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +67,8 @@ class Run:
         """The same with what a recipe calls its data; of a path its last part, since models are shared."""
         if (data := recipe.get("dataset")) is None:
             return self
-        is_path = Path(data).is_absolute() or Path(data).exists()
         fraction = recipe.get("validation_fraction", (recipe.get("dataset_config") or {}).get("validation_fraction"))
-        return replace(self, data=Path(data).resolve().name if is_path else data, validation_fraction=fraction)
+        return replace(self, data=data if is_public(data) else Path(data).resolve().name, validation_fraction=fraction)
 
     def found_in(self, digests: np.ndarray) -> int | None:
         """How many of an evaluation's images the run has seen: counted, or estimated from a sample; None: unknown."""
@@ -91,6 +92,12 @@ class Run:
         if not isinstance(fraction, float) or not len(digests) <= run.sampled <= (run.images or 0):
             raise ValueError("its counts do not fit together")
         return run
+
+
+def is_public(dataset: str) -> bool:
+    """Whether others know a data set by the same name; a path of one's own disk or store is not told."""
+    is_path = Path(dataset).is_absolute() or Path(dataset).exists() or any(mark in dataset for mark in "*?[{")
+    return dataset in CARDS or not (is_path or is_url(dataset))
 
 
 def image_digests(rows: datasets.Dataset | ShardRows) -> np.ndarray:
@@ -130,8 +137,7 @@ def read_runs(name_or_path: str | Path) -> list[Run]:
     if not name_or_path:  # of a model from scratch
         return []
     if not Path(name_or_path).is_dir():
-        quietly = {f"_raise_exceptions_for_{failure}": False for failure in ("missing_entries", "connection_errors")}
-        path = Path(cached_file(str(name_or_path), FILE, **quietly) or path)
+        path = Path(optional_file(str(name_or_path), FILE) or path)
     if not path.is_file():
         return []
     try:

@@ -13,10 +13,9 @@ from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedModel, Trainer
 
 from ccrk.encoders import CCRKEncoder, input_size, optional_file
+from ccrk.trained_on import is_public
 from data_scripts.caption_rows import CaptionRows
-from data_scripts.cards import CARDS
 from data_scripts.cli import one_line
-from data_scripts.sources import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -139,22 +138,17 @@ def _describe(trainer: Trainer, dataset) -> str:
 def _name(trainer: Trainer, dataset) -> str:
     """What a recipe calls its data set, of a path the last part alone; else what `datasets` calls it."""
     if given := trainer.recipe.get("dataset"):
+        given = given if is_public(given) else Path(given).resolve().name
         preset = (trainer.recipe.get("dataset_config") or {}).get("preset")
-        return one_line(given if _is_public(given) else Path(given).name) + (f" {preset}" if preset else "")
+        return one_line(given) + (f" {preset}" if preset else "")
     info = getattr(dataset, "info", None)  # a torch data set has none
     return one_line((info and info.dataset_name) or "unnamed")
-
-
-def _is_public(dataset: str) -> bool:
-    """Whether it is the name of a data set, and not a path of somebody's disk."""
-    is_path = Path(dataset).exists() or is_url(dataset) or any(letter in dataset for letter in "*?[{")
-    return dataset in CARDS or not is_path
 
 
 def _datasets(trainer: Trainer) -> list[str]:
     """The data set trained on, where others know it by the same name."""
     given = trainer.recipe.get("dataset")
-    return [one_line(given)] if given and _is_public(given) else []
+    return [one_line(given)] if given and is_public(given) else []
 
 
 def _saved_step(trainer: Trainer) -> int:
