@@ -31,7 +31,7 @@ from ccrk.search.export import PACKAGES, export
 from ccrk.search.index import PictureIndex
 from ccrk.search.queries import read_queries, translate, write_queries
 from ccrk.search.query import Filter, as_query
-from ccrk.search.store import Store, no_index
+from ccrk.search.store import Store, is_index, no_index
 from data_scripts.captions import meant_language
 from data_scripts.cli import did_you_mean, one_line, one_line_errors, printable, set_up_logging
 from data_scripts.files import check_output_folder
@@ -78,7 +78,7 @@ def add_index(parser: argparse.ArgumentParser) -> None:
 
 
 def run_index(arguments: argparse.Namespace) -> None:
-    if os.path.isdir(arguments.source) and Store.exists(arguments.source):
+    if is_index(arguments.source):
         raise ValueError(f"{arguments.source} is an index; give the source of the images first, then the index")
     if arguments.model is None and not Store.exists(arguments.index):
         raise ValueError(no_index(arguments.index, "make it with --model MODEL, a folder or Hub id"))

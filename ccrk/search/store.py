@@ -78,10 +78,16 @@ def _reading(location: str) -> Iterator[None]:
         raise ValueError(f"{location} cannot be read ({reason}); restore it from a copy, or make another") from error
 
 
+def is_index(folder: str) -> bool:
+    """Whether a folder looks like an index; nothing in it is opened."""
+    return os.path.isdir(os.path.join(folder, "pictures.lance"))
+
+
 def no_index(location: str, cure: str) -> str:
-    """The message that there is none, with the nearest name beside it."""
+    """The message that there is none, with the index of the nearest name beside it."""
     folder, name = os.path.split(os.path.abspath(location))
-    near = did_you_mean(name, os.listdir(folder)) if os.path.isdir(folder) else ""
+    others = os.listdir(folder) if os.path.isdir(folder) else ()
+    near = did_you_mean(name, (other for other in others if is_index(os.path.join(folder, other))))
     return f"there is no index {location}" + (f"{near} Otherwise, {cure}" if near else f"; {cure}")
 
 

@@ -183,16 +183,14 @@ def _losses(lost: Sequence[str], states: dict[str, FileState], few: int) -> str:
     """In words, what is too much to be lost; nothing where it is not."""
     if len(lost) < few:
         return ""
-    of_all = f"{len(lost):,} of the {len(states):,} images of the index"
-    if len(lost) > DELETED_SHARE * len(states):
-        return f"{of_all} (first: {one_line(lost[0])})"
     in_folder = Counter(folder for path in lost for folder in _folders(path))
     had = Counter(folder for path in states for folder in _folders(path) if folder in in_folder)
     whole = [folder for folder, count in in_folder.items() if count >= FEW and count == had[folder]]
-    if not whole:
+    if not whole and len(lost) <= DELETED_SHARE * len(states):
         return ""
-    folder = min(whole, key=lambda folder: (folder.count("/"), folder))
-    return f"all {had[folder]:,} images of its folder {one_line(folder)}, which the index holds"
+    folder = min(whole, key=lambda folder: (folder.count("/"), folder), default=None)
+    first = f"all {had[folder]:,} of its folder {folder}" if folder is not None else lost[0]
+    return f"{len(lost):,} of the {len(states):,} images of the index ({one_line(first)})"
 
 
 def _folders(path: str) -> Iterator[str]:

@@ -388,6 +388,18 @@ def test_what_would_lose_much_is_refused(index, tmp_path, lose):
     assert contents(index) == contents(fresh)
 
 
+def test_a_folder_that_is_a_small_part_is_named(index, tmp_path):
+    folder = photographs(tmp_path / "photos", 60)
+    photographs(folder / "2024/disk", 5, seed=2)
+    bring_up_to_date(folder, index)
+    shutil.rmtree(folder / "2024/disk")
+    (folder / "2024/disk").mkdir()
+    with pytest.raises(ValueError, match=r"lacks 5 of the 65 images of the index \(all 5 of its folder 2024\)"):
+        bring_up_to_date(folder, index)
+    photographs(folder / "2024/disk", 1, seed=2)  # four of five
+    assert bring_up_to_date(folder, index).deleted == 4
+
+
 @pytest.mark.parametrize("common", [1, 40, 60])
 def test_another_card_with_common_names_is_refused(index, tmp_path, common):
     bring_up_to_date(another_card(tmp_path / "one"), index)
@@ -462,7 +474,7 @@ def test_a_run_that_was_killed_after_a_move_is_not_refused(tmp_path, index, monk
 @pytest.mark.parametrize(
     "files, message",
     [
-        ([], "photos holds no images that can be indexed$"),
+        ([], r"photos holds no images that can be indexed$"),
         (["a.heic", "b/c.heic", "notes"], r"\(files of other kinds: .heic 2, no ending 1\)$"),
     ],
 )
