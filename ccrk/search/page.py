@@ -271,7 +271,7 @@ def _card(picture: Found, notes: str, is_likely: bool = True) -> str:
     label = f'title="More like {path}" aria-label="More like {path}"'
     return (
         f'<li class="{kind}"><button type="button" data-id="{escape(picture.id)}" {label}>'
-        f'<img src="{picture_url(picture.id)}" alt="{path}" loading="lazy"></button>'
+        f'<img src="{escape(picture_url(picture.id))}" alt="{path}" loading="lazy"></button>'
         f'<div class="notes">{notes}</div><div class="path" dir="auto" title="{path}">{path}</div></li>'
     )
 

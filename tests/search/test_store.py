@@ -14,6 +14,8 @@ from search_builders import Colors, bring_up_to_date, photographs
 
 from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
+from ccrk.search.page import one_column
+from ccrk.search.query import Found
 from ccrk.search.serve import make_app
 from ccrk.search.store import STATES, Store, picture_id
 
@@ -233,6 +235,10 @@ def test_the_server_answers_in_one_line_and_serves_nothing_that_runs(index):
     change(index, "vector", vectors(np.inf))
     answer = client.get("/api/search", params={"q": "red"})
     assert (answer.status_code, "is not of length 1" in answer.json()["detail"]) == (400, True)
+
+
+def test_the_page_escapes_what_it_shows():
+    assert "<script" not in one_column(SCRIPT, [Found(SCRIPT, SCRIPT, 0.5, 1)])
 
 
 def test_a_query_whose_embedding_is_not_finite_is_refused(index):
