@@ -88,6 +88,8 @@ NUMPY_RANDOM_STATE = [
 ]
 
 PARTS = ("vision_config", "text_config")
+# What `save_pretrained` writes of a save, beside the fields of the model.
+OF_SAVING = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 
 # Levels that DistributedDataParallel and torch.compile put in front of every name.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -396,7 +398,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CCRKConfig, name
 
 
 def read_overrides(path: Path | None) -> dict:
-    """The fields of CCRKConfig in a JSON file."""
+    """The fields of CCRKConfig in a JSON file, which may be a whole `config.json` of `save_pretrained`."""
     try:
         overrides = json.loads(path.read_bytes()) if path else {}
     except ValueError as error:
@@ -406,6 +408,11 @@ def read_overrides(path: Path | None) -> dict:
         raise ValueError(
             f'{path} must hold fields of CCRKConfig, such as {{"text_config": {{"num_attention_heads": 16}}}}'
         )
+    if overrides.get("model_type", "ccrk") != "ccrk":
+        raise ValueError(f"{path} describes a model of type {overrides['model_type']}; give that of a CCRK model")
+    for part in parts:
+        for name in OF_SAVING & part.keys():
+            del part[name]
     return overrides
 
 
@@ -501,7 +508,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="published checkpoint: ccrk_*_epoch_29.th, checkpoint_best.pth")
     parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--config", type=Path, help="JSON of CCRKConfig fields that the tensors do not show")
+    parser.add_argument(
+        "--config", type=Path, help="JSON of CCRKConfig fields that the tensors do not show, or a saved config.json"
+    )
     parser.add_argument("--tokenizer", help="folder or Hub id of XLM-R's tokenizer, saved with the model")
     parser.add_argument("--image_size", type=int, help="resize the image encoder to pictures of this side, in pixels")
     parser.add_argument("--max_words", type=int, help="words that a caption keeps, 40 unless given")

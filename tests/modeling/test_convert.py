@@ -275,11 +275,31 @@ class TestOutput:
             assert "\n" not in str(error.value) and not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
+def test_the_configuration_of_a_saved_model_is_taken(tmp_path):
+    run(PRETRAINED, tmp_path / "out", tmp_path=tmp_path)
+    saved = CCRKForPreTraining.from_pretrained(tmp_path / "out")
+    CCRKModel.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "headless")
+    saved.bfloat16().save_pretrained(tmp_path / "bf16")
+    contents = json.loads((tmp_path / "out/config.json").read_text())
+    contents |= {"torch_dtype": contents.pop("dtype"), "_name_or_path": "a/b", "transformers_version": "4.57.1"}
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older/config.json").write_text(json.dumps(contents))
+    read = [
+        ccrk.convert.read_overrides(tmp_path / name / "config.json") for name in ("out", "headless", "older", "bf16")
+    ]
+    assert read == read[:1] * 4
+    ccrk.convert.main([str(PRETRAINED), str(tmp_path / "again"), "--config", str(tmp_path / "bf16/config.json")])
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
         ("{", "config.json is no JSON"),
         ("[1]", "config.json must hold fields of CCRKConfig"),
+        ('{"model_type": "clip"}', "config.json describes a model of type clip; give that of a CCRK model"),
         ('{"text_config": 12}', "config.json must hold fields of CCRKConfig"),
         ('{"num_attention_heads": 4}', "there is no num_attention_heads in CCRKConfig"),
         ('{"text_config": {"num_attention_heads": 0}}', "num_attention_heads is 0; it must be at least 1"),
