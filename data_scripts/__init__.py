@@ -96,9 +96,11 @@ def make_builder(
     if name not in CARDS and data_dir is not None:
         raise ValueError(f"{name} is no data set known here, and takes no data_dir; known are {', '.join(CARDS)}")
     if name not in CARDS and not any(letter in name for letter in "/*.") and not os.path.exists(name):
+        from data_scripts.cli import did_you_mean  # which imports torch
+
         raise FileNotFoundError(
             f"there is no data set, file or folder {name!r}; one on the Hub is called OWNER/NAME, known are "
-            f"{', '.join(CARDS)}"
+            f"{', '.join(CARDS)}{did_you_mean(name.lower(), [*CARDS, *os.listdir()])}"
         )
     module, builder_class = _builder_of(name)
     data_dir = data_dir if name in CARDS else name
@@ -125,7 +127,9 @@ def make_builder(
     if "split" in declared:  # it prepares and checks only the split that is asked for
         config["split"] = split
     elif split not in module.SPLITS:
-        raise ValueError(f"{name} has no split {split!r}; choose one of {', '.join(module.SPLITS)}")
+        from data_scripts.cli import no_split
+
+        raise ValueError(no_split(name, split, module.SPLITS))
     return builder_class(cache_dir=cache_dir, **config)
 
 

@@ -16,6 +16,7 @@ import datasets
 from tqdm.auto import tqdm
 
 from data_scripts.captions import close_tags, is_close, is_usable, what_is
+from data_scripts.cli import did_you_mean, no_split
 from data_scripts.images import MISSING, BadImage, Found, ImageFolder, is_same_name, picture_name, read_image
 from data_scripts.problems import MAX_BAD_FRACTION, Problems
 from data_scripts.rows import row_features
@@ -73,11 +74,12 @@ class AnnotationConfig(datasets.BuilderConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.split not in self.splits:
-            raise ValueError(f"{self.dataset} has no split {self.split!r}; choose one of {', '.join(self.splits)}")
+            raise ValueError(no_split(self.dataset, self.split, self.splits))
         known = self.known_languages()
         self.languages = tuple(known if self.languages is None else self.languages)
         if not self.languages or not set(self.languages) <= set(known):
-            close = close_tags([language for language in self.languages if language not in known], known)
+            unknown = [language for language in self.languages if language not in known]
+            close = close_tags(unknown, known) or "".join(did_you_mean(language, known) for language in unknown)
             raise ValueError(f"{self.dataset} has the languages {', '.join(known)}, not {list(self.languages)}{close}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is a share between 0 and 1, not {self.max_bad_fraction}")

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +17,8 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
+
+from data_scripts.rows import SPLIT_NAMES
 
 # That there is no GPU, at each start on a CPU.
 warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator is found")
@@ -29,6 +31,18 @@ class InputError(ValueError):
     def __init__(self, message: str):
         # A data loader's worker hands it over with a traceback before it.
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that says which of the known names was probably meant; empty where none is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def no_split(dataset: str, split: object, splits: Sequence[str]) -> str:
+    """The error where a data set has no such split: those that it has, and the one that was probably meant."""
+    meant = SPLIT_NAMES.get(str(split).lower(), str(split))
+    return f"{dataset} has no split {split!r}; choose one of {', '.join(splits)}{did_you_mean(meant, splits)}"
 
 
 def printable(text: object) -> str:

@@ -4,6 +4,20 @@ from collections.abc import Sequence
 
 import datasets
 
+# How files and folders of a split are called on the Hub.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+
 
 def is_text(value: object) -> bool:
     """Whether a row can hold it: a string, without half a surrogate pair, which is valid JSON and no valid text."""

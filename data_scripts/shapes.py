@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data_scripts.cli import no_split
 from data_scripts.rows import row_features
 from data_scripts.shapes_lexicon import (
     CANONICAL_RELATIONS,
@@ -305,7 +306,7 @@ class ShapesConfig(datasets.BuilderConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.split not in SPLITS:
-            raise ValueError(f"shapes has no split {self.split!r}; choose one of {', '.join(SPLITS)}")
+            raise ValueError(no_split("shapes", self.split, SPLITS))
         check_languages(self.languages)
         for name in ("num_validation", "num_test"):
             if getattr(self, name) > HELD_OUT:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_scripts.captions import close_tags
+
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
 SITES = ("beach", "meadow", "snow", "sea", "road", "field")  # what is below the horizon
@@ -80,6 +82,7 @@ def check_languages(languages: Sequence[str]) -> None:
         raise ValueError(
             f"shapes has no captions in {', '.join(map(repr, unknown))}: "
             f"choose `languages` from {', '.join(LANGUAGES)}, or add a grammar to shapes_lexicon.GRAMMARS"
+            f"{close_tags(unknown, LANGUAGES)}"
         )
 
 

@@ -26,21 +26,9 @@ from data_scripts.annotations import BROKEN_JSON
 from data_scripts.captions import what_is
 from data_scripts.columns import LANGUAGES
 from data_scripts.problems import Problems
+from data_scripts.rows import SPLIT_NAMES
 from data_scripts.text import files_below, is_blank_line, numbered_lines
 
-# How files and folders of a split are called on the Hub.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 ROWS_OF_A_PART = 10_000  # of a Parquet file at the least, unless it has fewer

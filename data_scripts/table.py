@@ -22,6 +22,7 @@ import datasets
 
 from data_scripts.annotations import AnnotatedImages, Annotation, AnnotationConfig, without_empty
 from data_scripts.captions import what_is
+from data_scripts.cli import did_you_mean
 from data_scripts.columns import Columns, find_columns
 from data_scripts.images import MISSING, BadImage, Found, decode_base64, picture_name
 from data_scripts.problems import Problems
@@ -296,7 +297,9 @@ class TableConfig(AnnotationConfig):
             logger.warning("%s has no splits: all of its rows are taken", self.dataset)
         if not chosen:
             has = f"only {', '.join(found)}" if found else "no splits"
-            cure = "; --validation_fraction 0.1 takes one from the training pictures" * (self.split == "validation")
+            meant = SPLIT_NAMES.get(str(self.split).lower(), str(self.split))
+            cure = "; --validation_fraction 0.1 takes one from the training pictures" * (meant == "validation")
+            cure = did_you_mean(meant, found) or cure
             raise ValueError(f"{self.dataset} has no split {self.split!r}, {has}{cure}")
         return chosen
 

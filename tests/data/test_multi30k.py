@@ -8,6 +8,7 @@ import re
 
 import datasets
 import pytest
+from builders import write_json_lines
 from PIL import Image
 
 import data_scripts
@@ -397,6 +398,29 @@ def test_names_of_data_sets():
         data_scripts.load("shapes", split="train", data_dir="anywhere")
     with pytest.raises(ValueError, match="shapes has no split 'dev'; choose one of train, validation, test"):
         data_scripts.load("shapes", split="dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Multi30K", {}, "known are shapes, .*; did you mean 'multi30k'?$"),
+        ("flickr-30k", {}, "; did you mean 'flickr30k'?$"),
+        ("photso", {}, "; did you mean 'photos'?$"),
+        ("shapes", {"split": "val"}, "choose one of train, validation, test; did you mean 'validation'?$"),
+        ("xm3600", {"split": "tset"}, "choose one of test; did you mean 'test'?$"),
+        ("multi30k", {"split": "Dev"}, "; did you mean 'validation'?$"),
+        ("photos", {"split": "val"}, "has no split 'val', only train, validation; did you mean 'validation'?$"),
+        ("photos", {"split": "training"}, "; did you mean 'train'?$"),
+        ("shapes", {"split": "test", "languages": ["english"]}, "GRAMMARS; en is close to english$"),
+        ("photos", {"split": "train", "languages": ["EN"]}, r"has the languages en, not \['EN'\]; en is close to EN$"),
+    ],
+)
+def test_names_that_are_nearly_right(name, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entries = [{"file_name": f"{split}.jpg", "en": "a", "split": split} for split in ("train", "validation")]
+    write_json_lines(tmp_path / "photos/metadata.jsonl", entries)
+    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?$", r"\?$")):
+        data_scripts.load(name, **{"split": "train", **options}, cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.skipif(not (RELEASE and PHOTOGRAPHS), reason="CCRK_MULTI30K and CCRK_FLICKR30K name no real data")
