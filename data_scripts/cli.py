@@ -33,18 +33,6 @@ class InputError(ValueError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2])
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that says which of the known names was probably meant; empty where none is close."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def no_split(dataset: str, split: object, splits: Sequence[str]) -> str:
-    """The error where a data set has no such split: those that it has, and the one that was probably meant."""
-    meant = SPLIT_NAMES.get(str(split).lower(), str(split))
-    return f"{dataset} has no split {split!r}; choose one of {', '.join(splits)}{did_you_mean(meant, splits)}"
-
-
 def printable(text: object) -> str:
     r"""
     A text whose control and format characters are shown (`\x1b`, `\u202e`) and not obeyed, lines kept: a terminal
@@ -66,6 +54,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_folded = {other.casefold(): other for other in known}
     near = difflib.get_close_matches(name.casefold(), by_folded, n=1)
     return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
+
+
+def no_split(dataset: str, split: object, splits: Sequence[str]) -> str:
+    """The error where a data set has no such split: those that it has, and the one that was probably meant."""
+    meant = SPLIT_NAMES.get(str(split).lower(), str(split))
+    return f"{dataset} has no split {split!r}; choose one of {', '.join(splits)}{did_you_mean(meant, splits)}"
 
 
 def did_you_mean_path(path: str | os.PathLike) -> str:
