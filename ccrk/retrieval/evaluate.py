@@ -262,7 +262,8 @@ def encode_captions(
         others: see `evaluate_retrieval`.
     """
     order = np.argsort(encoder.caption_lengths(captions), kind="stable")
-    digest = hashlib.blake2b("\0".join([language or "", *captions]).encode(), digest_size=8).hexdigest()
+    told = [language] if language and needs_language(encoder) else []
+    digest = hashlib.blake2b("\0".join([*told, *captions]).encode(), digest_size=8).hexdigest()
     blocks = {}
     for start in progress(share.of(range(0, len(order), CAPTIONS_PER_BLOCK)), "encoding captions"):
         texts = [captions[i] for i in order[start : start + CAPTIONS_PER_BLOCK]]
