@@ -166,7 +166,6 @@ def evaluate(
 ) -> dict | None:
     """Writes one model's results into a folder, and returns them, on the main process."""
     state = process_state()
-    trained_on = images.trained_on([model, *arguments.model_for.values()])
     result, k_test, encoded = evaluate_models(
         model,
         dataset,
@@ -177,7 +176,7 @@ def evaluate(
         bf16=arguments.bf16,
         folds={} if arguments.dataset_config.get("fold") is not None else card_of(arguments.task).folds,
         caption_template=caption_template,
-        image_numbers=images.numbers,
+        images=images,
     )
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -193,7 +192,6 @@ def evaluate(
         model_for=arguments.model_for,
         dataset_config=arguments.dataset_config,
         caption_template=caption_template,
-        trained_on=trained_on,
         equal_images=images.with_copy,
         any_copy=arguments.any_copy,
     )

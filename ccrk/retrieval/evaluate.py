@@ -30,6 +30,7 @@ from ccrk.encoders import Encoder, encode_captions_in, kind_of_encoder, load_enc
 from ccrk.encoding import EncodedCaptions
 from ccrk.processes import Share, process_state, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
+from ccrk.retrieval.images import EvaluatedImages
 from ccrk.retrieval.instances import usable_captions
 from ccrk.retrieval.notes import cut_note
 from ccrk.retrieval.ranking import by_cosine, rank_language
@@ -153,7 +154,7 @@ def evaluate_models(
     bf16: bool = False,
     folds: Mapping[str, int] | None = None,
     caption_template: str = "{}",
-    image_numbers: np.ndarray | None = None,
+    images: EvaluatedImages | None = None,
 ) -> tuple[RetrievalResult, int, list[Path]]:
     """
     Ranks of all languages of a data set, each by its model; shared out over all processes.
@@ -163,6 +164,7 @@ def evaluate_models(
             (`ccrk.open_clip`), or an .npz file (`ccrk.retrieval.arrays`).
         model_for: language → another model.
         output_dir: where encoded blocks are kept, so that an interrupted run goes on.
+        images: of the data set, to say which of them a model was trained on, and which count as one.
         others: see `evaluate_retrieval`.
 
     Returns: the ranks; the candidates that were in fact re-scored per query; and the folders of encoded blocks, which
@@ -181,6 +183,8 @@ def evaluate_models(
     result, re_scored, encoded = RetrievalResult(), 0, []
     for name_or_path, own_languages in languages_of.items():
         check_model(name_or_path, dataset, own_languages)
+    image_numbers = None if images is None else images.numbers
+    result.trained_on = None if images is None else images.trained_on(list(languages_of))
     for name_or_path, own_languages in languages_of.items():
         if name_or_path.endswith(".npz"):
             part = evaluate_arrays(Path(name_or_path), dataset, own_languages, folds, image_numbers)

@@ -28,6 +28,7 @@ class RetrievalResult:
     fold_chance: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)  # captions that were empty after normalisation
     cut: dict[str, int] = field(default_factory=dict)  # captions that a model reads the beginning of; of an .npz none
+    trained_on: dict | None = None  # see `ccrk.trained_on.overlap`; None where that is not recorded
     parameters: int | None = None  # of the model, where it is one and has weights
     milliseconds_per_query: float | None = None  # median time to encode and rank one caption, where it was taken
 
@@ -139,7 +140,6 @@ def make_results(
     model_for: Mapping[str, str] | None = None,
     dataset_config: Mapping[str, object] | None = None,
     caption_template: str = "{}",
-    trained_on: dict | None = None,
     equal_images: int = 0,
     any_copy: bool = False,
 ) -> dict:
@@ -149,7 +149,6 @@ def make_results(
         task, split, model, model_for, dataset_config, caption_template: told as they are.
         k_test: candidates that were re-scored per query.
         mrv_languages, no_mrv_because: see `choose_mrv_languages`.
-        trained_on: see `ccrk.trained_on.overlap`; None where nobody has recorded it.
         equal_images: images that have a copy under another name.
         any_copy: whether any of these counted as right.
     """
@@ -181,8 +180,8 @@ def make_results(
     results |= {"chance": result.chance, "equal_images": equal_images}
     if result.cut:
         results["cut_captions"] = result.cut
-    if trained_on is not None:
-        results["trained_on"] = trained_on
+    if result.trained_on is not None:
+        results["trained_on"] = result.trained_on
     if any_copy:
         results["any_copy"] = True
     if caption_template != "{}":

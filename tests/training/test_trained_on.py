@@ -225,6 +225,11 @@ class TestEvaluation:
         for text in (capsys.readouterr().out, (tmp_path / "two" / "out" / "models.html").read_text()):
             assert "/model: The model was trained on" in text and "/fresh: The model" not in text
 
+    @pytest.mark.parametrize("missing", ["outputs/gone/far/away", "gone"])
+    def test_a_missing_model_is_told_as_ever(self, missing, photos, tmp_path):
+        with pytest.raises(SystemExit, match=f"there is no folder {missing}"):
+            self.evaluate(missing, photos, tmp_path)
+
     @pytest.mark.slow
     def test_what_was_not_recorded_is_told(self, model, photos, tmp_path, capsys):
         (run,) = read_runs(model)
