@@ -574,7 +574,10 @@ def run(trainer: CCRKTrainer) -> None:
         trainer.accelerator.wait_for_everyone()  # before one of them begins, and deletes what says so
         result = trainer.train(resume_from_checkpoint=trainer.checkpoint)
         if trainer.was_terminated:
-            logger.warning("ended by SIGTERM; the same command with --resume_from_checkpoint auto goes on")
+            logger.warning(
+                "ended by SIGTERM, to this process or its launcher; the same command with "
+                "--resume_from_checkpoint auto goes on"
+            )
             sys.exit(128 + signal.SIGTERM)
         trainer.problems.report()
         with disk_errors(output_dir, "save it from the last checkpoint with --resume_from_checkpoint auto"):

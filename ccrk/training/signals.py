@@ -1,4 +1,4 @@
-"""SIGTERM: a checkpoint after the step under way, in all processes, and the end of the run."""
+"""SIGTERM, to this process or its launcher: a checkpoint after the step under way, and the end of the run."""
 
 import os
 import signal
@@ -8,10 +8,24 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+# What accelerate launch (with one process or several) and torchrun set for the processes that they start.
+OF_A_LAUNCHER = ("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
+
+_parent = os.getppid()
+
+
+def launcher_is_gone() -> bool:
+    """
+    Whether a launcher started this process, and has ended since: accelerate launch with one process hands no SIGTERM
+    on. A shell that has ended says nothing, since nohup lets its processes go on.
+    """
+    return os.getppid() != _parent and any(name in os.environ for name in OF_A_LAUNCHER)
+
 
 class SaveOnSIGTERM(TrainerCallback):
     """
-    After the step in which one of the processes is told to end, all of them save a checkpoint and end training.
+    After the step in which one of the processes is told to end, all of them save a checkpoint and end training. They
+    are told by SIGTERM, or by the end of their launcher.
 
     transformers' own callback saves between gradient and step, when dropout has been drawn already, and each process
     by itself, which may be at different steps.
@@ -33,7 +47,7 @@ class SaveOnSIGTERM(TrainerCallback):
         self.is_told = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        is_told = self.is_told
+        is_told = self.is_told or launcher_is_gone()
         if args.world_size > 1:
             is_told = self.trainer.accelerator.reduce(torch.tensor(float(is_told), device=args.device), "sum") > 0
         if not is_told:

@@ -183,7 +183,7 @@ class CCRKTrainer(Trainer):
 
     @property
     def was_terminated(self) -> bool:
-        """Whether SIGTERM has ended the run before its last step."""
+        """Whether SIGTERM, or the end of the launcher, has ended the run before its last step."""
         return self._sigterm.has_ended
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler[int] | None:

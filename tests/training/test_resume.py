@@ -275,6 +275,18 @@ class EndAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class LauncherEndsAt(EndAt):
+    """accelerate launch, which SIGTERM ends without a word to the process that it has started."""
+
+    def __init__(self, step: int, monkeypatch):
+        super().__init__(step)
+        self.monkeypatch = monkeypatch
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            self.monkeypatch.setattr(os, "getppid", lambda: 1)
+
+
 class TestSIGTERM:
     def trainer(self, processor, rows, folder, **arguments):
         torch.manual_seed(7)
@@ -283,15 +295,17 @@ class TestSIGTERM:
         return make_trainer(CCRKForPreTraining(config), processor, rows, folder, **arguments)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("accumulation", [1, 2])
-    def test_the_run_goes_on_bit_for_bit(self, accumulation, processor, shapes, tmp_path):
+    @pytest.mark.parametrize(("accumulation", "told_by"), [(1, "SIGTERM"), (2, "SIGTERM"), (1, "launcher")])
+    def test_the_run_goes_on_bit_for_bit(self, accumulation, told_by, processor, shapes, tmp_path, monkeypatch):
         same = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
         undisturbed = self.trainer(processor, shapes, tmp_path / "undisturbed", **same)
         undisturbed.train()
         before = signal.getsignal(signal.SIGTERM)
         ended = self.trainer(processor, shapes, tmp_path / "ended", **same)
-        ended.add_callback(EndAt(2))
+        monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
+        ended.add_callback(EndAt(2) if told_by == "SIGTERM" else LauncherEndsAt(2, monkeypatch))
         ended.train()
+        monkeypatch.undo()
         assert ended.was_terminated and ended.state.global_step == 2 and signal.getsignal(signal.SIGTERM) is before
         assert [path.name for path in (tmp_path / "ended").iterdir()] == ["checkpoint-2"]  # save_strategy is no
         resumed = self.trainer(processor, shapes, tmp_path / "ended", **same)
@@ -329,6 +343,14 @@ class TestSIGTERM:
         assert any("eval_mean_recall" in log for log in state["log_history"])
 
     @pytest.mark.slow
+    def test_the_end_of_a_shell_ends_no_run(self, processor, shapes, tmp_path, monkeypatch):
+        """nohup python train_pretrain.py … &, and the shell is closed."""
+        trainer = self.trainer(processor, shapes, tmp_path)
+        trainer.add_callback(LauncherEndsAt(2, monkeypatch))
+        trainer.train()
+        assert trainer.state.global_step == 4 and not trainer.was_terminated
+
+    @pytest.mark.slow
     def test_it_can_be_switched_off(self, processor, shapes, tmp_path):
         trainer = self.trainer(processor, shapes, tmp_path, enable_jit_checkpoint=False)
         before = signal.getsignal(signal.SIGTERM)
@@ -336,34 +358,38 @@ class TestSIGTERM:
         trainer.train()
 
     @pytest.mark.slow
-    def test_a_script_ends_orderly(self, resumable):
-        """With data loader workers, which the signal reaches as well."""
+    @pytest.mark.parametrize("launcher", [(), ("-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu")])
+    def test_a_script_ends_orderly(self, launcher, resumable):
+        """With data loader workers, which the signal reaches as well; or only the launcher has the signal."""
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),
         }
-        command = [
-            sys.executable,
-            ROOT / "train_pretrain.py",
-            "recipe.yaml",
-            "--output_dir",
-            "long",
-            "--logging_steps",
-        ]
-        command += [1, "--max_steps", 100_000, "--save_strategy", "no", "--dataloader_num_workers", 2]
+        command = [sys.executable, *launcher, ROOT / "train_pretrain.py", "recipe.yaml", "--output_dir", "long"]
+        command += ["--logging_steps", 1, "--max_steps", 100_000, "--save_strategy", "no"]
+        command += ["--dataloader_num_workers", 0 if launcher else 2]
         with open("log", "w") as log:
             process = subprocess.Popen(
                 list(map(str, command)), env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        deadline = time.monotonic() + 120
-        while "images_per_second" not in Path("log").read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(60) == 143, Path("log").read_text()
-        text = Path("log").read_text()
-        assert "Traceback" not in text and "--resume_from_checkpoint auto goes on" in text
+        wait_for(lambda: "images_per_second" in Path("log").read_text(), 120)
+        if launcher:
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM
+        else:
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(60) == 143, Path("log").read_text()
+        wait_for(lambda: "--resume_from_checkpoint auto goes on" in Path("log").read_text(), 60)
+        assert "Traceback" not in Path("log").read_text()
         (checkpoint,) = Path("long").glob("checkpoint-*")
         assert what_is_wrong(checkpoint) is None and not Path("long/model.safetensors").exists()
+
+
+def wait_for(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, Path("log").read_text()
+        time.sleep(0.1)
 
 
 class Watch(TrainerCallback):
