@@ -14,6 +14,7 @@ import textwrap
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from ccrk import CCRKForImageTextRetrieval
@@ -158,6 +159,22 @@ def test_commands_are_ones_that_exist(path, block):
     assert commands or "DATA=" in block
     for command in commands:
         check_command(*command)
+
+
+def test_options_that_stand_for_published_ones_exist():
+    text = (ROOT / "docs/recipes.md").read_text()
+    table = re.search(r"Its options.*?\n\n(.*?)\n\n", text, re.DOTALL)[1].splitlines()[2:]
+    published = {flag for row in table for flag in re.findall(r"--\w+", row.split("|")[1])}
+    assert {"--bs", "--checkpoint", "--checkpoint_fmt", "--gmt", "--seed", "--fewshot", "--lr", "--epoch"} <= published
+    scripts = ("train_pretrain", "train_retrieval", "eval_mrv", "convert_checkpoint")
+    launcher = {option for action in launch_command_parser()._actions for option in action.option_strings}
+    for row in table:
+        named = [name for name in scripts if f"`{name}.py`" in row]
+        known = [*map(options_of, named), *[launcher] * ("accelerate launch" in row)] or [
+            options_of("train_retrieval")
+        ]
+        for option in re.findall(r"--\w+", row.split("|")[2]):
+            assert option in set().union(*known, options_of("train_pretrain") if "pre-training" in row else ()), row
 
 
 @functools.cache
