@@ -6,6 +6,8 @@ whether to trust the copy that travels with each checkpoint.
 
 import os
 
+import ccrk.own_modules  # noqa: F401  before all others
+
 # Before torch is imported: its notes on classes of torchao are not for users.
 os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")
 

@@ -2,10 +2,18 @@
 
 import inspect
 import os
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+# Before all others, and by its path: to import it by name would open the models.
+if "ccrk" not in sys.modules:
+    own_modules = spec_from_file_location("own_modules", Path(__file__).parents[1] / "ccrk" / "own_modules.py")
+    own_modules.loader.exec_module(module_from_spec(own_modules))
 
 # Before torch is imported: its notes on classes of torchao are not for users.
 os.environ.setdefault("TORCH_LOGS", "-torch.utils._pytree")
