@@ -8,7 +8,6 @@ pictures. Which of them are wrong is for a reader to say.
 """
 
 import argparse
-import csv
 import importlib.util
 import logging
 from collections.abc import Sequence
@@ -26,9 +25,10 @@ from ccrk.retrieval.evaluate import encode_captions
 from ccrk.retrieval.instances import usable_captions
 from data_scripts.check import THUMBNAIL, draw_contact_sheet
 from data_scripts.cli import one_line_errors, printable, set_up_logging
-from data_scripts.files import check_output_folder, written_whole
+from data_scripts.files import check_output_folder
 from data_scripts.images import BadImage, read_image
 from data_scripts.options import DATASETS, add_data_arguments, data_options
+from data_scripts.spreadsheets import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = data_scripts.load(arguments.dataset, **options)
         suspects, means = find_suspects(dataset, arguments.model, arguments.bf16)
         path = arguments.output_dir / "suspects.csv"
-        with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-            names = [name for name in suspects[0] if name != "row"]
-            writer = csv.DictWriter(file, names, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(suspects)
+        write_csv(path, [name for name in suspects[0] if name != "row"], suspects)
         if arguments.thumbnails > 0 and importlib.util.find_spec("matplotlib"):
             draw(suspects[: arguments.thumbnails], dataset, arguments.output_dir / "suspects.png")
     print(printable(f"{'language':<10}{'mean likeness':>14}{'of the first 5 %':>18}"))

@@ -33,6 +33,11 @@ class InputError(ValueError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2])
 
 
+def how_to_install(extra: str) -> str:
+    """The command for an extra of `setup.cfg`; the package index has no `ccrk` of ours."""
+    return f"run pip install -e '.[{extra}]' in the checkout of this project"
+
+
 def printable(text: object) -> str:
     r"""
     A text whose control and format characters are shown (`\x1b`, `\u202e`) and not obeyed, lines kept: a terminal

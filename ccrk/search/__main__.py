@@ -33,7 +33,7 @@ from ccrk.search.queries import read_queries, translate, write_queries
 from ccrk.search.query import Filter, as_query
 from ccrk.search.store import Store, is_index, no_index
 from data_scripts.captions import meant_language
-from data_scripts.cli import did_you_mean, one_line, one_line_errors, printable, set_up_logging
+from data_scripts.cli import did_you_mean, how_to_install, one_line, one_line_errors, printable, set_up_logging
 from data_scripts.files import check_output_folder
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.translate import TRANSLATOR
@@ -225,7 +225,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 def run_serve(arguments: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the page needs the package gradio; install it with pip install 'ccrk[search]'")
+        raise ValueError(f"the page needs the package gradio; {how_to_install('search')}")
     from ccrk.search.serve import check_host, serve
 
     check_host(arguments.host, arguments.token)

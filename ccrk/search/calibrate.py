@@ -19,6 +19,7 @@ from data_scripts.captions import is_usable, meant_language
 from data_scripts.images import BadImage, picture_name
 from data_scripts.problems import Problems
 from data_scripts.sources import SeparatedValues
+from data_scripts.spreadsheets import from_cell
 
 PATH = "path"
 ERROR = 0.1
@@ -51,7 +52,8 @@ def known_queries(path: Path, problems: Problems) -> Iterator[Known]:
     for record, _, where in SeparatedValues(path).records(problems):
         if PATH not in record:
             raise ValueError(f"{path} has no column path, only {', '.join(record)}")
-        yield record.pop(PATH), record, where
+        picture = record.pop(PATH)
+        yield picture, {from_cell(language): from_cell(text) for language, text in record.items()}, where
 
 
 def own_captions(dataset: datasets.Dataset) -> Iterator[Known]:

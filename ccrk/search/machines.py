@@ -13,6 +13,7 @@ import torch
 from ccrk.encoders import Encoder, input_size
 from ccrk.search.pictures import STORED_SIDE, Item, Prepared, prepare
 from ccrk.search.store import STATES
+from data_scripts.cli import how_to_install
 
 BATCH_SIZE = 64
 
@@ -137,7 +138,7 @@ class ManyMachines:
 
             logging.getLogger("ray").setLevel(logging.ERROR)
         except ImportError as error:
-            raise ValueError("--ray needs the package ray; install it with pip install 'ccrk[ray]'") from error
+            raise ValueError(f"--ray needs the package ray; {how_to_install('ray')}") from error
         if not ray.is_initialized():
             try:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)

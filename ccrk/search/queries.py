@@ -1,6 +1,5 @@
 """Tables of queries: a column for each language, in each row the same query."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +8,9 @@ from tqdm import tqdm
 
 from ccrk.processes import process_state
 from data_scripts.captions import is_usable, meant_language
-from data_scripts.files import written_whole
 from data_scripts.problems import Problems
 from data_scripts.sources import SeparatedValues
+from data_scripts.spreadsheets import from_cell, write_csv
 from data_scripts.translate import Gap, Translator
 
 TRANSLATED_AT_A_TIME = 64
@@ -36,6 +35,7 @@ def read_queries(path: Path, languages: Sequence[str] | None = None) -> tuple[li
     problems = Problems(str(path), max_bad_fraction=1.0)
     rows, columns = [], []
     for record, _, where in SeparatedValues(path).records(problems):
+        record = {from_cell(column): from_cell(text) for column, text in record.items()}
         columns = list(record)
         usable = {language: text for language, text in record.items() if is_usable(text)}
         for language in record.keys() - usable.keys():
@@ -86,7 +86,4 @@ def translate(queries: Queries, pivot: str, languages: Sequence[str], model: str
 
 def write_queries(queries: Queries, languages: Sequence[str], path: Path) -> None:
     """A table that `read_queries` reads."""
-    with written_whole(path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, languages)
-        writer.writeheader()
-        writer.writerows(queries)
+    write_csv(path, languages, queries)

@@ -12,7 +12,7 @@ from search_builders import Colors, bring_up_to_date, contents, photographs
 
 from ccrk.search.machines import ManyMachines, stored_side
 
-ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'ccrk[ray]'")
+ray = pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
 pytestmark = pytest.mark.slow
 
 

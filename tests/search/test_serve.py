@@ -215,6 +215,14 @@ def test_serving_to_all_without_a_token_is_refused_in_one_line(index):
         main(["serve", index.location, "--host", "0.0.0.0"])
 
 
+def test_a_missing_package_is_told_with_what_installs_it_from_a_checkout(index, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        SystemExit, match=r"needs the package gradio; run pip install -e '\.\[search\]' in the checkout"
+    ):
+        main(["serve", index.location])
+
+
 @pytest.fixture(scope="module")
 def app(index):
     app = make_app(index, hosts=["127.0.0.1"])
