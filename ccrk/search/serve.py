@@ -226,9 +226,10 @@ def serve(
 
     check_host(host, token)
     getattr(index, "reranker" if index.can_rerank else "encoder")  # is opened before the first request
-    app = make_app(index, token, ["localhost", "127.0.0.1", host] if is_loopback(host) else None)
+    name = f"[{host}]" if ":" in host else host  # as it stands in addresses
+    app = make_app(index, token, ["localhost", "127.0.0.1", name] if is_loopback(host) else None)
     mount_page(app, index)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    address = f"http://{name}:{port}/"
     address += f"?{urlencode({'token': token})}" if token else ""
     print(address, flush=True)
     if open_page:

@@ -21,7 +21,7 @@ from search_builders import Colors, bring_up_to_date, picture
 from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
 from ccrk.search.page import mount_page
-from ccrk.search.serve import check_host, make_app
+from ccrk.search.serve import check_host, make_app, serve
 from ccrk.search.store import picture_id
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -208,6 +208,15 @@ def test_what_is_refused_is_not_read(index, headers, status):
 def test_another_site_cannot_ask_by_its_own_name(index):
     client = TestClient(make_app(index, hosts=["localhost", "127.0.0.1"]), base_url="http://evil.example.org")
     assert client.get("/api/search?q=red").status_code == 400
+
+
+@pytest.mark.parametrize("host, name", [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")])
+def test_the_printed_address_is_answered(index, host, name, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.append(app))
+    serve(index, host)
+    assert capsys.readouterr().out == f"http://{name}:7860/\n"
+    assert TestClient(started[0]).get("/api/search?q=red", headers={"Host": f"{name}:7860"}).status_code == 200
 
 
 def test_serving_to_all_without_a_token_is_refused_in_one_line(index):
