@@ -242,6 +242,9 @@ class CCRKModel(CCRKPreTrainedModel):
         "cross_attentions": CCRKCrossAttention,
     }
 
+    # What peft loads adapters by: those of a head name its base model, `ccrk.`.
+    _checkpoint_conversion_mapping = {r"^ccrk\.": ""}
+
     def __init__(self, config: CCRKConfig):
         super().__init__(config)
         implementation = config._attn_implementation

@@ -297,25 +297,32 @@ def whole_parameters(arguments: CCRKTrainingArguments) -> Iterator[None]:
 
 def add_adapters(model: torch.nn.Module, rank: int):
     """
-    The model as a `peft.PeftModel`: LoRA on linear layers (of CCRK those of text and fusion), all else frozen. What is
-    behind the encoders of a SentenceTransformer is trained as it is.
+    The model as a `peft.PeftModel`: LoRA on linear layers (of CCRK those of text and fusion), all else frozen. Trained
+    as they are: temperature and bias of two encoders; `nn.MultiheadAttention`, which reads its weights past adapters;
+    and what is behind the encoders of a SentenceTransformer.
     """
     if not is_peft_available():
         raise ValueError("use_peft needs the package peft; install it with pip install peft")
     from peft import LoraConfig, get_peft_model
 
-    options = {"target_modules": "all-linear"}
-    if isinstance(model, CCRKPairModel):
-        options["target_modules"] = r"ccrk\.(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)"
-    elif not isinstance(model, PreTrainedModel):
-        within = {id(module) for tower in model.towers() for module in tower.modules()}
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-        options["target_modules"] = [name for name, module in linear.items() if id(module) in within]
-        options["modules_to_save"] = [name for name, module in linear.items() if id(module) not in within]
+    attention = [name for name, module in model.named_modules() if isinstance(module, torch.nn.MultiheadAttention)]
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {name: module for name, module in linear.items() if name.rpartition(".")[0] not in attention}
+    whole = list(attention)
+    if isinstance(model, CCRKPairModel):  # the same layers of its base model have no `ccrk.` before them
+        targets, whole = r"(ccrk\.)?(text_model\.encoder|fusion_encoder)\..+\.(query|key|value|dense)", []
+    elif isinstance(model, PreTrainedModel):
+        targets = list(linear)
+    else:
+        within = {id(module) for module in model.used_of_towers()}
+        targets = [name for name, module in linear.items() if id(module) in within]
+        whole += [name for name, module in linear.items() if id(module) not in within]
+    options = {"target_modules": targets, "modules_to_save": whole or None}
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))
-    if not isinstance(model, PreTrainedModel):
-        for parameter in model.parameters(recurse=False):  # the temperature, which is new as well
-            parameter.requires_grad = True
+    scale = [name for name, _ in model.named_parameters(recurse=False) if name in ("logit_scale", "logit_bias")]
+    for name in scale:
+        model.get_parameter(name).requires_grad = True
+    logger.info("LoRA: trained as they are, %s; not trained: all else", " ".join([*scale, *whole]) or "no others")
     return adapted
 
 

@@ -414,6 +414,12 @@ class DualEncoder:
         loaded, _ = open_model(type(self.model), folder, dtype=self.model.dtype)
         self.model.load_state_dict(loaded.state_dict())
 
+    def load_scale(self, folder: Path) -> None:
+        """Takes temperature and bias of a checkpoint, which its adapter lacks."""
+        loaded, _ = open_model(type(self.model), folder, dtype=self.model.dtype)
+        for name, parameter in self.model.named_parameters(recurse=False):
+            parameter.data.copy_(loaded.get_parameter(name))
+
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
         return [len(caption) for caption in captions]
 
@@ -477,7 +483,10 @@ def optional_file(name_or_path: str, file: str) -> str | None:
     """The path of a file in a folder or Hub id; None where the file is not there."""
     failures = ("missing_entries", "connection_errors")
     quietly = {f"_raise_exceptions_for_{failure}": False for failure in failures}
-    return cached_file(name_or_path, file, **quietly)
+    try:
+        return cached_file(name_or_path, file, **quietly)
+    except OSError:  # not a name that the Hub allows, which is told where the model itself is opened
+        return None
 
 
 def sentence_transformer_encoder() -> type[Encoder]:

@@ -102,6 +102,14 @@ class SentenceTransformerPair(nn.Module):
         firsts = [self.path(modality)[0] for modality in ("image", "text")]
         return list(dict.fromkeys(module.model for module in firsts))
 
+    def used_of_towers(self) -> Iterator[nn.Module]:
+        """The modules of `towers`, but for a pooler of which nothing is taken."""
+        for first in {id(module): module for module in (self.path("image")[0], self.path("text")[0])}.values():
+            is_pooled = any(way["method_output_name"] == "pooler_output" for way in first.modality_config.values())
+            for name, module in first.model.named_modules():
+                if is_pooled or "pooler" not in name.split("."):
+                    yield module
+
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device
@@ -216,6 +224,10 @@ class SentenceTransformerEncoder:
         if modality == "image":
             own = self.inputs.image_processor
         return weights_fingerprint(weights, str(own), *settings)
+
+    def load_scale(self, folder: Path) -> None:
+        """Takes temperature and bias of a checkpoint, which its adapter lacks."""
+        self.model.load_scale(folder)
 
     def take_features(self, modality: str) -> None:
         """From here on batches may hold `features` in place of what they are made of: they always may."""

@@ -307,8 +307,8 @@ class CCRKTrainer(Trainer):
         if self._loads_itself and not (has_adapters or self.is_deepspeed_enabled):
             return self.encoder.load(folder)
         super()._load_from_checkpoint(str(folder / ADAPTER if has_adapters else folder), model)
-        if has_adapters and not isinstance(self.encoder.model, PreTrainedModel):
-            self.encoder.model.load_scale(folder)
+        if has_adapters and self._loads_itself:
+            self.encoder.load_scale(folder)
 
     @property
     def _loads_itself(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKModel, CCRKProcessor
@@ -117,12 +118,16 @@ class TestLora:
             torch.testing.assert_close(after[name] - before[name], step, atol=1e-6, rtol=0)
 
         merged = CCRKModel.from_pretrained(out).eval()
-        base = CCRKForImageTextRetrieval.from_pretrained(start)
-        loaded = peft.PeftModel.from_pretrained(base, out / "adapter").eval()
-        with torch.no_grad():
-            expected, found = merged(**inputs), loaded.ccrk(**inputs)
-        torch.testing.assert_close(found.text_embeds, expected.text_embeds, atol=1e-5, rtol=0)
-        assert torch.equal(found.image_embeds, expected.image_embeds)
+        for base in (
+            CCRKForImageTextRetrieval.from_pretrained(start),
+            AutoModel.from_pretrained(start),
+            AutoModel.from_pretrained(start, trust_remote_code=True),
+        ):
+            loaded = peft.PeftModel.from_pretrained(base, out / "adapter").eval()
+            with torch.no_grad():
+                expected, found = merged(**inputs), getattr(loaded, "ccrk", loaded)(**inputs)
+            torch.testing.assert_close(found.text_embeds, expected.text_embeds, atol=1e-5, rtol=0)
+            assert torch.equal(found.image_embeds, expected.image_embeds)
         assert CCRKProcessor.from_pretrained(out).max_words == 40 and (out / "modeling_ccrk.py").exists()
 
     def test_without_a_checkpoint_there_is_nothing_to_adapt(self, arguments, tmp_path, monkeypatch):

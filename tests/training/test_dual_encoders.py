@@ -376,17 +376,54 @@ def test_a_frozen_encoder_stays_as_it_is(frozen, folder, tmp_path, monkeypatch):
     assert any(not torch.equal(p, before.get_parameter(n)) for n, p in after.named_parameters())
 
 
-@pytest.mark.slow
-def test_adapters_are_merged_into_what_is_saved(processor, tmp_path, monkeypatch):
-    model, own = make_clip(tokenizer(processor))
-    for part in (model, own):
-        part.save_pretrained(tmp_path / "model")
-    trained = arguments(tmp_path, learning_rate=1e-2, use_peft="true", lora_r=2)
-    call(train_retrieval, "--model_name_or_path", tmp_path / "model", *trained, monkeypatch=monkeypatch)
-    after = transformers.CLIPModel.from_pretrained(tmp_path / "out")
-    name = "text_model.encoder.layers.0.mlp.fc1.weight"
-    assert not torch.equal(after.get_parameter(name), model.get_parameter(name))
-    assert torch.equal(after.logit_scale, model.logit_scale)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_adapter_and_the_temperature_are_trained_and_saved(family, processor, shapes, tmp_path, caplog):
+    torch.manual_seed(0)
+    start = tmp_path / "start"
+    for part in FAMILIES[family](tokenizer(processor)):
+        part.save_pretrained(start)
+    own = transformers.AutoProcessor.from_pretrained(start)
+
+    def adapted():
+        asked = ModelArguments(model_name_or_path=str(start), use_peft=True, lora_r=2)
+        options = {"max_steps": 3, "learning_rate": 1e-2, "save_steps": 3}
+        return trainer_of(build_dual(asked, DualEncoder, None), own, shapes, tmp_path / "out", **options)
+
+    caplog.set_level("INFO")
+    trainer = adapted()
+    assert "LoRA: trained as they are, logit_scale" in caplog.text
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+    bare = trainer.encoder.model
+    assert {"logit_scale", "logit_bias"} & set(dict(bare.named_parameters())) <= {
+        name.rpartition(".")[2] for name in before
+    }
+    still = [name for name in before if torch.equal(trainer.model.get_parameter(name), before[name])]
+    assert [name for name in still if "lora_A" not in name and not name.endswith("in_proj_bias")] == []
+
+    goes_on = adapted()
+    goes_on._load_from_checkpoint(str(tmp_path / "out" / "checkpoint-3"))
+    for name in before:
+        assert torch.equal(goes_on.model.get_parameter(name), trainer.model.get_parameter(name)), name
+    trainer.save_model()
+    again = DualEncoder.from_pretrained(str(tmp_path / "out"))
+    assert torch.equal(again.model.logit_scale, bare.logit_scale)
+    captions, pictures = ["a red star", "ein Kreis"], [shapes[0]["image"]]
+    trained = DualEncoder(trainer.model.merge_and_unload().eval(), own)
+    for encode, inputs in (("encode_captions", captions), ("encode_images", pictures)):
+        found, expected = (getattr(encoder, encode)(inputs)["embeds"] for encoder in (again, trained))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_temperature_and_embeddings_of_one_dimension_are_not_decayed(processor, shapes, tmp_path):
+    for make in (make_clip, make_siglip):
+        model, own = make(tokenizer(processor))
+        groups = trainer_of(model, own, shapes, tmp_path, weight_decay=0.1).create_optimizer().param_groups
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+        assert not decayed & {"logit_scale", "logit_bias", "vision_model.embeddings.class_embedding"}
+        assert all(model.get_parameter(name).dim() > 1 for name in decayed)
+        assert "text_model.encoder.layers.0.mlp.fc1.weight" in decayed
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import eval_mrv
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.arguments import DataArguments, ModelArguments
-from ccrk.build import build_model
+from ccrk.build import add_adapters, build_model
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
 from ccrk.trained_on import Run, read_runs, write_runs
@@ -409,6 +409,42 @@ def test_layers_make_a_ccrk_of_two_towers(image, processor, tmp_path, monkeypatc
     evaluation = ["--task", "shapes", "--languages", "en", "de", "--output_dir", tmp_path / "evaluated"]
     call(eval_mrv, "--model", tmp_path / "out", *evaluation, "--dataset_config", SIZES, monkeypatch=monkeypatch)
     assert json.loads((tmp_path / "evaluated" / "results.json").read_text())["k_test"]
+
+
+def test_adapters_go_where_they_are_trained(text, tmp_path):
+    """Not onto a pooler in whose place a Pooling stands."""
+    vision = save(tmp_path / "vision", *vit())
+    config = transformers.AutoConfig.from_pretrained(text)
+    transformers.XLMRobertaModel(config).save_pretrained(text)
+    adapted = add_adapters(SentenceTransformerPair(join_towers(str(vision), str(text))), 2)
+    names = [name for name, _ in adapted.named_parameters() if "pooler" in name and "lora" in name]
+    assert len(names) == 2 and all(".image." in name for name in names)
+
+
+@pytest.mark.parametrize("pooling", ["mean", None])
+def test_captions_of_queries_and_documents_begin_with_the_prompt(pooling, image, text, pictures, tmp_path):
+    """As `encode` embeds them, and evaluations that ask for pictures' captions as documents."""
+    start = str(text) if pooling else str(sentence_transformer(text, tmp_path / "sentences", **PROMPTS))
+    pair = SentenceTransformerPair(join_towers(str(image), start, pooling, "a photo " if pooling else None))
+    pair.save(tmp_path / "joined")
+    model = SentenceTransformer(str(tmp_path / "joined"), device="cpu")
+    assert (model.prompts["query"], model.prompts["document"]) == ("a photo ", "a photo ")
+    for inputs in (CAPTIONS, pictures):
+        expected = model.encode(inputs)
+        for encode in (model.encode_query, model.encode_document):
+            np.testing.assert_allclose(encode(inputs), expected, atol=1e-6)
+    alone = [model.encode(CAPTIONS, prompt=prompt) for prompt in ("", "a photo ")]
+    assert not np.allclose(*alone) and np.allclose(alone[1], model.encode(CAPTIONS))
+    np.testing.assert_allclose(model.encode(pictures, prompt=""), model.encode(pictures), atol=1e-6)
+
+
+def test_a_folder_with_the_prompt_of_queries_alone_opens(image, text, tmp_path):
+    SentenceTransformerPair(join_towers(str(image), str(text), prompt="a photo ")).save(tmp_path)
+    file = tmp_path / "config_sentence_transformers.json"
+    settings = json.loads(file.read_text())
+    del settings["prompts"]["document"]
+    file.write_text(json.dumps(settings))
+    assert SentenceTransformerEncoder(open_pair(tmp_path).eval()).inputs.prompt == "a photo "
 
 
 @pytest.mark.slow
