@@ -506,7 +506,11 @@ def build_trainer(
     keep_still(model)
     if kind is CCRKEncoder:
         check_positions(model, processor)
-    encoder = make_encoder(model.get_base_model() if model_arguments.use_peft else model, processor)
+    try:
+        encoder = make_encoder(model.get_base_model() if model_arguments.use_peft else model, processor)
+    except ValueError as error:
+        source = model_arguments.model_name_or_path or model_arguments.text_model
+        raise ValueError(f"{source}: {error}") from error
     inputs = encoder.inputs
     rows = train_rows.images if isinstance(train_rows, CaptionRows) else train_rows
     if isinstance(rows, datasets.Dataset):

@@ -60,9 +60,8 @@ def open_model(
     As `open_pretrained`, a model with every weight from the file.
 
     Args:
-        may_lack: parts of the model, such as `matching_head`, that may start from scratch as a whole. A `pooler` may
-            always be missing from an encoder that is not used by it: from none that is named here, and from no model
-            of two encoders, which embeds by theirs.
+        may_lack: parts of the model, such as `matching_head`, that may start from scratch as a whole. The pooling of
+            one encoder (`pooler`) may be missing unless it is named here; that of a model with two encoders may not.
         dtype: of the weights; "auto" keeps that of the file. AdamW needs fp32: most of its steps are too small for 16
             bits.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import write_json
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import call, make_rows
 
 import ccrk.encoders
@@ -80,7 +80,13 @@ def test_what_is_not_there_is_said_in_one_line(folder, tmp_path):
     )
     refused(f"open_clip:{tmp_path}", r"holds no open_clip_config\.json; name a folder that open_clip has saved")
     weights = folder / "open_clip_model.safetensors"
+    whole = load_file(weights)
+    for lacking in ("logit_scale", "text_projection", "visual.proj"):
+        save_file({name: tensor for name, tensor in whole.items() if name != lacking}, weights)
+        refused(f"open_clip:{folder}", r"tiny cannot be opened; is it whole\?")
     weights.write_bytes(weights.read_bytes()[:1000])
+    refused(f"open_clip:{folder}", r"tiny cannot be opened; is it whole\?")
+    weights.unlink()
     refused(f"open_clip:{folder}", r"tiny cannot be opened; is it whole\?")
 
 

@@ -444,6 +444,17 @@ def test_mistakes_end_in_one_line(options, message, processor, tmp_path, monkeyp
         call(train_retrieval, *given, monkeypatch=monkeypatch)
 
 
+def test_training_names_the_model_whose_tokenizer_is_anothers(processor, tmp_path, monkeypatch):
+    words = tokenizer(processor)
+    for part in make_like_clip("CLIPSeg", words, eos_token_id=words.eos_token_id + 7):
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        SystemExit, match=r"model: its text encoder pools at token \d+, its tokenizer ends captions with"
+    ):
+        given = ["--model_name_or_path", tmp_path / "model", *arguments(tmp_path)]
+        call(train_retrieval, *given, monkeypatch=monkeypatch)
+
+
 def test_freezing_what_is_called_otherwise_is_refused():
     with pytest.raises(ValueError, match="freeze image: a Linear has no vision_model or vision_projection or visual"):
         freeze(torch.nn.Linear(2, 2), ["image"])
