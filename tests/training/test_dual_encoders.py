@@ -18,10 +18,11 @@ import eval_mrv
 import train_pretrain
 import train_retrieval
 from ccrk.arguments import ModelArguments
-from ccrk.build import build_dual, freeze
+from ccrk.build import build_dual
 from ccrk.encoders import DualEncoder, DualInputs
 from ccrk.training.arguments import CCRKTrainingArguments
 from ccrk.training.collator import CCRKCollator
+from ccrk.training.trainable import freeze
 from ccrk.training.trainer import CCRKTrainer
 from objectives_ccrk import contrastive_loss, sigmoid_loss
 

@@ -22,13 +22,14 @@ import eval_mrv
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
 from ccrk.arguments import DataArguments, ModelArguments
-from ccrk.build import add_adapters, build_model
+from ccrk.build import build_model
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
 from ccrk.trained_on import Run, read_runs, write_runs
 from ccrk.training import features
 from ccrk.training.captions import check_captions, warn_of_long_captions
 from ccrk.training.collator import CCRKCollator
+from ccrk.training.trainable import add_adapters
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = TEXT | {"image_size": 32, "patch_size": 8}

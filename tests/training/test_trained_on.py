@@ -18,8 +18,8 @@ import ccrk.trained_on
 import data_scripts
 import eval_mrv
 from ccrk import CCRKForPreTraining
-from ccrk.build import add_adapters
 from ccrk.trained_on import FILE, Run, image_digests, overlap, read_runs, write_runs
+from ccrk.training.trainable import add_adapters
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.export import export
 from data_scripts.streams import EndlessRows
