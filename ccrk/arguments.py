@@ -180,22 +180,18 @@ class ModelArguments:
     pooling: str | None = field(
         default=None,
         metadata={
-            "help": "Of the text tower's last states: the mean over its tokens, as by default, or the first one. A "
-            "SentenceTransformer has its own.",
+            "help": "Pool the text tower's states: mean by default. A SentenceTransformer has its own.",
             "choices": ["first", "mean"],
         },
     )
     caption_prompt: str | None = field(
         default=None,
-        metadata={
-            "help": "Before each caption of two towers, such as 'query: ' for multilingual-e5; by default the default "
-            "prompt of a SentenceTransformer."
-        },
+        metadata={"help": "Text before each caption, as 'query: ' for E5. A SentenceTransformer has its own."},
     )
     projection: str = field(
         default="linear",
         metadata={
-            "help": "Behind each of two towers: a linear map, or one that a layer x + GELU(W x) stands before.",
+            "help": "Projection of each of two towers: linear, or with a layer x + GELU(W x) first.",
             "choices": ["linear", "residual"],
         },
     )

@@ -291,7 +291,10 @@ class CCRKTrainer(Trainer):
             self.model = copy.deepcopy(trained).merge_and_unload()  # unmerging would round the weights
         try:
             self._save_model(output_dir, state_dict)
-            write_runs(Path(output_dir or self.args.output_dir), [*self._runs_before, self._run.named(self.recipe)])
+            if self.args.should_save:  # transformers calls this in every process
+                write_runs(
+                    Path(output_dir or self.args.output_dir), [*self._runs_before, self._run.named(self.recipe)]
+                )
         finally:
             self.model = trained
 

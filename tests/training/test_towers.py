@@ -21,13 +21,13 @@ from torch.nn import functional as F
 import eval_mrv
 import train_retrieval
 from ccrk import CCRKForImageTextRetrieval, CCRKProcessor
-from ccrk.arguments import DataArguments, ModelArguments
+from ccrk.arguments import ModelArguments
 from ccrk.build import build_model
 from ccrk.encoders import load_encoder
 from ccrk.towers import SentenceTransformerEncoder, SentenceTransformerPair, join_towers, open_pair
 from ccrk.trained_on import Run, read_runs, write_runs
 from ccrk.training import features
-from ccrk.training.captions import check_captions, warn_of_long_captions
+from ccrk.training.captions import warn_of_long_captions
 from ccrk.training.collator import CCRKCollator
 from ccrk.training.trainable import add_adapters
 
@@ -126,24 +126,6 @@ def test_dropout_before_the_projections_is_of_training_alone(image, text, pictur
     assert not torch.allclose(pair.encode("image", {"image_embeds": features}), whole)
     pair.save(tmp_path / "saved")
     assert str(open_pair(tmp_path / "saved")) == str(pair)
-
-
-def test_rows_with_one_caption_each_are_no_1_to_k(caplog):
-    rows = make_rows([[3], [2]], languages=("en", "de"))
-    one_each = rows.map(
-        lambda row, place: {"captions": row["captions"] | {"de" if place else "en": []}}, with_indices=True
-    )
-    data = DataArguments(captions_per_image="all")
-    check_captions(data, rows)
-    with pytest.raises(ValueError, match="no row has captions in two languages; put those of a picture into one row"):
-        check_captions(data, one_each)
-    assert not caplog.text
-    for rows in (one_each, make_rows([[3], [2]])):  # by default 1-to-K
-        check_captions(DataArguments(), rows)
-    assert "no row has captions in two languages: a picture is trained with one caption, which is no 1-to-K" in (
-        caplog.text
-    )
-    assert "there is one language, en: a picture is trained with one caption" in caplog.text
 
 
 def test_captions_that_will_be_cut_are_counted(image, text, caplog):
