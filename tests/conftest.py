@@ -4,9 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from tiny import RECIPE, tiny_config
-
-# Before torch is imported: tests run in several processes on few cores, and never ask the network for anything.
+# Before torch and the Hub's client are imported, which read them once: tests run in several processes on few cores,
+# and never ask the network for anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny import RECIPE, tiny_config
 
 import data_scripts
 from ccrk import CCRKForPreTraining, CCRKProcessor, normalize_caption
