@@ -138,7 +138,7 @@ def run_query(arguments: argparse.Namespace) -> None:
     index = PictureIndex(arguments.index, arguments.model)
     least = None
     if arguments.language and arguments.rerank:
-        raise ValueError("the thresholds of --language are of cosine scores; leave out --rerank")
+        raise ValueError("the thresholds of --language are of cosine scores; remove --rerank")
     getattr(index, "reranker" if arguments.rerank else "encoder")  # is opened before the clock starts
     if arguments.language:
         thresholds = index.store.thresholds()

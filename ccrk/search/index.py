@@ -83,7 +83,7 @@ class PictureIndex:
     def reranker(self) -> CCRKEncoder:
         """The model with its fusion encoder; ValueError where it has none."""
         if not self.can_rerank:
-            raise ValueError(f"{self.model} has no fusion encoder to re-rank by; leave out --rerank, --keep_states")
+            raise ValueError(f"{self.model} has no fusion encoder to re-rank with; remove --rerank, --keep_states")
         encoder = load_encoder(self.model, 1, self.bf16)
         self.encoder = make_encoder(encoder.model, encoder.processor)  # the same weights, for vectors alone
         if self.store is not None:

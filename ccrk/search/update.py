@@ -139,7 +139,7 @@ def _check_source(store: Store, name: str, found: Source, states: dict, allow_de
     is_another = states and store.source not in (None, name)
     if is_another and not allow_deletions and not any(item.path in states for item in found.items):
         raise ValueError(
-            f"{store.location} is an index of {store.source}, and {name} has none of its pictures; name another index"
+            f"{store.location} is an index of {store.source}, and {name} has none of its images; use another index"
             ", or add --allow_deletions"
         )
 

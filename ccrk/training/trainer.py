@@ -106,7 +106,8 @@ class CCRKTrainer(Trainer):
             self.add_callback(self._sigterm)
         self.checkpoint: str | None = None  # that a recipe's run goes on from
         self.train_sampler: Sampler[int] | None = None  # the order of rows, where it is not that of transformers
-        self._runs_before, self._run = read_runs(bare.name_or_path), Run.of(self.train_dataset)
+        # Until training begins nothing was trained on, and no image is read.
+        self._runs_before, self._run = read_runs(bare.name_or_path), Run.of(None)
         self.recipe: dict = {}  # what a recipe says of data and model, for `settings`
         self.skipped_steps = self._skipped_in_a_row = 0
         self._image_ids: list[Tensor] = []  # of the batches since the last optimizer step
@@ -139,6 +140,7 @@ class CCRKTrainer(Trainer):
         checkpoint = agree_on_checkpoint(self.args.output_dir, resume_from_checkpoint)
         self._runs_before += read_runs(checkpoint or "")
         self.check_metric()
+        self._run = Run.of(self.train_dataset)
         self._settings = self.settings()
         if checkpoint is not None and self._has_all_steps(Path(checkpoint)):
             self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))

@@ -278,7 +278,7 @@ def test_two_runs_at_once_are_refused(folder, index):
 def test_another_source_or_an_unmounted_one_changes_nothing(folder, index, tmp_path):
     bring_up_to_date(folder, index)
     before = contents(index)
-    with pytest.raises(ValueError, match="has none of its pictures; name another index"):
+    with pytest.raises(ValueError, match="has none of its images; use another index"):
         bring_up_to_date(photographs(tmp_path / "others", 4, seed=7), index)
     shutil.move(folder, moved := tmp_path / "moved")
     folder.mkdir()

@@ -295,9 +295,9 @@ def test_another_dual_encoder_searches_as_well(processor, tmp_path):
     index.update(photographs(tmp_path / "photos", 5))
     assert paths(index.search(tmp_path / "photos/a/0-001.png"))[0] == "a/0-001.png"
     assert len(paths(index.search("un chien", k=4))) == 4
-    with pytest.raises(ValueError, match="has no fusion encoder to re-rank by"):
+    with pytest.raises(ValueError, match="has no fusion encoder to re-rank with"):
         index.search("un chien", rerank=3)
-    with pytest.raises(ValueError, match="leave out --rerank, --keep_states"):
+    with pytest.raises(ValueError, match="remove --rerank, --keep_states"):
         PictureIndex(tmp_path / "another", index.model, keep_states=True).update(tmp_path / "photos")
 
 

@@ -39,6 +39,11 @@ def image_folder(folder: Path, seed: int = 0, order=range(COUNT)) -> Path:
     return folder
 
 
+def trained(trainer):
+    trainer.train()
+    return trainer
+
+
 def load(source, split="train", fraction=0.1):
     return data_scripts.load(str(source), split=split, validation_fraction=fraction)
 
@@ -126,9 +131,9 @@ class TestBesideTheModel:
 
     def test_it_is_carried_on(self, processor, tiny_model, shapes, tmp_path):
         first, second = shapes.select(range(16)), shapes.select(range(16, 32))
-        make_trainer(tiny_model, processor, first, tmp_path / "one").save_model()
+        trained(make_trainer(tiny_model, processor, first, tmp_path / "one")).save_model()
         again = CCRKForPreTraining.from_pretrained(tmp_path / "one")
-        make_trainer(again, processor, second, tmp_path / "two").save_model()
+        trained(make_trainer(again, processor, second, tmp_path / "two")).save_model()
         runs = read_runs(tmp_path / "two")
         assert [seen(run, first) for run in runs] == [16, 0] and [seen(run, second) for run in runs] == [0, 16]
         assert overlap(runs, image_digests(shapes))["images"] == 32
@@ -149,11 +154,17 @@ class TestBesideTheModel:
             pytest.importorskip("peft")
         torch.manual_seed(0)
         model, own = make_clip(tokenizer(processor))
-        trainer_of(model, own, shapes.select(range(8)), tmp_path / "one").save_model()
+        trained(trainer_of(model, own, shapes.select(range(8)), tmp_path / "one")).save_model()
         model = type(model).from_pretrained(tmp_path / "one")
         trainer = trainer_of(add_adapters(model, 2) if use_peft else model, own, shapes, tmp_path / "two")
-        trainer.save_model()
+        trained(trainer).save_model()
         assert [run.images for run in read_runs(tmp_path / "two")] == [8, len(shapes)]
+
+    def test_no_image_is_read_before_training(self, processor, tiny_model, shapes, tmp_path, monkeypatch):
+        read = []
+        monkeypatch.setattr(ccrk.trained_on, "image_digests", lambda rows: read.append(rows))
+        make_trainer(tiny_model, processor, shapes, tmp_path).save_model()
+        assert not read and read_runs(tmp_path) == []
 
     def test_a_stream_says_that_it_was_not_recorded(self, photos, processor, tiny_model, tmp_path):
         rows = data_scripts.load(str(photos), split="train", streaming=True)
