@@ -298,7 +298,7 @@ class TableConfig(AnnotationConfig):
         if not chosen:
             has = f"only {', '.join(found)}" if found else "no splits"
             meant = SPLIT_NAMES.get(str(self.split).lower(), str(self.split))
-            cure = "; --validation_fraction 0.1 takes one from the training pictures" * (meant == "validation")
+            cure = "; --validation_fraction 0.1 takes one from the training images" * (meant == "validation")
             cure = did_you_mean(meant, found) or cure
             raise ValueError(f"{self.dataset} has no split {self.split!r}, {has}{cure}")
         return chosen

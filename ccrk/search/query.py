@@ -117,10 +117,12 @@ def _nanoseconds(text: str | None, end: bool = False) -> int | None:
 
 
 def as_query(text: str) -> Query:
-    """A file is a picture, all else a text; ValueError for what looks like a picture that is not there.
+    """
+    Takes an argument for an image where such a file exists, and for a text otherwise.
 
-    That is a name whose ending is a picture's, or nearly so (`.jgp`). With a space or a shorter ending, as in `my
-    beach.jgp` and `example.jp`, it is a text unless it is nearly the name of a picture that is there.
+    A name with the ending of an image file, or nearly so (`.jgp`), is refused where the file does not exist. A name
+    with a space, as `my beach.jgp`, or with a shorter ending, as `example.jp`, is refused only where an image file of
+    nearly that name exists.
     """
     if os.path.isfile(text):
         return Path(text)
@@ -130,7 +132,7 @@ def as_query(text: str) -> Query:
         there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else ()
         near = did_you_mean(name, (other for other in there if other.lower().endswith(PICTURES)))
         if near or (len(ending) >= len(".gif") and " " not in text):
-            raise ValueError(f"there is no picture {text}{near}")
+            raise ValueError(f"there is no image {text}{near}")
     return text
 
 
@@ -233,5 +235,5 @@ def encode_again(encoder: CCRKEncoder, jpegs: Mapping[str, bytes]) -> dict[str, 
     """Id → image states (T, D), of pictures as they are stored."""
     if not jpegs:
         return {}
-    images = [read_image(io.BytesIO(jpeg), where=f"stored picture {name}") for name, jpeg in jpegs.items()]
+    images = [read_image(io.BytesIO(jpeg), where=f"stored image {name}") for name, jpeg in jpegs.items()]
     return dict(zip(jpegs, encoder.encode_images(images)["states"], strict=True))

@@ -335,7 +335,7 @@ class Store:
         """Id → the image states that are kept, (T, D) in half precision, of those ids that are there."""
         found = self._column(STATES, ids)
         if lacking := [name for name, kept in found.items() if not kept]:
-            self._is_damaged(f"the picture {lacking[0]} has no states")
+            self._is_damaged(f"the image {lacking[0]} has no states")
         return {
             name: torch.frombuffer(bytearray(kept), dtype=torch.float16).view(self.states_shape)
             for name, kept in found.items()
@@ -373,7 +373,7 @@ class Store:
         return self.checked(found)[0] if found.num_rows else None
 
     def folders(self) -> set[str]:
-        """Those that the pictures are in, at any depth."""
+        """All folders that hold images, at any depth."""
         found = set()
         for batch in self.batches(["id", "path"]):
             for folder in {path.rpartition("/")[0] for path in batch["path"].to_pylist() if path}:

@@ -147,18 +147,18 @@ def _check_source(store: Store, name: str, found: Source, states: dict, allow_de
 def _check_losses(
     store: Store, name: str, states: dict[str, FileState], gone: Sequence[str], todo: Sequence[Item]
 ) -> None:
-    """Refuses a source that lacks much of what the index holds: it may be another disk, or a part of it not mounted.
+    """Refuses a source that lacks much of what the index holds: the source may be another disk, or partly unmounted.
 
-    Lost are pictures whose files are gone or empty, and, where most files of known names hold something else, those as
-    well. A picture that is in the source by another name is not lost.
+    An image is lost where its file is gone or empty. Where most files of known names hold other contents, the images
+    of those files are lost as well. An image that the source holds under another name is not lost.
 
     Args:
-        gone: paths in the index that the source has no longer.
+        gone: paths in the index that the source no longer has.
         todo: files that are new or have changed.
 
     Raises:
-        ValueError: more than a tenth of the index would be lost, or all of a folder. Fewer than five pictures may
-            always go where the source is that of the last run.
+        ValueError: more than a tenth of the index would be lost, or all of a folder. Fewer than five images may
+            always go where the source is the same as in the last run.
     """
     changed = [item for item in todo if item.path in states]
     is_replaced = _are_others(changed, states, len(states) - len(gone))
@@ -194,7 +194,7 @@ def _losses(lost: Sequence[str], states: dict[str, FileState], few: int) -> str:
 
 
 def _folders(path: str) -> Iterator[str]:
-    """Those that a picture is in, below the source."""
+    """The folders below the source that an image lies in, the innermost first."""
     while path := path.rpartition("/")[0]:
         yield path
 

@@ -60,9 +60,9 @@ class OneToKLoss:
         has_bias = getattr(model, "logit_bias", None) is not None
         kind = args.contrastive_loss or ("sigmoid" if has_bias else "softmax")
         if kind == "sigmoid" and not has_bias:
-            raise ValueError(f"contrastive_loss is sigmoid, but a {type(model).__name__} has no bias; leave it out")
+            raise ValueError(f"contrastive_loss is sigmoid, but a {type(model).__name__} has no bias; remove it")
         if args.negatives_queue and kind == "sigmoid":
-            raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; leave it out")
+            raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; remove it")
         if agreement_only and not args.agreement_weight:
             raise ValueError("captions are there for agreement alone; set agreement_weight")
         return cls(

@@ -201,7 +201,7 @@ def test_the_command_line(checkpoint, tmp_path, capsys):
     "arguments, message",
     [
         (["query", "nowhere", "a dog"], "there is no index nowhere; make it with"),
-        (["query", "INDEX", "missing.jpg"], "there is no picture missing.jpg"),
+        (["query", "INDEX", "missing.jpg"], "there is no image missing.jpg"),
         (["query", "INDEX", "a dog", "--since", "soon"], "'soon' is not a date"),
         (["index", "EMPTY", "INDEX"], "holds no images that can be indexed"),
         (["index", "nothing", "INDEX"], "there is no data set, file or folder 'nothing'"),
@@ -214,7 +214,7 @@ def test_the_command_line(checkpoint, tmp_path, capsys):
         (["query", "INDX", "a dog"], "there is no index INDX; did you mean 'INDEX'?"),
         (
             ["query", "INDEX", "PHOTOS/a/0-001.jgp"],
-            "there is no picture PHOTOS/a/0-001.jgp; did you mean '0-001.png'?",
+            "there is no image PHOTOS/a/0-001.jgp; did you mean '0-001.png'?",
         ),
         (["query", "INDEX", "a dog", "--add", "PHOTOS/a/0-01.png"], "0-01.png; did you mean '0-001.png'?"),
         (
@@ -302,7 +302,7 @@ def test_another_dual_encoder_searches_as_well(processor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value, message", [(np.nan, r"score of '.*' is not finite"), (None, "has no states"), ("jpeg", "stored picture")]
+    "value, message", [(np.nan, r"score of '.*' is not finite"), (None, "has no states"), ("jpeg", "stored image")]
 )
 def test_hostile_states_and_stored_pictures_are_refused(checkpoint, tmp_path, value, message):
     keep_states = value != "jpeg"
@@ -477,15 +477,15 @@ def test_a_dot_makes_no_file_of_a_text(tmp_path, monkeypatch, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("beach.jgp", "there is no picture beach.jgp; did you mean 'beach.jpg'"),
+        ("beach.jgp", "there is no image beach.jgp; did you mean 'beach.jpg'"),
         ("BAECH.JPG", "did you mean 'beach.jpg'"),
         ("beach.jp", "did you mean 'beach.jpg'"),
         ("beach.jpge", "did you mean 'beach.jpg'"),
         ("my baech.jpg", "did you mean 'my beach.jpg'"),
-        ("sub/tre.pgn", "there is no picture sub/tre.pgn; did you mean 'tree.png'"),
-        ("nothing.pgn", "there is no picture nothing.pgn$"),
-        ("*.jpeg", r"there is no picture \*.jpeg"),
-        ("nowhere/tree.png", "there is no picture nowhere/tree.png$"),
+        ("sub/tre.pgn", "there is no image sub/tre.pgn; did you mean 'tree.png'"),
+        ("nothing.pgn", "there is no image nothing.pgn$"),
+        ("*.jpeg", r"there is no image \*.jpeg"),
+        ("nowhere/tree.png", "there is no image nowhere/tree.png$"),
     ],
 )
 def test_what_looks_like_a_picture_is_told(tmp_path, monkeypatch, text, message):

@@ -319,7 +319,7 @@ def test_the_loss_is_that_which_the_model_was_trained_by(processor, shapes, tmp_
     words = tokenizer(processor)
     assert trainer_of(*make_siglip(words), shapes, tmp_path).loss.kind == "sigmoid"
     assert trainer_of(*make_clip(words), shapes, tmp_path).loss.kind == "softmax"
-    with pytest.raises(ValueError, match="contrastive_loss is sigmoid, but a CLIPModel has no bias; leave it out"):
+    with pytest.raises(ValueError, match="contrastive_loss is sigmoid, but a CLIPModel has no bias; remove it"):
         trainer_of(*make_clip(words), shapes, tmp_path, contrastive_loss="sigmoid")
 
 
