@@ -205,6 +205,7 @@ def cache_features(trainer: "CCRKTrainer", model: "ModelArguments") -> None:
         if not is_readable.all():
             images = images.select(np.flatnonzero(is_readable))
             logger.warning("%d of %d rows left out: no readable picture", (~is_readable).sum(), len(is_readable))
+        trainer.rows_with_images = images
         images = images.remove_columns("image")
     if "caption" in asked:
         trainer.encoder.take_features("text")

@@ -105,6 +105,7 @@ class CCRKTrainer(Trainer):
         if args.enable_jit_checkpoint:
             self.add_callback(self._sigterm)
         self.checkpoint: str | None = None  # that a recipe's run goes on from
+        self.rows_with_images: datasets.Dataset | None = None  # where the rows of `train_dataset` have none
         self.train_sampler: Sampler[int] | None = None  # the order of rows, where it is not that of transformers
         # Until training begins nothing was trained on, and no image is read.
         self._runs_before, self._run = read_runs(bare.name_or_path), Run.of(None)
@@ -140,7 +141,7 @@ class CCRKTrainer(Trainer):
         checkpoint = agree_on_checkpoint(self.args.output_dir, resume_from_checkpoint)
         self._runs_before += read_runs(checkpoint or "")
         self.check_metric()
-        self._run = Run.of(self.train_dataset)
+        self._run = Run.of(self.train_dataset if self.rows_with_images is None else self.rows_with_images)
         self._settings = self.settings()
         if checkpoint is not None and self._has_all_steps(Path(checkpoint)):
             self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
