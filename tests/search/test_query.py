@@ -270,7 +270,7 @@ def test_a_table_of_lancedb_gets_the_vectors_of_the_index(checkpoint, tmp_path):
     table = lancedb.connect(tmp_path / "database").open_table("rows")  # opens the model by its name
     expected = [str(folder / found.path) for found in index.search("ein Hund")]
     assert [row["file"] for row in table.search("ein Hund").to_list()] == expected
-    for query, message in ((" . ", "the query is empty"), (str(folder / "gone.jpg"), "there is no picture")):
+    for query, message in ((" . ", "the query is empty"), (str(folder / "gone.jpg"), "there is no image")):
         with pytest.raises(ValueError, match=message):
             function.compute_query_embeddings(query)
 

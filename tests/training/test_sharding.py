@@ -20,6 +20,9 @@ from tiny import RECIPE, tiny_config
 from ccrk import CCRKForImageTextRetrieval, CCRKForPreTraining
 from ccrk.training.sharding import check_fsdp
 
+# In one process, which makes the runs to compare with once. Groups begin first, so that no process waits at the end.
+pytestmark = pytest.mark.xdist_group("sharding")
+
 SCRIPT = ROOT / "train_pretrain.py"
 DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 CONFIG = RECIPE["config"] | {
