@@ -253,6 +253,11 @@ def build_dual(model: ModelArguments, kind: type[Encoder], contrastive_loss: str
     """A dual encoder of transformers; or a SentenceTransformer with its temperature, opened or made of two towers."""
     if kind is DualEncoder:
         made, _ = open_model(AutoModel, model.model_name_or_path)
+        if not hasattr(made, "logit_scale"):
+            raise ValueError(
+                f"{model.model_name_or_path} cannot be trained, since its {type(made).__name__} has no logit_scale; "
+                "use a CLIP or a SigLIP"
+            )
     else:
         # Here, since it takes a package that others need not install.
         from ccrk.towers import SentenceTransformerPair, join_towers, open_pair

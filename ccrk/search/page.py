@@ -104,8 +104,12 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
             return
         k = min(int(k), MAX_K)
         for depth in (0, max(k, DEPTH)) if rerank and index.can_rerank else (0,):
-            with app.state.lock:
-                found = [index.search(query, max(k, DEPTH), depth, language=language) for query in queries]
+            try:
+                with app.state.lock:
+                    found = [index.search(query, max(k, DEPTH), depth, language=language) for query in queries]
+            except ValueError as error:  # of a damaged index, or a language that the model does not know
+                yield _message(str(error))
+                return
             if len(queries) == 1:
                 yield one_column(queries[0], found[0][:k], None if depth else thresholds.get(language))
             else:

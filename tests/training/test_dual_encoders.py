@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import families
 import numpy as np
 import pytest
 import torch
@@ -485,3 +486,9 @@ def test_other_models_are_told_where_to_go(processor, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="bert is a BertModel, which embeds no images and captions"):
         given = ["--model_name_or_path", tmp_path / "bert", *arguments(tmp_path)]
         call(train_retrieval, *given, monkeypatch=monkeypatch)
+
+
+def test_a_model_without_a_temperature_of_that_name_is_refused(tmp_path):
+    model = ModelArguments(model_name_or_path=families.saved(families.align, tmp_path))
+    with pytest.raises(ValueError, match="cannot be trained, since its AlignModel has no logit_scale"):
+        build_dual(model, DualEncoder, None)
