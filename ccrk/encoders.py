@@ -22,9 +22,10 @@ from transformers import (
     AutoModel,
     AutoProcessor,
     BatchFeature,
-    GemmaTokenizer,
+    BertTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Siglip2Tokenizer,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -105,21 +106,39 @@ def language_codes(tokenizer) -> list[str]:
     return [found[1] or found[2] for token in tokenizer.all_special_tokens if (found := pattern.fullmatch(token))]
 
 
+# Tokens of a caption in the training of families whose text encoders have positions for more; docs/training.md.
+TRAINED_LENGTHS = {"align": 64, "altclip": 77, "chinese_clip": 52}
+
+GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>"]  # the first tokens of its vocabulary
+
+
 def tokenizer_as_trained(tokenizer, model_type: str):
     """
-    The tokenizer that does to text what the model's training did before it: SigLIP 2's training lower-cased.
+    Return the tokenizer that does to text what the model's training did, also when it is saved and opened again.
 
-    transformers' `Siglip2Tokenizer` lower-cases, but checkpoints of fixed resolution, such as
-    `google/siglip2-base-patch16-224`, are `siglip` models with a `GemmaTokenizer`, which keeps case. Chinese-CLIP's
-    training wrote “ and ” as ".
+    SigLIP 2's training lower-cased. transformers' `Siglip2Tokenizer` does so, but checkpoints of fixed resolution,
+    such as `google/siglip2-base-patch16-224`, are `siglip` models with Gemma's tokenizer, which keeps case.
+    Chinese-CLIP's training wrote “ and ” as ". Captions keep `TRAINED_LENGTHS` tokens.
     """
-    if model_type.startswith("siglip") and isinstance(tokenizer, GemmaTokenizer):
-        settings = {name: value for name, value in tokenizer.init_kwargs.items() if name != "tokenizer_class"}
-        return Siglip2Tokenizer(tokenizer_object=tokenizer.backend_tokenizer, **settings)
-    if model_type == "chinese_clip":
+    if model_type in TRAINED_LENGTHS:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, TRAINED_LENGTHS[model_type])
+    if model_type.startswith("siglip") and not isinstance(tokenizer, Siglip2Tokenizer):
+        # By its vocabulary: a tokenizer that was saved anew may have the name of a general class.
+        if tokenizer.convert_tokens_to_ids(GEMMA) == [0, 1, 2, 3]:
+            return _as_class(Siglip2Tokenizer, tokenizer)
+    # BertTokenizer makes its own normalizer whenever it is opened.
+    if model_type == "chinese_clip" and isinstance(tokenizer, BertTokenizer):
         words = tokenizer.backend_tokenizer
         words.normalizer = normalizers.Sequence([normalizers.Replace(Regex("[“”]"), '"'), words.normalizer])
+        return _as_class(PreTrainedTokenizerFast, tokenizer)
     return tokenizer
+
+
+def _as_class(kind: type, tokenizer):
+    """Return a tokenizer with the same vocabulary and settings, of another class."""
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name != "tokenizer_class"}
+    settings |= {"model_max_length": tokenizer.model_max_length, "model_input_names": tokenizer.model_input_names}
+    return kind(tokenizer_object=tokenizer.backend_tokenizer, **settings)
 
 
 class PairInputs(ABC):
@@ -194,9 +213,6 @@ def positions_for_tokens(config: PreTrainedConfig) -> int:
     return positions
 
 
-# Tokens of a caption in the training of families whose text encoders have positions for more; docs/training.md.
-TRAINED_LENGTHS = {"align": 64, "altclip": 77, "chinese_clip": 52}
-
 # Text encoders that pool at a caption's highest token id, as OpenAI's CLIP does: where their eos_token_id is 2, which
 # its first configurations have, or always.
 POOL_AT_HIGHEST = ("clip_text_model", "clipseg_text_model", "groupvit_text_model")
@@ -254,9 +270,8 @@ class DualInputs(PairInputs):
             raise ValueError(f"there is no {' and no '.join(lacking)}; save the model's processor beside it")
         self._processor = processor
         processor.tokenizer = tokenizer_as_trained(processor.tokenizer, config.model_type)
-        positions = positions_for_tokens(config.text_config)
+        max_length = positions_for_tokens(config.text_config)
         is_siglip = config.model_type.startswith("siglip")
-        max_length = min(positions, TRAINED_LENGTHS.get(config.model_type, positions))
         if not is_siglip:
             max_length = min(max_length, processor.tokenizer.model_max_length)
         super().__init__(processor.image_processor, processor.tokenizer, max_length)

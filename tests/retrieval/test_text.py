@@ -74,10 +74,33 @@ def test_chinese_clip_sees_straight_quotation_marks(tmp_path):
     assert torch.equal(*ids) and encoder.inputs.tokenizer.unk_token_id not in ids
 
 
+@pytest.mark.parametrize("family", ["align", "altclip", "chinese_clip"])
+def test_what_training_saves_tokenizes_alike_in_transformers(family, tmp_path):
+    encoder = load_encoder(saved(getattr(families, family), tmp_path), 0, bf16=False)
+    captions = ["“Ein” Hund", "EIN HUND am Strand " * 40, "un café"]
+    expected = encoder.inputs.captions(captions)
+    encoder.are_cut(captions)  # counts tokens without a limit, as training does before it saves
+    encoder.inputs.tokenizer.save_pretrained(tmp_path / "model")
+    opened = transformers.AutoProcessor.from_pretrained(tmp_path / "model")
+    found = opened(text=captions, padding=True, truncation=True, return_tensors="pt")
+    assert found.keys() == expected.keys() and torch.equal(found["input_ids"], expected["input_ids"])
+    again = load_encoder(str(tmp_path / "model"), 0, bf16=False)
+    assert torch.equal(again.inputs.captions(captions)["input_ids"], expected["input_ids"])
+
+
+def test_a_family_keeps_its_length_inside_a_sentence_transformer(tmp_path):
+    model = SentenceTransformer(modules=[Transformer(saved(families.altclip, tmp_path))], device="cpu")
+    model.save_pretrained(str(tmp_path / "whole"), create_model_card=False)
+    encoder = load_encoder(str(tmp_path / "whole"), 0, bf16=False)
+    assert encoder.inputs.max_length == encoder.inputs.captions(["ein Hund " * 80])["input_ids"].shape[1] == 77
+
+
 class TestSiglip2:
     """At fixed resolution: `google/siglip2-base-patch16-224` and its kind."""
 
-    @pytest.mark.parametrize("kind", ["GemmaTokenizer", "GemmaTokenizerFast"])
+    @pytest.mark.parametrize(
+        "kind", ["GemmaTokenizer", "GemmaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"]
+    )
     def test_it_is_lower_cased_by_whatever_name_its_tokenizer_has(self, kind, tmp_path):
         folder = saved(siglip2_fixed, tmp_path)
         settings = tmp_path / "model" / "tokenizer_config.json"
