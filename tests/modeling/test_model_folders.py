@@ -54,31 +54,31 @@ class TestCheckpoints:
             assert torch.equal(ours, theirs)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("head", ["base", "pretraining", "retrieval"])
-    def test_remote_code_in_an_isolated_process(self, tiny_model, processor, tmp_path, head):
+    def test_remote_code_in_an_isolated_process(self, tiny_model, processor, tmp_path):
         """AutoConfig, AutoModel and AutoProcessor, with the package not importable, give the same embeddings."""
-        if head == "retrieval":
-            torch.manual_seed(3)
-            model = CCRKForImageTextRetrieval(tiny_model.config)
-        else:
-            model = tiny_model if head == "pretraining" else tiny_model.ccrk
-        folder = tmp_path / "check-point.v1"  # no Python identifier
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        torch.manual_seed(3)
+        heads = {"base": tiny_model.ccrk, "pretraining": tiny_model}
+        heads["retrieval"] = CCRKForImageTextRetrieval(tiny_model.config)
+        folders = {name: tmp_path / f"check-point.{name}" for name in heads}  # no Python identifiers
+        for name, folder in folders.items():
+            heads[name].save_pretrained(folder)
+            processor.save_pretrained(folder)
         captions = ["a small red star", "一个红色的星"]
         pixels = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
         script = f"""
 import importlib.util, torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 assert importlib.util.find_spec("modeling_ccrk") is None
-folder = {str(folder)!r}
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert (config.model_type, type(model).__name__, type(processor).__name__) == ("ccrk", "CCRKModel", "CCRKProcessor")
-with torch.no_grad():
-    outputs = model(pixel_values=torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64), **processor(text={captions!r}))
-torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.pt")!r})
+pixels = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+for folder in {list(map(str, folders.values()))!r}:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    names = config.model_type, type(model).__name__, type(processor).__name__
+    assert names == ("ccrk", "CCRKModel", "CCRKProcessor")
+    with torch.no_grad():
+        outputs = model(pixel_values=pixels, **processor(text={captions!r}))
+    torch.save((outputs.image_embeds, outputs.text_embeds), folder + "/embeds.pt")
 """
         environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "", "OMP_NUM_THREADS": "1"}
         finished = subprocess.run(
@@ -90,11 +90,12 @@ torch.save((outputs.image_embeds, outputs.text_embeds), {str(tmp_path / "embeds.
             timeout=120,
         )
         assert finished.returncode == 0, finished.stderr
-        images, texts = torch.load(tmp_path / "embeds.pt", weights_only=True)
-        base = model if head == "base" else model.ccrk
-        with torch.no_grad():
-            ours = base.eval()(pixel_values=pixels, **processor(text=captions))
-        assert torch.equal(ours.image_embeds, images) and torch.equal(ours.text_embeds, texts)
+        for name, folder in folders.items():
+            images, texts = torch.load(folder / "embeds.pt", weights_only=True)
+            base = heads[name] if name == "base" else heads[name].ccrk
+            with torch.no_grad():
+                ours = base.eval()(pixel_values=pixels, **processor(text=captions))
+            assert torch.equal(ours.image_embeds, images) and torch.equal(ours.text_embeds, texts)
 
     @pytest.mark.slow
     def test_code_that_lacks_a_name_is_not_completed_by_the_code_installed_here(self, tiny_model, tmp_path):

@@ -41,11 +41,11 @@ deepspeed = pytest.mark.skipif(
 
 
 class Runs:
-    """Runs of ten steps in two processes, each by a name: their logs, and the weights that they save."""
+    """Runs of six steps in two processes, each by a name: their logs, and the weights that they save."""
 
     def __init__(self, folder: Path):
         self.folder, self.recipe = folder, folder / "recipe.yaml"
-        changes = {"config": CONFIG, "max_steps": 10, "logging_steps": 1, "learning_rate": 1e-3}
+        changes = {"config": CONFIG, "max_steps": 6, "logging_steps": 1, "learning_rate": 1e-3}
         self.recipe.write_text(yaml.safe_dump(RECIPE | changes))
 
     def __call__(self, name: str, *arguments, script: tuple = (SCRIPT,)) -> tuple[list[dict], dict[str, torch.Tensor]]:
@@ -66,7 +66,7 @@ def runs(tmp_path_factory) -> Runs:
 @pytest.fixture(scope="module")
 def ddp(runs) -> tuple[list[dict], dict[str, torch.Tensor]]:
     logs, parameters = runs("ddp")
-    assert len(logs) == 10 and logs[-1]["loss"] < logs[0]["loss"] - 0.1
+    assert len(logs) == 6 and logs[-1]["loss"] < logs[0]["loss"] - 0.1
     return logs, parameters
 
 
@@ -103,10 +103,10 @@ def assert_same(found, expected, in_chunks: bool = False) -> None:
 @pytest.mark.slow
 def test_fsdp_trains_evaluates_saves_and_resumes_as_ddp_does(runs, ddp):
     script = (ROOT / "tests" / "fsdp_worker.py", SCRIPT)
-    options = "--save_strategy steps --save_steps 5 --eval_strategy steps --eval_steps 5 --eval_k_test 4".split()
+    options = "--save_strategy steps --save_steps 3 --eval_strategy steps --eval_steps 3 --eval_k_test 4".split()
     assert_same(runs("fsdp", *options, script=script), ddp)
     assert CCRKForPreTraining.from_pretrained(runs.folder / "fsdp").lm_head.decoder.weight.device.type == "cpu"
-    shutil.rmtree(runs.folder / "fsdp" / "checkpoint-10")
+    shutil.rmtree(runs.folder / "fsdp" / "checkpoint-6")
     assert_same(runs("fsdp", *options, "--resume_from_checkpoint", "auto", script=script), ddp)
 
 
@@ -115,10 +115,10 @@ def test_fsdp_trains_evaluates_saves_and_resumes_as_ddp_does(runs, ddp):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_trains_in_chunks_skips_saves_and_resumes_as_ddp_does(runs, chunked_ddp, on_cpus, stage):
     name, file = f"zero{stage}", ROOT / f"configs/deepspeed/zero{stage}.json"
-    options = ["--deepspeed", file, *CHUNKED, "--save_strategy", "steps", "--save_steps", 5]
+    options = ["--deepspeed", file, *CHUNKED, "--save_strategy", "steps", "--save_steps", 3]
     found = runs(name, *options, script=FAULTY)
     assert_same(found, chunked_ddp, in_chunks=True)
-    shutil.rmtree(runs.folder / name / "checkpoint-10")
+    shutil.rmtree(runs.folder / name / "checkpoint-6")
     assert_same(runs(name, *options, "--resume_from_checkpoint", "auto"), found)
 
 
