@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -60,11 +61,11 @@ def peak_mebibytes(chunk_size: int | None) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--chunk_sizes", type=int, nargs="+", default=[32, 16, 8])
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     # Spawned one by one: memory that an earlier step gave back must not hide what a later one needs.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         whole = pool.apply(peak_mebibytes, (None,))

@@ -32,16 +32,17 @@ from ccrk.training.collator import CROP_MARGIN
 from data_scripts.images import read_image
 from processing_ccrk import published_image_processor
 
+SIZE = (1500, 1000)  # width and height of generated images
 # Levels of 255 by which an image may differ on average. JPEG at quality 90 changes these pictures by more.
 TOLERANCE = 2.0
 
 
-def generate(folder: Path, count: int, size: tuple[int, int] = (1500, 1000)) -> list[Path]:
+def generate(folder: Path, count: int) -> list[Path]:
     """JPEG files of noise whose amplitude falls with frequency, as in photographs: about 1.6 bits a pixel.
 
     Each is put together from a few planes of noise, which have no borders, shifted at random.
     """
-    width, height = size
+    width, height = SIZE
     rng = np.random.default_rng(0)
     frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(width), np.fft.fftfreq(height)))
     frequency[0, 0] = np.inf
@@ -52,7 +53,7 @@ def generate(folder: Path, count: int, size: tuple[int, int] = (1500, 1000)) -> 
         noise.append((128 + contrast * planes / planes.std()).clip(0, 255).astype(np.uint8))
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for path in tqdm(paths, desc="generating images", leave=False, disable=None):
-        planes = [np.roll(rng.choice(of_channel), rng.integers(size), axis=(1, 0)) for of_channel in noise]
+        planes = [np.roll(rng.choice(of_channel), rng.integers(SIZE), axis=(1, 0)) for of_channel in noise]
         Image.merge("YCbCr", [Image.fromarray(plane) for plane in planes]).save(path, quality=90)
     return paths
 
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["sets"]["photographs"] = measure(photographs, arguments.image_size, arguments.repeats)
     with tempfile.TemporaryDirectory() as folder:
         generated = generate(Path(folder), arguments.generated)
-        results["sets"]["generated 1500x1000"] = measure(generated, arguments.image_size, arguments.repeats)
+        results["sets"]["generated {}x{}".format(*SIZE)] = measure(generated, arguments.image_size, arguments.repeats)
     text = json.dumps(results, indent=2)
     print(text)
     if arguments.output is not None:

@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -37,12 +38,15 @@ from ccrk import CCRKConfig, CCRKForImageTextRetrieval
 from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from ccrk.processes import Share
 from ccrk.retrieval.evaluate import EncodedImages, score_pairs
-from ccrk.retrieval.instances import UsableCaptions
+from ccrk.retrieval.instances import IMAGE, UsableCaptions
 from ccrk.retrieval.ranking import rank_language
 
 PADDED_LENGTH = 80  # tokens, xFlickr&CO's and WIT's in the published code
 MEAN_LENGTH = 18
 TOLERANCE = 1e-4
+ROUNDS = 3  # alternating
+# Width and heads; image size; images, and as many captions; k_test.
+SMALL, PUBLISHED = (384, 6, 224, 200, 32), (1024, 16, 384, 512, 128)
 
 
 @dataclass
@@ -156,23 +160,24 @@ def ours(model, corpus: Corpus) -> Tensor:
     model.set_attn_implementation("sdpa")
     size = len(corpus.mask)
     each = np.arange(size)
-    names = [str(i) for i in each]
     lengths = corpus.mask.sum(dim=1)
     states = model.ccrk.fusion_encoder.prepare_captions(corpus.text_states.to(model.dtype), corpus.mask)
     tokens, lengths = states[corpus.mask.bool()], lengths.cpu()
-    captions = EncodedCaptions(None, tokens, lengths.cumsum(0) - lengths, lengths)
+    encoded = EncodedCaptions(None, tokens, lengths.cumsum(0) - lengths, lengths)
     images = EncodedImages(None, {0: corpus.image_states})
     scores = torch.full((size, size), torch.nan)
 
     def score(pairs: np.ndarray) -> np.ndarray:
-        found = score_pairs(CCRKEncoder(model, None, corpus.k_test), images, captions, Share(), pairs)
+        found = score_pairs(CCRKEncoder(model, None, corpus.k_test), images, encoded, Share(), pairs)
         scores[pairs[:, 0], pairs[:, 1]] = torch.from_numpy(found)
         return found
 
     def similarity(pool):
         return lambda rows: corpus.similarities[rows], lambda rows: corpus.similarities[:, rows].t()
 
-    rank_language(UsableCaptions(names, each, each, names, names, 0), similarity, corpus.k_test, score)
+    rows = pd.MultiIndex.from_arrays([each, np.zeros_like(each)], names=IMAGE)
+    captions = UsableCaptions([""] * size, each, np.zeros_like(each), each, rows, 0)
+    rank_language(captions, similarity, corpus.k_test, score)
     return scores
 
 
@@ -200,13 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bf16", action="store_true", help="ours in bf16")
     arguments = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Widths and image size; images and captions; k_test; alternating rounds.
-    width, heads, image_size, size, k_test = (
-        (1024, 16, 384, 512, 128) if arguments.published_size else (384, 6, 224, 200, 32)
-    )
+    width, heads, image_size, size, k_test = PUBLISHED if arguments.published_size else SMALL
     if arguments.quick:
         size, k_test = size * 8 // 25, k_test * 8 // 25
-    rounds = 3
 
     torch.manual_seed(0)
     config = CCRKConfig(
@@ -224,14 +225,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     results = {"machine": platform.processor() or platform.machine(), "device": device, "torch": torch.__version__}
     results |= {"threads": torch.get_num_threads(), "dtype_ours": str(reduced.dtype)[6:], "images": size}
-    results |= {"captions": size, "k_test": k_test, "width": width, "image_size": image_size, "rounds": rounds}
+    results |= {"captions": size, "k_test": k_test, "width": width, "image_size": image_size, "rounds": ROUNDS}
     for name, alike, steps in (("", True, STEPS), ("_little_overlap", False, {"published": published, "ours": ours})):
         corpus = make_corpus(model, size, k_test, alike, device)
         pairs = corpus.pairs()
         overlap = 2 * (1 - len(pairs.unique(dim=0)) / len(pairs))
         recall = (corpus.similarities.argmax(dim=1) == torch.arange(size)).float().mean().item()
         times: dict[str, list[float]] = {step: [] for step in steps}
-        for _ in tqdm(range(rounds), desc=f"{overlap:.0%} of the pairs in both directions", disable=None):
+        for _ in tqdm(range(ROUNDS), desc=f"{overlap:.0%} of the pairs in both directions", disable=None):
             reference = None
             for step, function in steps.items():
                 seconds, scores = timed(function, reduced if function is ours else model, corpus)
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  scores differ by at most {difference:.1e}")
 
     results["seconds_as_the_corpus_grows"] = {
-        factor: statistics.median(timed(ours, reduced, corpus)[0] for _ in range(rounds))
+        factor: statistics.median(timed(ours, reduced, corpus)[0] for _ in range(ROUNDS))
         for factor in (1, 2, 4)
         for corpus in [make_corpus(reduced, factor * size, k_test, True, device)]
     }

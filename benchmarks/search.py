@@ -48,6 +48,7 @@ from processing_ccrk import published_image_processor
 WIDTH = 256
 BATCH = 64
 ROUNDS = 3
+QUICK, FULL = (200, 50_000), (1_000, 1_000_000)  # pictures, vectors
 
 
 def make_pictures(folder: Path, number: int) -> list[Path]:
@@ -210,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="fewer pictures and vectors")
     arguments = parser.parse_args(argv)
-    pictures, vectors = (200, 50_000) if arguments.quick else (1_000, 1_000_000)
+    pictures, vectors = QUICK if arguments.quick else FULL
     results = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     results |= {"threads": torch.get_num_threads(), "width": WIDTH}
     with tempfile.TemporaryDirectory() as folder:

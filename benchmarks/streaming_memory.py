@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -84,13 +85,17 @@ def collate(rows: list[dict]) -> tuple[np.ndarray, str, float]:
     return numbers, f"process {os.getpid()}", resident_mib()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--format", choices=["shards", "parquet"], default="shards")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.rows <= FIRST_MEASURE:
+        parser.error(
+            f"--rows is {arguments.rows:,}; use more than {FIRST_MEASURE:,}, where the first measure is taken"
+        )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.format == "parquet":
