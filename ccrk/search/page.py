@@ -25,6 +25,7 @@ from ccrk.search.query import Found
 from ccrk.search.serve import MAX_K, MAX_TEXT, MAX_UPLOAD, picture_url
 from data_scripts.captions import is_usable
 from data_scripts.cli import one_line
+from data_scripts.images import BadImage
 
 # Uploads lie where no other user of the machine can read or write, and are deleted when the process ends.
 UPLOADS = tempfile.TemporaryDirectory(prefix="ccrk-uploads-")
@@ -125,15 +126,20 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         try:
             with app.state.lock:
                 found = index.search(image, min(int(k), MAX_K))
-        except ValueError as error:
-            return _message(f"This cannot be read as a picture: {str(error).partition(':')[0]}.")
+        except BadImage as error:
+            return _message(f"This cannot be read as a picture: {error.reason}.")
+        except ValueError as error:  # of a damaged index
+            return _message(str(error))
         return one_column("The picture that was given", found)
 
     def more_like_this(k: float, event: gr.EventData) -> str:
         name = str(event._data.get("id", "")) if isinstance(event._data, dict) else ""
-        with app.state.lock:
-            vector = index.store.vector(name)
-            found = index.nearest(vector, min(int(k), MAX_K)) if vector is not None else []
+        try:
+            with app.state.lock:
+                vector = index.store.vector(name)
+                found = index.nearest(vector, min(int(k), MAX_K)) if vector is not None else []
+        except ValueError as error:  # of a damaged index
+            return _message(str(error))
         if not found:
             return _message("This picture is no longer in the index.")
         path = next((picture.path for picture in found if picture.id == name), "the picture")

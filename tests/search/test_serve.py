@@ -401,10 +401,10 @@ def first_bytes(http: httpx.Client, method: str, url: str, **options) -> tuple[i
         return answer.status_code, next(answer.iter_bytes(), b"")
 
 
-def event(http: httpx.Client, function: int, data: list) -> tuple[str, str]:
+def event(http: httpx.Client, function: int, data: list, about: dict | None = None) -> tuple[str, str]:
     """How an event of the page ended ("True", "False", or the status of its refusal), and what it brought."""
     session = f"s{time.monotonic_ns()}"
-    body = {"data": data, "fn_index": function, "session_hash": session}
+    body = {"data": data, "fn_index": function, "session_hash": session, "event_data": about}
     joined = http.post("gradio_api/queue/join", json=body)
     if joined.status_code != 200:
         assert 400 <= joined.status_code < 500, joined.text
@@ -500,6 +500,22 @@ def test_an_upload_is_searched_by_and_shown_again(http, tmp_path, capfd):
         assert "/tmp" not in brought
     os.unlink(given["path"])
     assert "uploaded too long ago" in event(http, 1, [given, 3])[1]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_wrong_with_an_index(http, index, monkeypatch, tmp_path, capfd):
+    def damaged(*_) -> None:
+        raise ValueError("a vector is missing")
+
+    contents = picture(tmp_path / "blue.png", (0, 0, 250)).read_bytes()
+    (path,) = http.post("gradio_api/upload", files={"files": ("blue.png", contents)}).json()
+    given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    monkeypatch.setattr(index, "nearest", damaged)
+    ways = ((0, ["red", "", 3, False, None]), (1, [given, 3]), (2, [3], {"id": picture_id("red/0.png")}))
+    for function, *rest in ways:
+        success, brought = event(http, function, *rest)
+        assert success == "True" and ">a vector is missing<" in brought, brought
     assert "Traceback" not in capfd.readouterr().err
 
 
