@@ -163,7 +163,7 @@ def test_commands_are_ones_that_exist(path, block):
 
 def test_options_that_stand_for_published_ones_exist():
     text = (ROOT / "docs/recipes.md").read_text()
-    table = re.search(r"Its options.*?\n\n(.*?)\n\n", text, re.DOTALL)[1].splitlines()[2:]
+    table = re.search(r"The options of the published code.*?\n\n(.*?)\n\n", text, re.DOTALL)[1].splitlines()[2:]
     published = {flag for row in table for flag in re.findall(r"--\w+", row.split("|")[1])}
     assert {"--bs", "--checkpoint", "--checkpoint_fmt", "--gmt", "--seed", "--fewshot", "--lr", "--epoch"} <= published
     scripts = ("train_pretrain", "train_retrieval", "eval_mrv", "convert_checkpoint")
