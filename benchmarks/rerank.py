@@ -112,7 +112,7 @@ def published(model, corpus: Corpus) -> Tensor:
 
 
 def trimmed_batches(model, corpus: Corpus, pairs: Tensor, scores: Tensor, project_once: bool = False) -> None:
-    """Scores pairs in batches of a like caption length, padded only to their longest."""
+    """Scores pairs in batches of captions of similar length, padded only to their longest."""
     lengths = corpus.mask.sum(dim=1).cpu()
     for batch in pairs[lengths[pairs[:, 1]].argsort(stable=True)].split(corpus.k_test):
         images, captions = batch.t()
@@ -183,7 +183,7 @@ def ours(model, corpus: Corpus) -> Tensor:
 
 STEPS: dict[str, Callable[[CCRKForImageTextRetrieval, Corpus], Tensor]] = {
     "published": published,
-    "+ batches of a like length, padded to their longest": without_padding,
+    "+ batches of similar length, padded to their longest": without_padding,
     "+ each pair once for both directions": each_pair_once,
     "+ keys and values once per image": keys_once_per_image,
     "+ SDPA": sdpa,

@@ -263,12 +263,12 @@ def recipe_file(name: str) -> Path:
 
 
 def _check_recipe(path: Path) -> None:
-    """ValueError where there is no such recipe: with the nearest one of its folder or of those that come along."""
+    """ValueError where a recipe does not exist, with the nearest name of its folder or of this project's recipes."""
     if path.exists():
         return
     shipped = [os.path.relpath(recipe) for recipe in recipe_file("shapes_finetune.yaml").parent.glob("*.yaml")]
     nearest = did_you_mean_path(path) or did_you_mean(str(path), shipped)
-    raise ValueError(f"there is no recipe {path}{nearest or '; name a YAML file'}")
+    raise ValueError(f"recipe {path} does not exist{nearest or '; give a YAML file'}")
 
 
 def _refuse(message: str) -> NoReturn:
@@ -276,7 +276,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _named(action: argparse.Action) -> Callable[[str], Any]:
-    """The action's type function, whose error names the nearest of the values that the action takes."""
+    """The action's type function; its error names the nearest value that the action takes."""
     convert = action.type or str
     known = {str(value): value for value in action.choices or (("true", "false") if convert is string_to_bool else ())}
 
@@ -363,7 +363,7 @@ def parse_recipe(
         raise ValueError(f"{source}: {one_line(mistake(error))}") from error
     if unknown:
         if not unknown[0].startswith("-"):
-            raise ValueError(f"the command line: {unknown[0]} belongs to no option; a recipe comes first")
+            raise ValueError(f"the command line: {unknown[0]} does not belong to an option; put the recipe first")
         nearest = did_you_mean(unknown[0].lstrip("-").partition("=")[0], known).replace("'", "'--", 1)
         raise ValueError(
             f"the command line: unknown argument {unknown[0]}{nearest or '; --help_all lists those that exist'}"

@@ -386,7 +386,7 @@ def build_trainer(
     # One process prepares the data and writes the cache; the others then find it there.
     with arguments.main_process_first(desc="preparing the data"):
         train_rows = load_rows(data, "train", streaming=data.streaming)
-        # Who sets images aside wants the saved model measured on them, once where no more was asked for.
+        # Images that were held out are evaluated at least once, at the end.
         with_validation = arguments.eval_strategy != "no" or (data.validation_fraction and not data.streaming)
         eval_rows = load_rows(data, "validation") if with_validation else None
         alone = None
@@ -517,8 +517,8 @@ def run(trainer: CCRKTrainer) -> None:
         result = trainer.train(resume_from_checkpoint=trainer.checkpoint)
         if trainer.was_terminated:
             logger.warning(
-                "ended by SIGTERM, to this process or its launcher; the same command with "
-                "--resume_from_checkpoint auto goes on"
+                "ended by SIGTERM, to this process or its launcher; to continue, run the same command with "
+                "--resume_from_checkpoint auto"
             )
             sys.exit(128 + signal.SIGTERM)
         trainer.problems.report()

@@ -61,7 +61,7 @@ class Encoder(Protocol):
 
     @property
     def needs_language(self) -> bool:
-        """Whether `encode_captions` must be told the captions' language."""
+        """Whether `encode_captions` needs the captions' language."""
 
     def embed(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Embeddings:
         """One forward of a batch (`ccrk.training.collator`) through the model, as it is wrapped for training."""
@@ -80,18 +80,18 @@ class Encoder(Protocol):
             language: of all of them, a tag such as `de`; only an encoder with `needs_language` looks at it.
 
         Raises:
-            ValueError: such an encoder was given no language, or one that it was not trained on.
+            ValueError: the encoder needs a language, and `language` is None or one that it has no code for.
         """
 
     def caption_lengths(self, captions: Sequence[str]) -> list[int]:
-        """By which captions of a like length are encoded together."""
+        """Length of each caption: captions of similar length are encoded together."""
 
     def are_cut(self, captions: Sequence[str]) -> list[bool]:
         """Whether each caption is longer than the model reads, so that its end is ignored."""
 
 
 def needs_language(encoder: Encoder) -> bool:
-    """Whether an encoder must be told the captions' language; one that does not say so need not."""
+    """Whether an encoder needs the captions' language; False where it does not say."""
     return getattr(encoder, "needs_language", False)
 
 
@@ -101,7 +101,7 @@ def encode_captions_in(encoder: Encoder, captions: list[str], language: str | No
 
 
 def language_codes(tokenizer) -> list[str]:
-    """By which a tokenizer marks the language of a text: `deu_Latn` of NLLB, `de_DE` of mBART, `de` of M2M100."""
+    """Codes by which a tokenizer marks the language of a text: NLLB's `deu_Latn`, mBART's `de_DE`, M2M100's `de`."""
     pattern = re.compile(r"__([a-z]{2,3})__|([a-z]{2,3}_[A-Z][A-Za-z]{1,3})")
     return [found[1] or found[2] for token in tokenizer.all_special_tokens if (found := pattern.fullmatch(token))]
 
@@ -158,8 +158,8 @@ class PairInputs(ABC):
     def __init__(self, image_processor, tokenizer, max_length: int):
         if codes := language_codes(tokenizer):
             raise ValueError(
-                f"its tokenizer marks the language of each text ({codes[0]}), which only models of open_clip are "
-                "told; use a text encoder whose tokenizer does not"
+                f"its tokenizer marks the language of each text ({codes[0]}), which works only in models of "
+                "open_clip; use a text encoder whose tokenizer does not"
             )
         if tokenizer.pad_token is None:
             raise ValueError(
@@ -221,8 +221,8 @@ ALWAYS_POOL_AT_HIGHEST = ("owlvit_text_model", "owlv2_text_model")
 
 def check_tokenizer(model: PreTrainedModel, inputs: PairInputs, pools_itself: bool = True) -> None:
     """
-    Compares a text encoder with what its tokenizer makes of a caption; a warning where it pools at another token than
-    the end.
+    Compares a text encoder with what its tokenizer makes of a caption. Warns where the encoder pools at another token
+    than the end.
 
     Args:
         pools_itself: whether what the encoder pools is used.
@@ -233,16 +233,14 @@ def check_tokenizer(model: PreTrainedModel, inputs: PairInputs, pools_itself: bo
     """
     ids, known = max(inputs.tokenizer.get_vocab().values()) + 1, model.config.get_text_config().vocab_size
     if ids > known:
-        raise ValueError(f"its tokenizer has {ids} tokens, its model {known}; restore its own")
+        raise ValueError(f"its tokenizer has {ids} tokens, but its model {known}; restore the model's own tokenizer")
     tokens, end = inputs.captions(["a"])["input_ids"][0], inputs.tokenizer.eos_token_id
     for module in model.modules() if pools_itself else ():
         kind = getattr(getattr(module, "config", None), "model_type", None)
         pooled_at = vars(module).get("eos_token_id")
         if kind in ALWAYS_POOL_AT_HIGHEST or (kind in POOL_AT_HIGHEST and pooled_at == 2):
             if tokens.max() != end:
-                logger.warning(
-                    "captions are pooled at their highest token id, which is not that of their end (%s)", end
-                )
+                logger.warning("captions are pooled at their highest token id, which is not the end token (%s)", end)
                 return
         elif pooled_at is not None and pooled_at not in tokens:
             raise ValueError(
@@ -254,7 +252,7 @@ def check_tokenizer(model: PreTrainedModel, inputs: PairInputs, pools_itself: bo
 class DualInputs(PairInputs):
     """
     The processor of a dual encoder of transformers. It does what each family was trained with: SigLIP pads captions to
-    their full length, without a mask, and ALIGN sees 64 tokens of one.
+    their full length, without a mask, and ALIGN reads 64 tokens of a caption.
 
     Args:
         processor: with `image_processor` and `tokenizer`.
@@ -500,7 +498,7 @@ def optional_file(name_or_path: str, file: str) -> str | None:
     quietly = {f"_raise_exceptions_for_{failure}": False for failure in failures}
     try:
         return cached_file(name_or_path, file, **quietly)
-    except OSError:  # not a name that the Hub allows, which is told where the model itself is opened
+    except OSError:  # the Hub does not allow the name; whoever opens the model reports it
         return None
 
 
@@ -528,7 +526,10 @@ def load_encoder(name_or_path: str, k_test: int, bf16: bool) -> Encoder:
         raise ValueError(f"{name_or_path} has no matching head; rank with --no_rerank, or fine-tune it first")
     tokens, vocab_size = len(processor.tokenizer), model.config.text_config.vocab_size
     if tokens > vocab_size:
-        raise ValueError(f"{name_or_path}: its tokenizer has {tokens} tokens, its model {vocab_size}; restore its own")
+        raise ValueError(
+            f"{name_or_path}: its tokenizer has {tokens} tokens, but its model {vocab_size}; restore the model's own "
+            "tokenizer"
+        )
     return CCRKEncoder(model.eval().to(device), processor, k_test)
 
 

@@ -36,8 +36,9 @@ class OpenClipEncoder:
         self.languages = language_codes(tokenizer.tokenizer) if isinstance(tokenizer, HFTokenizer) else []
         if self.languages and not hasattr(tokenizer.tokenizer, "src_lang"):
             raise ValueError(
-                f"its tokenizer has language codes ({self.languages[0]}), and cannot be told the language as a "
-                f"{type(tokenizer.tokenizer).__name__}; set tokenizer_class in its tokenizer_config.json"
+                f"its tokenizer has language codes ({self.languages[0]}), but a "
+                f"{type(tokenizer.tokenizer).__name__} cannot set the language; set tokenizer_class in its "
+                "tokenizer_config.json"
             )
 
     @classmethod
@@ -63,13 +64,13 @@ class OpenClipEncoder:
 
     @property
     def inputs(self) -> SimpleNamespace:
-        """Says how large the model's pictures are, in pixels (`ccrk.encoders.input_size`)."""
+        """Side of the model's images, in pixels, where `ccrk.encoders.input_size` looks for it."""
         height, width = to_2tuple(self.model.visual.image_size)
         return SimpleNamespace(image_processor=SimpleNamespace(size={"shortest_edge": max(height, width)}))
 
     @property
     def needs_language(self) -> bool:
-        """NLLB's tokenizer begins each text with its language; without one it takes all for English."""
+        """Whether its tokenizer puts a language code before each text, as NLLB's does: English unless it is set."""
         return bool(self.languages)
 
     @property
@@ -103,7 +104,7 @@ class OpenClipEncoder:
             language: of all captions; see `Encoder`.
 
         Raises:
-            ValueError: the model needs a language, and there is none, or it does not know this one.
+            ValueError: the model needs a language, and `language` is None or one that it has no code for.
         """
         if self.needs_language:
             # transformers 5 overwrites what open_clip's own `set_language` sets.
@@ -115,12 +116,12 @@ class OpenClipEncoder:
         """The model's own code of a language; ValueError as above."""
         if language is None:
             raise ValueError(
-                f"{OPEN_CLIP}{self.name.removeprefix(FOLDER)} must be told the language of a text; "
+                f"{OPEN_CLIP}{self.name.removeprefix(FOLDER)} needs the language of each text; "
                 "give --language, such as de"
             )
         if (code := language_code(language, self.languages)) is None:
             raise ValueError(
-                f"{OPEN_CLIP}{self.name.removeprefix(FOLDER)} does not know the language {language!r}; give one of "
+                f"{OPEN_CLIP}{self.name.removeprefix(FOLDER)} has no code for the language {language!r}; give one of "
                 f"its {len(self.languages)} codes, such as {self.languages[0]}, or remove that language"
             )
         return code

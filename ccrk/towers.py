@@ -436,13 +436,13 @@ def _own_tower(model: SentenceTransformer, source: str, modality: str) -> Tower:
     if unknown := [type(module).__name__ for module in behind if not isinstance(module, Dense | Dropout | Normalize)]:
         raise ValueError(
             f"{source} is a SentenceTransformer with a {unknown[0]} behind its pooling, where a tower may have Dense, "
-            "Dropout and Normalize; give the folder of its encoder alone"
+            "Dropout and Normalize; give only the folder of its encoder"
         )
     if behind is others and first.module_output_name != "sentence_embedding":
         raise ValueError(f"{source} is a SentenceTransformer without a Pooling; add one, and save it")
     if model.truncate_dim is not None:
         raise ValueError(
-            f"{source} is a SentenceTransformer that keeps {model.truncate_dim} dimensions alone; remove truncate_dim "
+            f"{source} is a SentenceTransformer that keeps only {model.truncate_dim} dimensions; remove truncate_dim "
             "from its config_sentence_transformers.json"
         )
     return Tower([first, *others], model.get_embedding_dimension())
@@ -470,6 +470,6 @@ def _check_tower(encoder: PreTrainedModel, source: str, modality: str) -> None:
     """ValueError where an encoder does not take pixels, or tokens, or takes both."""
     is_whole = hasattr(encoder, "get_text_features")
     if encoder.main_input_name != TAKES[modality] or is_whole or encoder.config.is_encoder_decoder:
-        what, argument = ("pictures", "vision_model") if modality == "image" else ("text", "text_model")
+        what, argument = ("images", "vision_model") if modality == "image" else ("text", "text_model")
         cure = "train it with --model_name_or_path" if is_whole else f"give {argument} another"
-        raise ValueError(f"{source} is a {type(encoder).__name__}, and no encoder of {what} alone; {cure}")
+        raise ValueError(f"{source} is a {type(encoder).__name__}, not an encoder of {what} only; {cure}")

@@ -1,4 +1,4 @@
-"""What a model was trained on: a file beside every saved model, and how many images of an evaluation are among it."""
+"""What a model was trained on: a file beside every saved model, and how many images of an evaluation it lists."""
 
 import base64
 import json
@@ -95,7 +95,7 @@ class Run:
 
 
 def is_public(dataset: str) -> bool:
-    """Whether others know a data set by the same name; a path of one's own disk or store is not told."""
+    """Whether a data set has this name for everybody: it is not a path or a URL of the user's own."""
     is_path = Path(dataset).is_absolute() or Path(dataset).exists() or any(mark in dataset for mark in "*?[{")
     return dataset in CARDS or not (is_path or is_url(dataset))
 

@@ -41,7 +41,7 @@ _CODE_OF = {alias: code for code, *aliases in map(str.split, re.split(r"[|\n]", 
 
 
 def code_of(word: str) -> str | None:
-    """The code of a language that people write in another way: `de` of `German`, `ja` of `jp`; None of other words."""
+    """The code of a language for its name or another code: `de` for `German`, `ja` for `jp`; None for other words."""
     return _CODE_OF.get(word.lower())
 
 

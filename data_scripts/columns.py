@@ -22,8 +22,8 @@ _THREE_LETTERS = (
     "ast bho ceb chr ckb cmn doi dsb fil fur gsw haw hsb kab kok lij mai mni nds pcm quz sat scn sco szl vec war yue"
 )
 LANGUAGES = frozenset(f"{_TWO_LETTERS} {_THREE_LETTERS}".split())
-# ISO 639-3, for columns only because files are called `cat` or `new` too: the languages of FLORES-200 and of CLDR's
-# annotations, and the bibliographic codes of ISO 639-2.
+# ISO 639-3: the languages of FLORES-200 and of CLDR's annotations, and the bibliographic codes of ISO 639-2. They
+# count in names of columns only, since files may be called `cat` or `new`.
 _ISO_639_3 = frozenset(
     (
         "ace acm acq aeb afr ajp aka alb als amh apc ara arb arg arm ars ary arz asm ava aym ayr aze azb azj bak bam "
@@ -38,7 +38,7 @@ _ISO_639_3 = frozenset(
         "tzm udm uig ukr umb urd uzb uzn ven vie wel wln wol wuu xal xho ydd yid yor yrl yrk yuw zgh zho zsm zul"
     ).split()
 )
-# Codes by which people also call columns of other contents.
+# Codes that are also names of columns with other contents.
 _WORDS = frozenset(
     "aka als ban bug cat che cor est fin geo hat ice id ind lat lim lit mac mag mar may min mon new pan per pol por "
     "que run san sin sun tel".split()
@@ -274,12 +274,12 @@ def _columns_of_tags(tags: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def _warning(taken: Mapping[str, str], left_out: Mapping[str, str]) -> str:
-    """Which columns are left out, and the option that takes them."""
+    """Names the columns that are left out, and the option that reads them."""
     if not left_out:
         return ""
     columns = _columns_of_tags({**taken, **left_out})
     given = " ".join(f"{tag}={','.join(names)}" for tag, names in columns.items())
     named = ", ".join(left_out)
     return (
-        f"columns left out, though their names may be languages: {named}; to read them, use --caption_columns {given}"
+        f"columns left out although their names may be languages: {named}; to read them, use --caption_columns {given}"
     )

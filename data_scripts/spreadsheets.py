@@ -1,4 +1,4 @@
-"""CSV files that people open in a spreadsheet, which computes cells that begin as formulas do."""
+"""CSV files that people open in a spreadsheet, which computes cells that begin like formulas."""
 
 import csv
 import re

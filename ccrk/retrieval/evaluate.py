@@ -42,7 +42,7 @@ from data_scripts.images import BadImage, read_image
 logger = logging.getLogger(__name__)
 
 
-CAPTIONS_PER_BLOCK = 256  # encoded at a time, all of a like length
+CAPTIONS_PER_BLOCK = 256  # encoded at a time, all of similar length
 
 IMAGES_PER_BLOCK = 16  # whose keys and values are held: 7 MB each at the published size in fp32
 
@@ -90,7 +90,7 @@ def evaluate_retrieval(
     """
     texts = {language: usable_captions(dataset, language, image_numbers) for language in languages}
     if needs_language(encoder):
-        for language, found in texts.items():  # one that the model does not know is refused before hours are spent
+        for language, found in texts.items():  # refuses a language without a code before hours are spent
             encoder.encode_captions(found.texts[:1], language)
     images = encode_images(encoder, dataset, batch_size, share, cache_dir)
     result, folds = RetrievalResult(), folds or {}
@@ -259,15 +259,15 @@ def encode_captions(
     share: Share = Share(),
     cache_dir: Path | None = None,
 ) -> EncodedCaptions:
-    """Encodes captions, none of them empty; those of a like length go together, so little padding is computed.
+    """Encodes captions, none of them empty; captions of similar length go together, so little padding is computed.
 
     Args:
         language: of all captions, where the encoder needs it.
         others: see `evaluate_retrieval`.
     """
     order = np.argsort(encoder.caption_lengths(captions), kind="stable")
-    told = [language] if language and needs_language(encoder) else []
-    digest = hashlib.blake2b("\0".join([*told, *captions]).encode(), digest_size=8).hexdigest()
+    code = [language] if language and needs_language(encoder) else []
+    digest = hashlib.blake2b("\0".join([*code, *captions]).encode(), digest_size=8).hexdigest()
     blocks = {}
     for start in progress(share.of(range(0, len(order), CAPTIONS_PER_BLOCK)), "encoding captions"):
         texts = [captions[i] for i in order[start : start + CAPTIONS_PER_BLOCK]]

@@ -98,7 +98,7 @@ def html_table(columns: Sequence[str], rows: Sequence[str], kind: str = "") -> s
 
 
 def notes_box(notes: Sequence[str]) -> str:
-    """Sentences that stand out, each a line; nothing of none."""
+    """A box for each sentence."""
     return "".join(f'<p class="note">{escape(note)}.</p>' for note in notes)
 
 

@@ -1,4 +1,4 @@
-"""What a reader must know before the figures: a sentence each, the same on the screen, in tables and in reports."""
+"""Warnings that come before the figures: a sentence each, the same on the screen, in tables and in reports."""
 
 from collections.abc import Mapping
 

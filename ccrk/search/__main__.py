@@ -190,7 +190,7 @@ def run_consistency(arguments: argparse.Namespace) -> None:
     pivot = arguments.pivot or ("en" if "en" in languages else languages[0])
     if pivot not in languages:
         near = meant_language(pivot, languages)
-        raise ValueError(f"--pivot {pivot} is none of {', '.join(languages)}{near}")
+        raise ValueError(f"--pivot {pivot} is not one of {', '.join(languages)}{near}")
     problems.report()
     index = PictureIndex(arguments.index, arguments.model)
     translated = Counter()
@@ -247,7 +247,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
 
 
@@ -271,13 +271,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else argv
     if given and not given[0].startswith("-") and given[0] not in COMMANDS:
         near = did_you_mean(given[0], COMMANDS)
-        parser.error(f"there is no command {given[0]!r}, only {', '.join(COMMANDS)}{near}")
+        parser.error(f"unknown command {given[0]!r}; choose one of {', '.join(COMMANDS)}{near}")
     arguments = parser.parse_args(given)
     with one_line_errors():
         try:
             arguments.run(arguments)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
+            print("interrupted; run the same command to continue", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
 
 

@@ -125,7 +125,7 @@ def find_threshold(thresholds: Mapping[str, float], language: str) -> float:
         )
     if language not in thresholds:
         near = meant_language(language, thresholds)
-        raise ValueError(f"the index has no threshold of {language}, only of {', '.join(thresholds)}{near}")
+        raise ValueError(f"the index has no threshold for {language}, only for {', '.join(thresholds)}{near}")
     return thresholds[language]
 
 

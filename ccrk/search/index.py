@@ -20,7 +20,7 @@ from ccrk.search.update import Changes, update
 
 logger = logging.getLogger(__name__)
 
-BLANK = Image.new("RGB", (64, 64))  # tells what a model gives
+BLANK = Image.new("RGB", (64, 64))  # to see what a model returns
 
 
 class PictureIndex:
@@ -98,11 +98,11 @@ class PictureIndex:
         return encoder
 
     def _check_model(self) -> None:
-        """Raises ValueError where the folder of the index's own model is not there."""
+        """Raises ValueError where the folder of the index's own model does not exist."""
         if self.store is not None and self.model == self.store.settings["model"]:
             if os.path.isabs(self.model) and not os.path.isdir(self.model):
                 raise ValueError(
-                    f"{self.location} was made with {self.model}, which is not there; add --model, with its new place"
+                    f"{self.location} was made with {self.model}, which is gone; give its new place with --model"
                 )
 
     def _check_fingerprint(self, encoder: Encoder) -> None:

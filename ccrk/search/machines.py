@@ -179,7 +179,7 @@ class ManyMachines:
                     yield Encoded(item, *rest)
         except ray.exceptions.RayError as error:
             raise ValueError(
-                f"Ray gave up: {str(error).strip().splitlines()[-1]}; the same command goes on"
+                f"Ray gave up: {str(error).strip().splitlines()[-1]}; run the same command to continue"
             ) from error
 
 

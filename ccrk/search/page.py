@@ -100,7 +100,7 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
             return
         if needs_language(index.encoder) and (not language or len(queries) > 1):
             yield _message(
-                "This model must be told the language of each query: use query --language, or /api/search?language="
+                "This model needs the language of each query: use query --language, or /api/search?language="
             )
             return
         k = min(int(k), MAX_K)

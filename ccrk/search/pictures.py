@@ -65,7 +65,7 @@ class Source:
         """Raises ValueError where the folder is there no longer: then nobody knows what has been deleted."""
         if self.folder is not None and not os.path.isdir(self.folder):
             raise ValueError(
-                f"{self.folder} is gone; is its disk mounted? What was read is kept, and the same command goes on"
+                f"{self.folder} is gone; is its disk mounted? What was read is kept; run the same command to continue"
             )
 
 
@@ -84,7 +84,7 @@ def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
     """The pictures in a folder, at any depth, on a disk or an object store; of anything else those of a data set.
 
     Args:
-        load: gives its rows, where there is no such folder, or one without pictures that holds a table.
+        load: gives the rows of a data set, where SOURCE is not a folder, or is one that holds a table and no images.
 
     Raises:
         ValueError, FileNotFoundError: there is neither, or the object store does not answer.

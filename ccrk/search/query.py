@@ -118,7 +118,7 @@ def _nanoseconds(text: str | None, end: bool = False) -> int | None:
 
 def as_query(text: str) -> Query:
     """
-    Takes an argument for an image where such a file exists, and for a text otherwise.
+    Return the path of an image where the text names a file, and otherwise the text itself.
 
     A name with the ending of an image file, or nearly so (`.jgp`), is refused where the file does not exist. A name
     with a space, as `my beach.jgp`, or with a shorter ending, as `example.jp`, is refused only where an image file of
@@ -148,7 +148,7 @@ def embed(encoder: Encoder, query: Query, language: str | None = None) -> Tensor
     The vector of a text or a picture, (P,), L2-normalised.
 
     Raises:
-        ValueError: it holds nothing, or is none; or the encoder must be told the language of a text, see `Encoder`.
+        ValueError: the text holds no word, the image cannot be read, or the encoder needs a language, see `Encoder`.
     """
     if isinstance(query, str):
         return encode_captions_in(encoder, [check_text(query)], language)["embeds"][0].float().cpu()

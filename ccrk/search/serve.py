@@ -99,8 +99,8 @@ class Guard:
 def refuse_other_sites(request: Request) -> Response | None:
     """An answer to what the page of another website asks for: images, forms, scripts, frames; None for all else.
 
-    Browsers tell who asks, other programs do not. A link or an address that a person opens is let through, wherever
-    it stands. Other ports of this machine are other sites.
+    Browsers name the site that asks; other programs do not. A link or an address that a person opens is let through,
+    wherever it comes from. Other ports of this machine are other sites.
     """
     headers = request.headers
     site = headers.get("sec-fetch-site", "none")
@@ -113,11 +113,11 @@ def refuse_other_sites(request: Request) -> Response | None:
     is_own = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
     if (site in ("same-origin", "none") or is_link) and is_own:
         return None
-    return PlainTextResponse("another website asks for this; open the address of this server itself", 403)
+    return PlainTextResponse("requests from other websites are refused; open the address of this server itself", 403)
 
 
 def refuse_large_body(request: Request) -> Response | None:
-    """An answer to a body above `MAX_BODY`, or of a size that is not told; None for all else."""
+    """An answer to a body above `MAX_BODY`, or of unknown size; None for all else."""
     if "transfer-encoding" in request.headers:
         return PlainTextResponse("give the Content-Length", 411)
     length = request.headers.get("content-length", "0")
@@ -195,7 +195,7 @@ def check_token(token: str | None) -> None:
         raise ValueError(f"a --token of less than {MIN_TOKEN} characters is soon guessed; give a longer one")
     if not (token.isascii() and token.isprintable() and token == token.strip()):
         raise ValueError(
-            "--token must be of ASCII letters, digits and signs, without a space at either end; such as that of "
+            "--token must consist of ASCII letters, digits and signs, without a space at either end; make one with "
             "python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
 

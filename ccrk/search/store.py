@@ -84,7 +84,7 @@ def is_index(folder: str) -> bool:
 
 
 def no_index(location: str, cure: str) -> str:
-    """The message that there is none, with the index of the nearest name beside it."""
+    """The message that an index does not exist, with the nearest name of an index in its folder."""
     folder, name = os.path.split(os.path.abspath(location))
     others = os.listdir(folder) if os.path.isdir(folder) else ()
     near = did_you_mean(name, (other for other in others if is_index(os.path.join(folder, other))))

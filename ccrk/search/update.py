@@ -180,7 +180,7 @@ def _check_losses(
 
 
 def _losses(lost: Sequence[str], states: dict[str, FileState], few: int) -> str:
-    """In words, what is too much to be lost; nothing where it is not."""
+    """Describes losses that are too large; empty where they are not."""
     if len(lost) < few:
         return ""
     in_folder = Counter(folder for path in lost for folder in _folders(path))

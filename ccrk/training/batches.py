@@ -19,7 +19,7 @@ def check_last_batch(arguments: CCRKTrainingArguments, num_rows: int) -> None:
     if not arguments.dataloader_drop_last and processes > 1 and (left := num_rows % batch):
         raise ValueError(
             f"dataloader_drop_last is false, but {left} rows do not fill the last batch of {processes} processes, in "
-            f"which {batch - left} copies of rows would be trained on; remove dataloader_drop_last or take one process"
+            f"which {batch - left} copies of rows would be trained on; remove dataloader_drop_last or use one process"
         )
 
 
@@ -38,7 +38,7 @@ def describe_batches(arguments: CCRKTrainingArguments, steps_per_epoch: int | No
 def warn_of_another_batch(arguments: CCRKTrainingArguments) -> None:
     """
     Warns where a step contrasts another number of images than the recipe was published with. Batches whose gradients
-    are accumulated do not see each other, so they are no substitute for a larger one.
+    are accumulated are not contrasted with each other, so they do not replace a larger one.
     """
     published, contrasted = (
         arguments.published_batch_size,

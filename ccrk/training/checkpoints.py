@@ -108,7 +108,7 @@ class CheckpointError(InputError):
 def what_is_wrong(checkpoint: Path) -> str | None:
     """Why nothing can be resumed from a checkpoint folder; None where it is whole."""
     if not checkpoint.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return "it was not written to the end"

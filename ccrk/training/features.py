@@ -89,7 +89,7 @@ def caption_features(encoder: Encoder, rows: datasets.Dataset, folder: Path) -> 
     captions = {
         caption for row in rows["captions"] for texts in row.values() for caption in texts if is_usable(caption)
     }
-    names = sorted(captions, key=lambda caption: (len(caption), caption))  # those of a like length together
+    names = sorted(captions, key=lambda caption: (len(caption), caption))  # captions of similar length together
     width = encoder.features("text", names[:1]).shape[1]
     digest = hashlib.blake2b(encoder.features_fingerprint("text").encode(), digest_size=16)
     digest.update("\0".join(names).encode())

@@ -64,7 +64,9 @@ class OneToKLoss:
         if args.negatives_queue and kind == "sigmoid":
             raise ValueError("negatives_queue is for contrastive_loss softmax, not sigmoid; remove it")
         if agreement_only and not args.agreement_weight:
-            raise ValueError("captions are there for agreement alone; set agreement_weight")
+            raise ValueError(
+                f"agreement_only is {agreement_only}, but agreement_weight {args.agreement_weight:g}; set the weight"
+            )
         return cls(
             accelerator,
             kind,

@@ -16,16 +16,16 @@ _parent = os.getppid()
 
 def launcher_is_gone() -> bool:
     """
-    Whether a launcher started this process, and has ended since: accelerate launch with one process hands no SIGTERM
-    on. A shell that has ended says nothing, since nohup lets its processes go on.
+    Whether a launcher started this process and has ended since: accelerate launch with one process does not pass
+    SIGTERM on. The end of a shell does not count, since processes under nohup outlive it.
     """
     return os.getppid() != _parent and any(name in os.environ for name in OF_A_LAUNCHER)
 
 
 class SaveOnSIGTERM(TrainerCallback):
     """
-    After the step in which one of the processes is told to end, all of them save a checkpoint and end training. They
-    are told by SIGTERM, or by the end of their launcher.
+    After the step in which SIGTERM reaches one of the processes, or the launcher ends, all processes save a checkpoint
+    and end training.
 
     transformers' own callback saves between gradient and step, when dropout has been drawn already, and each process
     by itself, which may be at different steps.

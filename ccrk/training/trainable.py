@@ -46,7 +46,8 @@ def add_adapters(model: torch.nn.Module, rank: int):
     scale = [name for name, _ in model.named_parameters(recurse=False) if name in ("logit_scale", "logit_bias")]
     for name in scale:
         model.get_parameter(name).requires_grad = True
-    logger.info("LoRA: trained as they are, %s; not trained: all else", " ".join([*scale, *whole]) or "no others")
+    in_full = f", and in full {' '.join([*scale, *whole])}" if scale or whole else ""
+    logger.info("LoRA: adapters are trained%s; all else is frozen", in_full)
     return adapted
 
 

@@ -279,7 +279,7 @@ def test_a_processor_of_another_model(folder, processor, tmp_path):
     model = CCRKForImageTextRetrieval(tiny_config(len(processor.tokenizer) - 1))
     model.save_pretrained(folder)
     size = len(processor.tokenizer)
-    refused(lambda: load_encoder(str(folder), 4, False), f"has {size} tokens, its model {size - 1}; restore")
+    refused(lambda: load_encoder(str(folder), 4, False), f"has {size} tokens, but its model {size - 1}; restore")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vision = sizes | {"image_size": 64, "patch_size": 16}
     CLIPModel(CLIPConfig(text_config=sizes, vision_config=vision)).save_pretrained(tmp_path / "clip")

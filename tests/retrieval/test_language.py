@@ -1,4 +1,4 @@
-"""Encoders whose tokenizer must be told the language of a caption, such as NLLB-CLIP's in open_clip."""
+"""Encoders whose tokenizer needs the language of a caption, such as NLLB-CLIP's in open_clip."""
 
 import csv
 import json
@@ -114,9 +114,9 @@ def test_the_language_stands_before_the_caption(encoder, seen):
 
 
 def test_a_language_that_is_lacking_or_unknown_is_refused(encoder):
-    with pytest.raises(ValueError, match="must be told the language of a text; give --language, such as de"):
+    with pytest.raises(ValueError, match="needs the language of each text; give --language, such as de"):
         encoder.encode_captions(["Zwei hunde"])
-    with pytest.raises(ValueError, match=r"does not know the language 'xx'; give one of its 202 codes, such as "):
+    with pytest.raises(ValueError, match=r"has no code for the language 'xx'; give one of its 202 codes, such as "):
         encoder.encode_captions(["Zwei hunde"], "xx")
 
 
@@ -136,7 +136,7 @@ def test_equal_captions_of_two_languages_are_not_taken_for_one_another(encoder, 
 
 def test_an_unknown_language_is_refused_before_the_images_are_encoded(encoder, monkeypatch):
     monkeypatch.setattr(encoder, "encode_images", lambda _: pytest.fail("an image was encoded"))
-    with pytest.raises(ValueError, match="does not know the language 'xx'"):
+    with pytest.raises(ValueError, match="has no code for the language 'xx'"):
         evaluate_retrieval(encoder, make_rows([[4], [3]], languages=("en", "xx")), ["en", "xx"])
 
 
@@ -166,7 +166,7 @@ class TestSearch:
             search.main(["query", index.location, "Zwei hunde", "--k", "12", "--language", language, "--json"])
             found[language] = json.loads(capsys.readouterr().out)["results"]
         assert found["de"] != found["fr"] and "likely" not in found["de"][0]
-        with pytest.raises(ValueError, match="must be told the language of a text"):
+        with pytest.raises(ValueError, match="needs the language of each text"):
             index.search("Zwei hunde")
         expected = [picture.path for picture in index.search("Zwei hunde", 12, language="de")]
         assert [result["path"] for result in found["de"]] == expected
@@ -181,7 +181,7 @@ class TestSearch:
         client = TestClient(make_app(index))
         assert client.get("/api/search", params={"q": "Zwei hunde", "language": "de"}).json()["results"]
         refused = client.get("/api/search", params={"q": "Zwei hunde"})
-        assert refused.status_code == 400 and "must be told the language" in refused.json()["detail"]
+        assert refused.status_code == 400 and "needs the language" in refused.json()["detail"]
 
     def test_thresholds_and_consistency_are_by_language(self, index, tmp_path, capsys):
         table = tmp_path / "queries.csv"

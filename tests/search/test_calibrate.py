@@ -59,10 +59,10 @@ def test_an_index_keeps_its_thresholds_and_marks_what_is_likely(index, tmp_path,
     results = json.loads(capsys.readouterr().out)["results"]
     assert sum(found["likely"] for found in results) == 10
     assert not any(found["likely"] for found in results if found["path"].startswith("blue/"))
-    with pytest.raises(SystemExit, match=r"no threshold of fr, only of en, de$|no threshold of fr, only of de, en$"):
+    with pytest.raises(SystemExit, match=r"no threshold for fr, only for (en, de|de, en)$"):
         main([*query, "fr"])
     for tag, meant in (("EN", "en"), ("german", "de"), ("de-AT", "de")):
-        with pytest.raises(SystemExit, match=f"no threshold of {tag}, only of .*; did you mean '{meant}'"):
+        with pytest.raises(SystemExit, match=f"no threshold for {tag}, only for .*; did you mean '{meant}'"):
             main([*query, tag])
 
 

@@ -116,7 +116,7 @@ def test_the_command_writes_results_and_report(index, tmp_path, monkeypatch, cap
     assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
     assert "overlap@10" in capsys.readouterr().out
     shutil.rmtree(out)
-    with pytest.raises(SystemExit, match="--pivot fr is none of en, de, ar"):
+    with pytest.raises(SystemExit, match="--pivot fr is not one of en, de, ar"):
         main(["consistency", str(tmp_path / "index"), str(queries), "--output_dir", str(out), "--pivot", "fr"])
 
 

@@ -503,5 +503,5 @@ def test_an_unknown_command_is_told(capsys, given, near):
     with pytest.raises(SystemExit) as end:
         main([given, "photos"])
     assert end.value.code == 2
-    message = f"there is no command {given!r}, only index, query, serve, consistency, export{near}\n"
+    message = f"unknown command {given!r}; choose one of index, query, serve, consistency, export{near}\n"
     assert capsys.readouterr().err.endswith(message)

@@ -104,9 +104,9 @@ def test_other_machines_need_the_token(index):
         "after it ",
         " " * 8,
     ):
-        with pytest.raises(ValueError, match="must be of ASCII letters"):
+        with pytest.raises(ValueError, match="must consist of ASCII letters"):
             check_host("127.0.0.1", token)
-        with pytest.raises(ValueError, match="must be of ASCII letters"):
+        with pytest.raises(ValueError, match="must consist of ASCII letters"):
             make_app(index, token=token)
 
     client = TestClient(make_app(index, token="long enough"), follow_redirects=False)

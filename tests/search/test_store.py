@@ -190,7 +190,7 @@ def test_hostile_settings_are_refused(index, settings, message):
 
 def test_a_model_that_is_not_there_is_named(index, tmp_path):
     change(index, "", [], model=str(tmp_path / "gone\nmodel"))
-    with pytest.raises(SystemExit, match=r"was made with .*gone model, which is not there; add --model") as end:
+    with pytest.raises(SystemExit, match=r"was made with .*gone model, which is gone; give its new place with") as end:
         main(["query", str(index), "a dog"])
     assert "\n" not in str(end.value)
 

@@ -283,7 +283,7 @@ def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(processor, tmp_p
     model, own = make_clip(words)
     own.tokenizer.add_tokens(["<new>"])
     with pytest.raises(
-        ValueError, match=f"its tokenizer has {len(words)} tokens, its model {len(words) - 1}; restore"
+        ValueError, match=f"its tokenizer has {len(words)} tokens, but its model {len(words) - 1}; restore"
     ):
         DualEncoder(model, own)
 
@@ -292,7 +292,7 @@ def test_a_caption_whose_end_is_not_the_highest_token_is_told(processor, caplog)
     words = tokenizer(processor)
     DualEncoder(*make_like_clip("OwlViT", words))
     DualEncoder(*make_like_clip("CLIPSeg", words, eos_token_id=2))
-    assert caplog.text.count("captions are pooled at their highest token id, which is not that of their end") == 2
+    assert caplog.text.count("captions are pooled at their highest token id, which is not the end token") == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -393,7 +393,7 @@ def test_every_adapter_and_the_temperature_are_trained_and_saved(family, process
 
     caplog.set_level("INFO")
     trainer = adapted()
-    assert "LoRA: trained as they are, logit_scale" in caplog.text
+    assert "LoRA: adapters are trained, and in full logit_scale" in caplog.text
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     bare = trainer.encoder.model

@@ -46,6 +46,8 @@ def test_options_are_not_lost(tiny_model, processor, shapes, tmp_path):
     tiny_model.config.contrastive_reduction = "symmetric"
     trainer = make_trainer(tiny_model, processor, shapes, tmp_path)
     trainer.loss = MyLoss(trainer.accelerator)  # nothing was asked for
+    with pytest.raises(ValueError, match="agreement_only is 1, but agreement_weight 0; set the weight"):
+        MyLoss.from_arguments(trainer.accelerator, trainer.args, tiny_model, agreement_only=1)
 
 
 def test_the_loss_of_the_document(tiny_model, processor, shapes, tmp_path):

@@ -379,7 +379,7 @@ class TestSIGTERM:
         else:
             os.killpg(process.pid, signal.SIGTERM)
             assert process.wait(60) == 143, Path("log").read_text()
-        wait_for(lambda: "--resume_from_checkpoint auto goes on" in Path("log").read_text(), 60)
+        wait_for(lambda: "run the same command with --resume_from_checkpoint auto" in Path("log").read_text(), 60)
         assert "Traceback" not in Path("log").read_text()
         (checkpoint,) = Path("long").glob("checkpoint-*")
         assert what_is_wrong(checkpoint) is None and not Path("long/model.safetensors").exists()

@@ -216,14 +216,14 @@ def test_what_of_a_sentence_transformer_cannot_be_taken_over_is_refused(image, t
     for modules, options, message in (
         ((), several, r"several prompts and no default \(query: 'find ', .*\); choose one with --caption_prompt"),
         ((LayerNorm(32),), {}, "with a LayerNorm behind its pooling, where a tower may have Dense"),
-        ((), {"truncate_dim": 8}, "keeps 8 dimensions alone; remove truncate_dim"),
+        ((), {"truncate_dim": 8}, "keeps only 8 dimensions; remove truncate_dim"),
     ):
         sentence_transformer(text, folder, modules=modules, **options)
         with pytest.raises(ValueError, match=message):
             join_towers(str(image), str(folder))
-    with pytest.raises(ValueError, match="is a CLIPModel, and no encoder of text alone; train it with"):
+    with pytest.raises(ValueError, match="is a CLIPModel, not an encoder of text only; train it with"):
         join_towers(str(image), str(clip))
-    with pytest.raises(ValueError, match="is a XLMRobertaModel, and no encoder of pictures alone"):
+    with pytest.raises(ValueError, match="is a XLMRobertaModel, not an encoder of images only"):
         join_towers(str(folder), str(text))
 
 
@@ -540,9 +540,9 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
         ),
         (
             {"vision_model": "text"},
-            "is a XLMRobertaModel, and no encoder of pictures alone; give vision_model",
+            "is a XLMRobertaModel, not an encoder of images only; give vision_model",
         ),
-        ({"text_model": "inner"}, "is a CLIPModel, and no encoder of text alone; train it with --model_name_or_path"),
+        ({"text_model": "inner"}, "is a CLIPModel, not an encoder of text only; train it with --model_name_or_path"),
         ({"model_name_or_path": "clip"}, "vision_model is of two towers, and .*clip is another; leave it out"),
         ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
         ({"freeze": "text", "cache_image_features": "true"}, "an encoder that stays as it is; add --freeze image"),
