@@ -61,7 +61,7 @@ def normalize_caption(text: str, max_words: int) -> str:
         words = list(dropwhile(is_blank, words))
     caption = " ".join(words[:max_words])
     if not caption:
-        raise ValueError(f"the caption {text!r} is empty after normalisation; leave it out of the data")
+        raise ValueError(f"the caption {text!r} is empty after normalisation; remove it from the data")
     return caption
 
 

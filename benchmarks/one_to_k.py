@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     plans = dict(zip(encoders, QUICK if arguments.quick else FULL, strict=False))
     plans = {size: plan for size, plan in plans.items() if size in arguments.encoders}
     if not plans:
-        parser.error(f"--quick is over before {LEARNS} has learnt anything; leave out one of them")
+        parser.error(f"--quick is over before {LEARNS} has learnt anything; remove one of them")
     by_encoder = {size: compare(size, plan) for size, plan in plans.items()}
     top = {name: next(iter(by_encoder.values()))[name] for name in ("ratio", "recall", "mrv", "loss_difference")}
     results = {**top, "machine": platform.processor() or platform.machine(), "torch": torch.__version__}

@@ -422,7 +422,7 @@ def config_from_scratch(model: ModelArguments, vocab_size: int, mask_token_id: i
     }
     if (size := parts["vision_config"]["image_size"]) != model.image_size:
         raise ValueError(
-            f"image_size is {model.image_size}, but config.vision_config.image_size {size}; leave out the latter"
+            f"image_size is {model.image_size}, but config.vision_config.image_size {size}; remove the latter"
         )
     config = CCRKConfig(**model.config | parts | {"mask_token_id": mask_token_id})
     for name, fields in [("config", model.config), *((f"config.{name}", fields) for name, fields in parts.items())]:

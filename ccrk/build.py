@@ -98,7 +98,7 @@ def check_stream(data: DataArguments, arguments: CCRKTrainingArguments) -> None:
         if getattr(getattr(arguments, name), "value", getattr(arguments, name)) == "epoch":
             raise ValueError(f"a stream has no last row to end an epoch; set {name} to steps")
     if data.max_train_rows is not None:
-        raise ValueError("max_train_rows takes the first of all rows, and a stream is shared out; leave it out")
+        raise ValueError("max_train_rows takes the first of all rows, and a stream is shared out; remove it")
 
 
 def keep_usable_rows(dataset: datasets.Dataset, beside: Sequence[str] = ()) -> datasets.Dataset:
@@ -137,7 +137,7 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
             _refuse(model, OF_CCRK, "CCRK models", model.model_name_or_path)
             _refuse(model, ("vision_model", "text_model"), "two towers", model.model_name_or_path)
         elif model.layers is not None:
-            raise ValueError("layers is of an encoder to start from, and a checkpoint has its own; leave it out")
+            raise ValueError("layers applies only to an encoder to start from, not to a checkpoint; remove it")
         return kind
     if (model.vision_model is None) != (model.text_model is None):
         raise ValueError("vision_model and text_model go together: give both, or neither to train from scratch")
@@ -148,7 +148,9 @@ def kind_of_model(model: ModelArguments, head: type[CCRKPairModel]) -> type[Enco
         return kind
     _refuse(model, BEHIND_TOWERS, "two towers", "a CCRK")
     if model.vision_model is None and model.layers is not None:
-        raise ValueError("layers is of an encoder to start from; give vision_model and text_model, or leave it out")
+        raise ValueError(
+            "layers applies only to an encoder to start from; give vision_model and text_model, or remove it"
+        )
     if model.use_peft:
         raise ValueError("use_peft adapts a trained model; give model_name_or_path")
     if model.image_size is None:
@@ -165,7 +167,7 @@ def _refuse(model: ModelArguments, names: Sequence[str], whose: str, source: str
     """ValueError where there are arguments that a model from this source does not take."""
     default = ModelArguments()
     if given := [name for name in names if getattr(model, name) != getattr(default, name)]:
-        raise ValueError(f"{given[0]} is of {whose}, and {source} is another; leave it out")
+        raise ValueError(f"{given[0]} applies only to {whose}, not to {source}; remove it")
 
 
 def build_processor(
@@ -372,7 +374,7 @@ def build_trainer(
     one_language = (data.captions_per_image or ("one" if takes_one else "all")) == "one"
     check_agreement(data, arguments, one_language)
     if data.rows == "captions" and not one_language:
-        raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; leave out rows")
+        raise ValueError("rows is captions, but 1-to-K takes all captions of an image at once; remove rows")
     beside = data.agreement_languages or []
     if beside:
         data = replace(data, languages=[*data.languages, *beside])
@@ -479,9 +481,7 @@ def build_trainer(
         trainer.train_sampler = hard_negative_sampler(trainer, data.hard_negatives)
     cache_features(trainer, model_arguments)
     if trainer.train_sampler is not None and len(trainer.train_sampler) > len(trainer.train_dataset):
-        raise ValueError(
-            "hard_negatives with cached features needs pictures that can all be read; leave out one of them"
-        )
+        raise ValueError("hard_negatives with cached features needs pictures that can all be read; remove one of them")
     steps_per_epoch, steps = trainer.steps()
     rows = f"a stream of {train_rows.rows.num_shards:,} parts" if is_stream else f"{len(trainer.train_dataset):,} rows"
     logger.info("%s, %s", rows, describe_batches(arguments, None if is_stream else steps_per_epoch, steps))

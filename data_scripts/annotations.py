@@ -245,7 +245,7 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
             if not rows:
                 raise ValueError(
                     f"{self.config.source}: no row without a photograph has captions in two of "
-                    f"{', '.join(self.config.languages)}; leave out text_only_rows"
+                    f"{', '.join(self.config.languages)}; remove text_only_rows"
                 )
             return [datasets.SplitGenerator(name=self.config.split, gen_kwargs={"rows": rows})]
         in_images.check()

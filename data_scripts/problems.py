@@ -96,7 +96,7 @@ class Problems:
         if (bad := self.counts.total()) > limit and self.max_bad_fraction < 1:
             raise InputError(
                 f"{self.source}: {bad:,} bad among {self.rows:,} rows, more than max_bad_fraction "
-                f"{self.max_bad_fraction:g}; mend the files named here, or raise it\n{self.table()}"
+                f"{self.max_bad_fraction:g}; fix the files named here, or raise it\n{self.table()}"
             )
 
     def update(self, other: "Problems") -> None:

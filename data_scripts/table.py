@@ -86,7 +86,7 @@ class TableConfig(AnnotationConfig):
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction is a share between 0 and 1, not {self.validation_fraction}")
         if self.text_only and self.streaming:
-            raise ValueError("text_only rows are not streamed; leave out one of the two")
+            raise ValueError("text_only rows are not streamed; remove one of the two")
         self.tables = open_tables(self.data_dir, self.streaming)
         self.root = os.path.commonpath([table.folder for table in self.tables])  # the folder of all tables
         self.columns: dict[str | None, Columns] = {}
@@ -161,7 +161,7 @@ class TableConfig(AnnotationConfig):
             if self._columns_of(table).language or isinstance(table, RetrievalTask) or len(of_language) > 1:
                 raise ValueError(
                     f"{table.path} has the captions of a picture in several rows, and a stream takes them one by one; "
-                    "leave out streaming, or write it again with data_scripts.export"
+                    "remove streaming, or write it again with data_scripts.export"
                 )
             sampled = itertools.islice(self._rows_of(table, unheard), _SAMPLES)
             self.rows += [replace(row, key=row.image_id or row.digest) for row, _ in sampled]
@@ -287,7 +287,7 @@ class TableConfig(AnnotationConfig):
             raise ValueError(f"{stray.where} is of no split, where other rows are of {', '.join(found)}; say of which")
         fraction = self.validation_fraction
         if fraction is not None and "validation" in found:
-            raise ValueError(f"{self.dataset} has a validation split; leave out validation_fraction")
+            raise ValueError(f"{self.dataset} has a validation split; remove validation_fraction")
         self.found_splits = list(dict.fromkeys([*["train", "validation"] * (fraction is not None), *found]))
         if self.split is None:
             chosen = list(rows)

@@ -61,7 +61,7 @@ class XFlickrCOConfig(AnnotationConfig):
     def __post_init__(self):
         shots = None if self.few_shot is None else _parse_few_shot(self.few_shot)
         if shots is not None and self.split not in STEMS:
-            raise ValueError(f"few_shot is for train and validation; leave it out to read {self.split}")
+            raise ValueError(f"few_shot is for train and validation; remove it to read {self.split}")
         self.shots = shots if self.split == "train" else None
         super().__post_init__()
 

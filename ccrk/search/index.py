@@ -57,7 +57,7 @@ class PictureIndex:
             if model is not None:
                 self._check_fingerprint(self.encoder)
             if keep_states and not self.store.states_shape:
-                raise ValueError(f"{self.location} was made without states; leave out --keep_states, or make another")
+                raise ValueError(f"{self.location} was made without states; remove --keep_states, or make another")
         elif model is None:
             self.store = Store(self.location)  # which says why not
         else:
@@ -173,7 +173,7 @@ class PictureIndex:
         """
         if rerank and not (isinstance(query, str) and not any(others.get(name) for name in ("add", "subtract"))):
             raise ValueError(
-                "re-ranking compares pictures with one text; leave it out for pictures, sums and differences"
+                "re-ranking compares pictures with one text; remove it for pictures, sums and differences"
             )
         reranker = self.reranker if rerank else None
         found = self.nearest(combine(self.encoder, query, **others), max(k, rerank), chosen)

@@ -51,7 +51,7 @@ def encode(encoder: Encoder, batch: Sequence[Prepared]) -> list[Encoded]:
         if not finite.all():
             path = batch[int(finite.int().argmin())].item.path
             if name == STATES:
-                raise ValueError(f"the image states of {path} do not fit half precision; leave out --keep_states")
+                raise ValueError(f"the image states of {path} do not fit half precision; remove --keep_states")
             raise ValueError(
                 f"the embedding of {path} is not finite, or zero; look for the overflow in the model, or use fp32"
             )

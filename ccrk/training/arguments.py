@@ -224,13 +224,13 @@ class CCRKTrainingArguments(TrainingArguments):
             declared = self.__dataclass_fields__[name]
             default = declared.default if declared.default_factory is MISSING else declared.default_factory()
             if getattr(self, name) != default:
-                raise ValueError(f"{name} cannot be {getattr(self, name)!r}: {why}; leave it out")
+                raise ValueError(f"{name} cannot be {getattr(self, name)!r}: {why}; remove it")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ValueError(f"train_sampling_strategy cannot be {self.train_sampling_strategy!r}: {_ROWS}")
         if self.include_num_input_tokens_seen in (True, "all"):
             raise ValueError("include_num_input_tokens_seen would count pixels; choose non_padding")
         if self.torch_empty_cache_steps is not None and self.contrastive_chunk_size is not None:
-            raise ValueError("torch_empty_cache_steps has no effect on steps in chunks; leave it out")
+            raise ValueError("torch_empty_cache_steps has no effect on steps in chunks; remove it")
         optim = getattr(self.optim, "value", self.optim)
         if self.optim_args and optim in ("adamw_torch", "adamw_torch_fused", "adafactor"):
             raise ValueError(f"optim_args has no effect on optim {optim}; set adam_beta1, adam_beta2 and adam_epsilon")
@@ -240,7 +240,7 @@ class CCRKTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.save_only_model and self.resume_from_checkpoint:
             raise ValueError(
-                "save_only_model leaves nothing to resume from; leave out save_only_model or resume_from_checkpoint"
+                "save_only_model leaves nothing to resume from; remove save_only_model or resume_from_checkpoint"
             )
 
     def _check_best_metric(self) -> None:

@@ -53,12 +53,10 @@ def check_agreement(data: DataArguments, arguments: CCRKTrainingArguments, one_l
     if not data.languages:
         raise ValueError("agreement_languages stand beside those that are trained as ever; name these by languages")
     if twice := sorted(set(data.languages) & set(beside)):
-        raise ValueError(f"{twice[0]} is among languages and agreement_languages; leave it out of one of them")
+        raise ValueError(f"{twice[0]} is among languages and agreement_languages; remove it from one of them")
     if one_language or data.rows == "captions":
         name = "captions_per_image is one" if one_language else "rows is captions"
-        raise ValueError(
-            f"{name}, but agreement_languages take all captions of a picture at once; leave out one of them"
-        )
+        raise ValueError(f"{name}, but agreement_languages take all captions of a picture at once; remove one of them")
 
 
 def warn_of_long_captions(dataset: datasets.Dataset, encoder: Encoder) -> None:

@@ -187,13 +187,15 @@ def cache_features(trainer: "CCRKTrainer", model: "ModelArguments") -> None:
         if encoder not in (model.freeze or ()):
             raise ValueError(f"cache_{name}_features needs an encoder that stays as it is; add --freeze {encoder}")
         if isinstance(trainer.encoder, CCRKEncoder):
-            raise ValueError(f"cache_{name}_features is of dual encoders: fusion looks at more of them; leave it out")
+            raise ValueError(
+                f"cache_{name}_features applies only to dual encoders: fusion looks at more of them; remove it"
+            )
     collator, rows = trainer.data_collator, trainer.train_dataset
     if "image" in asked and collator.augmentation is not None:
-        raise ValueError("cache_image_features keeps a picture as it is; leave it out, or augmentation")
+        raise ValueError("cache_image_features keeps a picture as it is; remove it, or augmentation")
     images = rows.images if isinstance(rows, CaptionRows) else rows
     if asked and not isinstance(images, datasets.Dataset):
-        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; leave out streaming")
+        raise ValueError(f"cache_{asked[0]}_features takes rows that are all known before; remove streaming")
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "features"
     trainer.encoder.model.eval()
     if "image" in asked:

@@ -143,14 +143,16 @@ def hard_negative_sampler(trainer: CCRKTrainer, number: int) -> HardNegativeSamp
     """
     arguments, rows = trainer.args, trainer.train_dataset
     if isinstance(trainer.encoder, CCRKEncoder):
-        raise ValueError("hard_negatives is of dual encoders: CCRK draws those of its matching loss; leave it out")
+        raise ValueError(
+            "hard_negatives applies only to dual encoders: CCRK draws those of its matching loss; remove it"
+        )
     if not isinstance(rows, datasets.Dataset):
         raise ValueError(
-            "hard_negatives takes rows that are images, all known before; leave out streaming and rows, or give "
+            "hard_negatives takes rows that are images, all known before; remove streaming and rows, or give "
             "captions_per_image all"
         )
     if arguments.train_sampling_strategy != "random":
-        raise ValueError("hard_negatives decides the order of rows; leave out train_sampling_strategy")
+        raise ValueError("hard_negatives decides the order of rows; remove train_sampling_strategy")
     if (batch := arguments.per_device_train_batch_size * arguments.world_size) <= number:
         raise ValueError(f"hard_negatives is {number}, but a batch has {batch} images; take larger batches")
     trainer.encoder.model.eval()

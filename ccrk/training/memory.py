@@ -55,7 +55,7 @@ def memory_advice(encoder: "Encoder", model: nn.Module, inputs: dict[str, Tensor
     batch_size, (rows, num_captions) = len(inputs["image_ids"]), inputs["caption_mask"].shape
     smaller = f"--contrastive_chunk_size {max(1, batch_size // 4)}"
     if rows > batch_size:  # which chunks do not go with
-        smaller = "to leave out --text_only_rows"
+        smaller = "to remove --text_only_rows"
     device = inputs["caption_mask"].device
     if device.type != "cpu":
         torch.accelerator.empty_cache()

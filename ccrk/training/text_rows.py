@@ -17,13 +17,13 @@ def check_text_rows(data: DataArguments, arguments: CCRKTrainingArguments, kind:
     if not arguments.agreement_weight:
         raise ValueError("text_only_rows take part in agreement alone; set agreement_weight, or leave them out")
     if kind is CCRKEncoder:
-        raise ValueError("text_only_rows is of dual encoders; leave it out")
+        raise ValueError("text_only_rows applies only to dual encoders; remove it")
     if "text_only" not in data_scripts.options_of(data.dataset):
-        raise ValueError(f"text_only_rows needs annotations of photographs, and {data.dataset} has none; leave it out")
+        raise ValueError(f"text_only_rows needs annotations of photographs, and {data.dataset} has none; remove it")
     if data.streaming:
-        raise ValueError("text_only_rows takes rows that are all known before; leave out streaming")
+        raise ValueError("text_only_rows takes rows that are all known before; remove streaming")
     if arguments.contrastive_chunk_size is not None:
-        raise ValueError("text_only_rows and contrastive_chunk_size do not go together; leave out one of them")
+        raise ValueError("text_only_rows and contrastive_chunk_size do not go together; remove one of them")
 
 
 def text_rows(rows: datasets.Dataset) -> datasets.Dataset:

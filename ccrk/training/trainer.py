@@ -89,7 +89,7 @@ class CCRKTrainer(Trainer):
         if self.is_fsdp_enabled:
             check_fsdp(self.accelerator.state.fsdp_plugin, bare)
             if self.args.eval_on_start:
-                raise ValueError("eval_on_start needs what FSDP spreads in the first step; leave it out")
+                raise ValueError("eval_on_start needs what FSDP spreads in the first step; remove it")
         bare = bare.get_base_model() if hasattr(bare, "peft_config") else bare
         self.encoder = make_encoder(bare, self.processing_class, self.args.eval_k_test)
         self.agreement_only = getattr(self.data_collator, "agreement_only", 0)

@@ -57,7 +57,7 @@ def mean_rank_variance(ranks: Sequence[Sequence[int]]) -> dict[str, float]:
         if row is None:  # not a matter of lengths
             raise
         raise ValueError(
-            f"row {row} has {lengths[row]} ranks but row 0 has {lengths[0]}; leave out instances that lack a language"
+            f"row {row} has {lengths[row]} ranks but row 0 has {lengths[0]}; remove instances that lack a language"
         ) from error
     if table.ndim != 2 or not table.size or table.dtype.kind not in "fiu":
         raise ValueError(

@@ -157,7 +157,7 @@ def fine_tuning(study: Path) -> str:
     ways = [condition.name for condition in without_forgetting(START) if condition.queue == 0]
     names = report.present([*bases, *ways])
     if lacking := [name for name in bases if name not in names]:
-        raise ValueError(f"{study} has no run of {lacking[0]!r}; run it, or leave out --finetuning")
+        raise ValueError(f"{study} has no run of {lacking[0]!r}; run it, or remove --finetuning")
 
     def mrv_minus(name: str, other: str) -> str:
         seeds = report.seeds(name, other)

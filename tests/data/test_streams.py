@@ -112,7 +112,7 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
 def test_what_cannot_be_streamed(tmp_path):
     long_form = [{"file_name": "a.jpg", "language": "en", "caption": "a"}]
     write_json_lines(tmp_path / "long.jsonl", long_form)
-    with pytest.raises(ValueError, match="in several rows, and a stream takes them one by one; leave out streaming"):
+    with pytest.raises(ValueError, match="in several rows, and a stream takes them one by one; remove streaming"):
         stream(tmp_path / "long.jsonl")
     with pytest.raises(ValueError, match="has no split 'validation', only train"):
         stream(parquet(tmp_path / "data", 5), "validation")

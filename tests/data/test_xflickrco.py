@@ -102,7 +102,7 @@ def test_few_shot(iglue):
         (
             {"few_shot": "de,1", "split": "test"},
             ValueError,
-            "few_shot is for train and validation; leave it out to read test",
+            "few_shot is for train and validation; remove it to read test",
         ),
         ({"languages": ["de"]}, ValueError, "xflickrco has the languages en, not"),
         ({"split": "dev"}, ValueError, "no split 'dev'; choose one of train, validation, test, test_gmt"),

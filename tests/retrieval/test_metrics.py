@@ -186,7 +186,7 @@ def test_wrong_ranks_for_recall(ranks, k, message):
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
-        ([[1, 2], [1]], "row 1 has 1 ranks but row 0 has 2; leave out instances that lack a language"),
+        ([[1, 2], [1]], "row 1 has 1 ranks but row 0 has 2; remove instances that lack a language"),
         ([[1, 2], [3, 0]], "row 1: rank 0 is below 1"),
         ([[1, 2], [1.5, 2]], r"row 1: \[1.5, 2.0\] are not all whole numbers"),
         ([[1, 2], [float("inf"), 2]], r"row 1: \[inf, 2.0\] are not all whole numbers"),

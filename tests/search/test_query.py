@@ -162,7 +162,7 @@ def test_states_that_are_kept_rerank_as_the_pictures_do(checkpoint, tmp_path, mo
     assert list(scores) == [picture.path for picture in expected]
 
     PictureIndex(tmp_path / "plain", checkpoint).update(folder)
-    with pytest.raises(ValueError, match="was made without states; leave out --keep_states"):
+    with pytest.raises(ValueError, match="was made without states; remove --keep_states"):
         PictureIndex(tmp_path / "plain", keep_states=True)
 
 

@@ -88,7 +88,7 @@ def test_fine_tuning_on_english(fine_tune):
     [
         ({"agreement_weight": None}, "agreement_languages take part in agreement alone; set agreement_weight"),
         ({"languages": None}, "agreement_languages stand beside those that are trained as ever; name these by"),
-        ({"agreement_languages": ["en", "de"]}, "en is among languages and agreement_languages; leave it out of one"),
+        ({"agreement_languages": ["en", "de"]}, "en is among languages and agreement_languages; remove it from one"),
         ({"captions_per_image": "one"}, "captions_per_image is one, but agreement_languages take all captions"),
         ({"rows": "captions"}, "rows is captions, but agreement_languages take all captions of a picture at once"),
         (

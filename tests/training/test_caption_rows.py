@@ -74,7 +74,7 @@ def test_scripts_train_on_captions_or_images(recipe, tmp_path, monkeypatch):
     assert "pictures with" in (tmp_path / "captions" / "README.md").read_text()
     with pytest.raises(SystemExit, match="agreement_weight needs captions in several languages"):
         call(train_retrieval, recipe, *epoch, "--agreement_weight", 3, "--output_dir", "x", monkeypatch=monkeypatch)
-    with pytest.raises(SystemExit, match="layers is of an encoder to start from"):
+    with pytest.raises(SystemExit, match="layers applies only to an encoder to start from"):
         call(train_pretrain, recipe, "--layers", "all", "--output_dir", "x", monkeypatch=monkeypatch)
     with pytest.raises(SystemExit, match="rows is captions, but 1-to-K takes all captions of an image at once"):
         call(train_pretrain, recipe, "--rows", "captions", monkeypatch=monkeypatch)

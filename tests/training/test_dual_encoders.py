@@ -431,8 +431,8 @@ def test_temperature_and_embeddings_of_one_dimension_are_not_decayed(processor, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 64}, "image_size is of CCRK models, and .* is another; leave it out"),
-        ({"max_length": 8}, "max_length is of CCRK models, and .* is another; leave it out"),
+        ({"image_size": 64}, "image_size applies only to CCRK models, not to .*; remove it"),
+        ({"max_length": 8}, "max_length applies only to CCRK models, not to .*; remove it"),
         ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
         ({"contrastive_loss": "sigmoid"}, "contrastive_loss is sigmoid, but a CLIPModel has no bias"),
         ({"rows": "captions"}, "1-to-K takes all captions of an image at once"),

@@ -94,11 +94,11 @@ def test_training_with_them(table, processor, tmp_path, monkeypatch):
     [
         ({"agreement_weight": 0}, "text_only_rows take part in agreement alone; set agreement_weight"),
         ({"contrastive_chunk_size": 2}, "text_only_rows and contrastive_chunk_size do not go together"),
-        ({"dataset": "shapes"}, "text_only_rows needs annotations of photographs, and shapes has none; leave it out"),
-        ({"streaming": "true"}, "text_only_rows takes rows that are all known before; leave out streaming"),
+        ({"dataset": "shapes"}, "text_only_rows needs annotations of photographs, and shapes has none; remove it"),
+        ({"streaming": "true"}, "text_only_rows takes rows that are all known before; remove streaming"),
         (
             {"model_name_or_path": None, "config": FROM_SCRATCH, "image_size": 32, "captions_per_image": "all"},
-            "text_only_rows is of dual encoders; leave it out",
+            "text_only_rows applies only to dual encoders; remove it",
         ),
     ],
 )
@@ -112,5 +112,5 @@ def test_mistakes_end_in_one_line(options, message, table, processor, tmp_path, 
 def test_no_row_without_a_picture(table, tmp_path):
     lines = (table / "metadata.jsonl").read_text().splitlines()[:8]
     (table / "metadata.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="no row without a photograph has captions in two of en, de; leave out"):
+    with pytest.raises(ValueError, match="no row without a photograph has captions in two of en, de; remove "):
         data_scripts.load(str(table), split="train", text_only=True)

@@ -533,22 +533,22 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 64}, "image_size is of CCRK models, and a model of two towers is another; leave it out"),
+        ({"image_size": 64}, "image_size applies only to CCRK models, not to a model of two towers; remove it"),
         (
             {"vision_model": None, "text_model": None, "model_name_or_path": "clip", "layers": "all"},
-            "layers is of CCRK models, and .*clip is another; leave it out",
+            "layers applies only to CCRK models, not to .*clip; remove it",
         ),
         (
             {"vision_model": "text"},
             "is a XLMRobertaModel, not an encoder of images only; give vision_model",
         ),
         ({"text_model": "inner"}, "is a CLIPModel, not an encoder of text only; train it with --model_name_or_path"),
-        ({"model_name_or_path": "clip"}, "vision_model is of two towers, and .*clip is another; leave it out"),
+        ({"model_name_or_path": "clip"}, "vision_model applies only to two towers, not to .*clip; remove it"),
         ({"freeze": "images"}, "freeze takes image and text, not 'images'"),
         ({"freeze": "text", "cache_image_features": "true"}, "an encoder that stays as it is; add --freeze image"),
         (
             {"cache_image_features": "true", "freeze": "image", "augmentation": "published"},
-            "cache_image_features keeps a picture as it is; leave it out, or augmentation",
+            "cache_image_features keeps a picture as it is; remove it, or augmentation",
         ),
         (
             {"captions_per_image": "all", "languages": ["en"]},
@@ -556,11 +556,11 @@ def test_cached_features_train_the_same_projections(image, text, tmp_path, monke
         ),
         (
             {"vision_model": None, "text_model": None, "model_name_or_path": "clip", "projection": "residual"},
-            "projection is of two towers, and .*clip is another; leave it out",
+            "projection applies only to two towers, not to .*clip; remove it",
         ),
         (
             {"layers": "all", "image_size": 32, "projection_dropout": 0.3},
-            "projection_dropout is of two towers, and a CCRK is another; leave it out",
+            "projection_dropout applies only to two towers, not to a CCRK; remove it",
         ),
         ({"projection_dropout": 1}, "projection_dropout is 1.0; it must be at least 0 and below 1"),
     ],
