@@ -89,7 +89,8 @@ class Run:
         fraction = run.validation_fraction or 0.0
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(count, int) for count in counts):
             raise ValueError("a field is of another type")
-        if not isinstance(fraction, float) or not len(digests) <= run.sampled <= (run.images or 0):
+        fits = len(digests) <= run.sampled <= (run.images or 0) and (run.sampled or not run.images)
+        if not isinstance(fraction, float) or not fits:
             raise ValueError("its counts do not fit together")
         return run
 

@@ -150,10 +150,10 @@ def run_query(arguments: argparse.Namespace) -> None:
         found = index.search(
             query, arguments.k, arguments.rerank, chosen, add=add, subtract=subtract, language=arguments.language
         )
+        milliseconds = round(1000 * (time.perf_counter() - started), 1)
         if not found and chosen.folder and not (folders := index.store.folders()) & {chosen.folder}:
             near = did_you_mean(chosen.folder, folders)
             logger.warning("the index has no folder %s%s", chosen.folder, near)
-        milliseconds = round(1000 * (time.perf_counter() - started), 1)
         results = [{"path": picture.path, "score": picture.score, "rank": picture.rank} for picture in found]
         if least is not None:
             results = [result | {"likely": result["score"] >= least} for result in results]

@@ -182,7 +182,7 @@ class TestBesideTheModel:
         [
             b"", b"{}", b"[]", b"\xff", b'{"runs": 3}', b'{"runs": [{}]}',
             {"digests": "!"}, {"digests": base64.b64encode(b"123").decode()}, {"images": "many"}, {"images": 1},
-            {"data": 3}, {"more": 1}, {"validation_fraction": "0.1"},
+            {"data": 3}, {"more": 1}, {"sampled": 0, "digests": ""}, {"validation_fraction": "0.1"},
         ],
     )  # fmt: skip
     def test_a_damaged_record_is_one_line(self, damage, photos, tmp_path):
