@@ -248,7 +248,7 @@ def read_config(content: dict, overrides: dict) -> CCRKConfig:
         *((overrides.get(part, {}), f"{part}.", known[part]) for part in PARTS),
     ):
         if unknown := [f"{place}{name}" for name in fields if name not in names]:
-            raise ValueError(f"there is no {', '.join(unknown)} in CCRKConfig; fix the file of --config")
+            raise ValueError(f"CCRKConfig has no {', '.join(unknown)}; fix the file of --config")
     stated = content["config"] if isinstance(content.get("config"), dict) else {}
     for name, size in published_config(config).items():
         if stated.get(name, size) != size:

@@ -117,7 +117,7 @@ class Store:
             self.database = lancedb.connect(location)
             tables = set(self.database.list_tables().tables)
         if not {"pictures", "damaged"} <= tables:
-            raise ValueError(f"{location} is no index of pictures; make one with python -m ccrk.search index")
+            raise ValueError(f"{location} is not an index of images; make one with python -m ccrk.search index")
         with _reading(location):
             self.pictures = self.database.open_table("pictures")
             self.damaged = self.database.open_table("damaged")
@@ -125,7 +125,9 @@ class Store:
                 name.decode(): value.decode() for name, value in (self.pictures.schema.metadata or {}).items()
             }
         if (found := self.settings.get("format")) != FORMAT:
-            raise ValueError(f"{location} is no index of this version (format {found}, not {FORMAT}); make another")
+            raise ValueError(
+                f"{location} is not an index of this version (format {found}, not {FORMAT}); make another"
+            )
         self._check_settings()
         width = getattr(self.pictures.schema.field("vector").type, "list_size", 0) if "vector" in self._names else 0
         self._check_columns("pictures", self.pictures, _pictures_schema(max(1, width), self.states_shape))

@@ -301,10 +301,10 @@ def test_the_configuration_of_a_saved_model_is_taken(tmp_path):
         ("[1]", "config.json must hold fields of CCRKConfig"),
         ('{"model_type": "clip"}', "config.json describes a model of type clip; give that of a CCRK model"),
         ('{"text_config": 12}', "config.json must hold fields of CCRKConfig"),
-        ('{"num_attention_heads": 4}', "there is no num_attention_heads in CCRKConfig"),
+        ('{"num_attention_heads": 4}', "CCRKConfig has no num_attention_heads; fix"),
         ('{"text_config": {"num_attention_heads": 0}}', "num_attention_heads is 0; it must be at least 1"),
         ('{"text_config": {"pad_token_id": 999}}', "no model can be made with the fields of --config"),
-        ('{"text_config": {"heads": 4}}', r"there is no text_config\.heads in CCRKConfig"),
+        ('{"text_config": {"heads": 4}}', r"CCRKConfig has no text_config\.heads; fix"),
     ],
 )
 def test_fields_that_the_configuration_does_not_have(contents, message, tmp_path):

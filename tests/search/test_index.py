@@ -323,7 +323,7 @@ def test_rows_of_a_data_set(index, tmp_path):
 def test_what_is_no_index_is_refused(folder, index, tmp_path):
     with pytest.raises(ValueError, match="there is no index"):
         PictureIndex(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="is no index of pictures"):
+    with pytest.raises(ValueError, match="is not an index of images"):
         PictureIndex(folder)
     bring_up_to_date(folder, index)
     store = Store(str(index))

@@ -151,7 +151,7 @@ WHOLE = {
     no_column: "column jpeg of its table pictures is missing",
     other_thresholds: "column threshold of its table thresholds is missing",
     thresholds_without_number: "the threshold of 'en' is nan",
-    no_damaged_table: "is no index of pictures",
+    no_damaged_table: "is not an index of images",
     damaged_of_another_schema: "column id of its table damaged is missing",
     halved: "cannot be read",
     zeroed: "cannot be read",
