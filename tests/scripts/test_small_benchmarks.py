@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -16,13 +15,12 @@ PACKAGES = {"search": ("lancedb", "sentence_transformers"), "families": ("senten
 @pytest.fixture
 def benchmark(monkeypatch):
     """Imports a benchmark by its name, with some of its constants replaced."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     threads = torch.get_num_threads()
 
     def load(name: str, **constants):
         for package in PACKAGES.get(name, ()):
             pytest.importorskip(package)
-        module = importlib.import_module(name)
+        module = importlib.import_module(f"benchmarks.{name}")
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value)
         return module
