@@ -43,16 +43,28 @@ class OpenClipEncoder:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, dtype: torch.dtype = torch.float32) -> "OpenClipEncoder":
-        """Weights, transforms and tokenizer; ValueError where one of them cannot be opened, with its name."""
+        """
+        Weights, transforms and tokenizer. Code that lies beside a tokenizer is never run.
+
+        Raises:
+            ValueError: one of them cannot be opened; with its name.
+        """
         name, tag = check_name(name_or_path)
         precision = "bf16" if dtype is torch.bfloat16 else "fp32"
         try:
             model, transform = open_clip.create_model_from_pretrained(name, pretrained=tag, precision=precision)
-            tokenizer = open_clip.get_tokenizer(name)
+            is_own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+            # Whatever the configuration says, which may come from anyone.
+            tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if is_own else {}))
             return cls(model.eval(), transform, tokenizer, name, open_clip.get_input_dtype(precision) or torch.float32)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
+            if "trust_remote_code" in str(error):
+                raise ValueError(
+                    f"{name_or_path}: its tokenizer asks to run Python code of its own, which is never done here; use "
+                    "a model whose tokenizer is one of transformers"
+                ) from error
             reason = one_line(str(error).strip().partition("\n")[0])
             raise ValueError(f"{name_or_path} cannot be opened; is it whole? ({reason})") from error
 

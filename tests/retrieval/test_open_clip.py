@@ -56,6 +56,31 @@ def test_it_embeds_as_open_clip_does(folder):
     assert (reduced.encode_images(pictures)["embeds"] * image).sum(dim=1).min() > 0.99
 
 
+def with_own_tokenizer(folder, **kwargs) -> None:
+    """Give the model that a folder holds the tokenizer of SigLIP 2, with options of open_clip."""
+    families.gemma_words(folder)
+    text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "own", "tokenizer_kwargs": kwargs}
+    write_json(folder / "open_clip_config.json", {"model_cfg": CONFIG | {"text_cfg": text}, "preprocess_cfg": {}})
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(folder, tmp_path):
+    with_own_tokenizer(folder, trust_remote_code=True)
+    words = folder / "tokenizer_config.json"
+    settings = json.loads(words.read_text()) | {
+        "tokenizer_class": "Own",
+        "auto_map": {"AutoTokenizer": [None, "a.Own"]},
+    }
+    write_json(words, settings)
+    (folder / "a.py").write_text(
+        f"open({str(tmp_path / 'has_run')!r}, 'w')\nfrom transformers import GemmaTokenizer as Own\n"
+    )
+    with pytest.raises(
+        ValueError, match="tiny: its tokenizer asks to run Python code of its own, which is never"
+    ) as found:
+        load_encoder(f"open_clip:{folder}", 0, bf16=False)
+    assert "\n" not in str(found.value) and not (tmp_path / "has_run").exists()
+
+
 def test_it_is_evaluated_like_any_other(folder, monkeypatch, tmp_path):
     rows = make_rows([[4], [3], [5], [2]], languages=("en", "de"))
     monkeypatch.setattr(data_scripts, "load", lambda task, **_: rows)
@@ -116,9 +141,7 @@ def test_captions_that_are_cut_are_counted(folder):
     [("lower", True, False), ("whitespace", False, False), ("canonicalize", True, True)],
 )
 def test_text_is_cleaned_as_the_configuration_says(clean, is_lower_cased, has_no_punctuation, folder):
-    families.gemma_words(folder)
-    text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "own", "tokenizer_kwargs": {"clean": clean}}
-    write_json(folder / "open_clip_config.json", {"model_cfg": CONFIG | {"text_cfg": text}, "preprocess_cfg": {}})
+    with_own_tokenizer(folder, clean=clean)
     encoder = load_encoder(f"open_clip:{folder}", 0, bf16=False)
     assert not encoder.needs_language
 
