@@ -1,6 +1,8 @@
 """Models of open_clip as evaluation and search use one: `open_clip:NAME/PRETRAINED`, or `open_clip:FOLDER`."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +11,17 @@ import torch
 from open_clip.tokenizer import HFTokenizer
 from open_clip.utils import to_2tuple
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccrk.encoders import OPEN_CLIP, language_codes, weights_fingerprint
+from ccrk.encoding import tokenizer_settings
 from data_scripts.captions import language_code
 from data_scripts.cli import one_line
 
 FOLDER = "local-dir:"  # what open_clip's names of folders begin with
+
+# What else than its vocabulary decides what a tokenizer of open_clip makes of a text.
+TOKENIZER_SETTINGS = ("context_length", "clean_fn", "strip_sep_token", "tokenizer_mode")
 
 
 class OpenClipEncoder:
@@ -50,12 +57,14 @@ class OpenClipEncoder:
             ValueError: one of them cannot be opened; with its name.
         """
         name, tag = check_name(name_or_path)
-        precision = "bf16" if dtype is torch.bfloat16 else "fp32"
+        # Pure: in open_clip's mixed precision neither CoCa nor a text encoder of transformers runs.
+        precision = "pure_bf16" if dtype is torch.bfloat16 else "fp32"
         try:
-            model, transform = open_clip.create_model_from_pretrained(name, pretrained=tag, precision=precision)
-            is_own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
-            # Whatever the configuration says, which may come from anyone.
-            tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if is_own else {}))
+            with _quietly():
+                model, transform = open_clip.create_model_from_pretrained(name, pretrained=tag, precision=precision)
+                is_own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+                # Whatever the configuration says, which may come from anyone.
+                tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if is_own else {}))
             return cls(model.eval(), transform, tokenizer, name, open_clip.get_input_dtype(precision) or torch.float32)
         except (MemoryError, torch.OutOfMemoryError):
             raise
@@ -70,8 +79,14 @@ class OpenClipEncoder:
 
     @property
     def fingerprint(self) -> str:
-        name = "" if self.name.startswith(FOLDER) else self.name  # wherever it lies
-        tokenizer = f"{type(self.tokenizer).__name__} of {name}"
+        tokenizer = f"{type(self.tokenizer).__name__} of "
+        if self.name.startswith(FOLDER):  # wherever it lies
+            settings = {name: getattr(value, "__name__", value) for name, value in vars(self.tokenizer).items()}
+            tokenizer += str({name: settings.get(name) for name in TOKENIZER_SETTINGS})
+            if isinstance(self.tokenizer, HFTokenizer):
+                tokenizer += tokenizer_settings(self.tokenizer.tokenizer)
+        else:
+            tokenizer += self.name
         return weights_fingerprint(self.model.state_dict(), str(self.transform), tokenizer)
 
     @property
@@ -105,7 +120,7 @@ class OpenClipEncoder:
     def encode_images(self, images: list) -> dict[str, Tensor]:
         """`embeds` (B, dimension), L2-normalised."""
         pictures = torch.stack([self.transform(image) for image in images]).to(self.device, self.dtype)
-        return {"embeds": self.model.encode_image(pictures, normalize=True).float()}
+        return {"embeds": F.normalize(self.model.encode_image(pictures).float(), dim=-1)}
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str], language: str | None = None) -> dict[str, Tensor]:
@@ -116,13 +131,19 @@ class OpenClipEncoder:
             language: of all captions; see `Encoder`.
 
         Raises:
-            ValueError: the model needs a language, and `language` is None or one that it has no code for.
+            ValueError: the model needs a language, and `language` is None or one that it has no code for; or the
+                tokenizer is another model's.
         """
         if self.needs_language:
             # transformers 5 overwrites what open_clip's own `set_language` sets.
             self.tokenizer.tokenizer.src_lang = self.code_of(language)
-        tokens = self.tokenizer(captions).to(self.device)
-        return {"embeds": self.model.encode_text(tokens, normalize=True).float()}
+        tokens = self.tokenizer(captions)
+        if (highest := int(tokens.max())) >= (known := getattr(self.model, "text", self.model).vocab_size):
+            raise ValueError(
+                f"{self.name.removeprefix(FOLDER)}: its tokenizer gives token {highest}, its model has {known}; "
+                "restore its own"
+            )
+        return {"embeds": F.normalize(self.model.encode_text(tokens.to(self.device)).float(), dim=-1)}
 
     def code_of(self, language: str | None) -> str:
         """The model's own code of a language; ValueError as above."""
@@ -137,6 +158,18 @@ class OpenClipEncoder:
                 f"its {len(self.languages)} codes, such as {self.languages[0]}, or remove that language"
             )
         return code
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Inside, open_clip reports warnings and errors alone; it has no logger of its own."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def check_name(name_or_path: str) -> tuple[str, str | None]:

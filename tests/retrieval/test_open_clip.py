@@ -7,6 +7,7 @@ import unicodedata
 import families
 import pytest
 import torch
+import transformers
 from builders import write_json
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -54,6 +55,35 @@ def test_it_embeds_as_open_clip_does(folder):
     moved = load_encoder(f"open_clip:{folder.rename(folder.parent / 'moved')}", 0, bf16=False)
     assert encoder.k_test == 0 and encoder.fingerprint == moved.fingerprint != reduced.fingerprint
     assert (reduced.encode_images(pictures)["embeds"] * image).sum(dim=1).min() > 0.99
+    assert reduced.encode_images(pictures)["embeds"].norm(dim=1) == pytest.approx([1, 1], abs=1e-6)
+
+
+def save(folder, config: dict) -> None:
+    """A random model of open_clip, in its own format."""
+    import open_clip
+
+    write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": {}})
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+def test_coca_and_text_encoders_of_transformers_run_in_bf16(tmp_path):
+    pytest.importorskip("open_clip")
+    pooled = {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    text = CONFIG["text_cfg"] | {"embed_cls": True, "output_tokens": True}
+    coca = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | pooled, "text_cfg": text, "custom_text": True}
+    save(tmp_path / "coca", coca | {"multimodal_cfg": CONFIG["text_cfg"] | {"attn_pooler_heads": 2}})
+    words = families.xlmr_words()
+    own = families.text(words, max_position_embeddings=families.POSITIONS + 2, pad_token_id=words.pad_token_id)
+    for part in (words, transformers.XLMRobertaConfig(**own)):
+        part.save_pretrained(tmp_path / "xlmr")
+    text = {"hf_model_name": str(tmp_path / "xlmr"), "hf_tokenizer_name": "own", "context_length": 12}
+    save(tmp_path / "xlmr", CONFIG | {"text_cfg": text})
+    for folder in ("coca", "xlmr"):
+        whole, reduced = (load_encoder(f"open_clip:{tmp_path / folder}", 0, bf16) for bf16 in (False, True))
+        for encode, inputs in (("encode_captions", ["ein hund"]), ("encode_images", [Image.new("RGB", (40, 30))])):
+            one, other = (getattr(encoder, encode)(inputs)["embeds"][0] for encoder in (whole, reduced))
+            assert one @ other > 0.99, (folder, encode)
 
 
 def with_own_tokenizer(folder, **kwargs) -> None:
@@ -61,6 +91,17 @@ def with_own_tokenizer(folder, **kwargs) -> None:
     families.gemma_words(folder)
     text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "own", "tokenizer_kwargs": kwargs}
     write_json(folder / "open_clip_config.json", {"model_cfg": CONFIG | {"text_cfg": text}, "preprocess_cfg": {}})
+
+
+def test_it_is_known_by_its_tokenizer_too(folder):
+    found = [load_encoder(f"open_clip:{folder}", 0, bf16=False).fingerprint]
+    for clean in ("whitespace", "canonicalize"):
+        with_own_tokenizer(folder, clean=clean)
+        found.append(load_encoder(f"open_clip:{folder}", 0, bf16=False).fingerprint)
+    words = folder / "tokenizer_config.json"
+    words.write_text(words.read_text().replace('"unk_token": "<unk>"', '"unk_token": "<mask>"'))
+    found.append(load_encoder(f"open_clip:{folder}", 0, bf16=False).fingerprint)
+    assert len(set(found)) == 4
 
 
 def test_a_tokenizer_with_code_of_its_own_is_refused(folder, tmp_path):
@@ -79,6 +120,21 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(folder, tmp_path):
     ) as found:
         load_encoder(f"open_clip:{folder}", 0, bf16=False)
     assert "\n" not in str(found.value) and not (tmp_path / "has_run").exists()
+
+
+def test_a_tokenizer_of_another_model_is_told(folder):
+    with_own_tokenizer(folder)
+    text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "own", "vocab_size": 50}
+    save(folder, CONFIG | {"text_cfg": text})
+    encoder = load_encoder(f"open_clip:{folder}", 0, bf16=False)
+    with pytest.raises(ValueError, match=r"tiny: its tokenizer gives token \d+, its model has 50; restore its own"):
+        encoder.encode_captions(["ein hund"])
+
+
+def test_opening_says_nothing(folder, caplog):
+    with caplog.at_level("INFO"):
+        load_encoder(f"open_clip:{folder}", 0, bf16=False)
+    assert caplog.text == ""
 
 
 def test_it_is_evaluated_like_any_other(folder, monkeypatch, tmp_path):
