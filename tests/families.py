@@ -111,7 +111,7 @@ def align(_):
     words = bert_words(length=512)
     vision = {"image_size": 32, "hidden_dim": 32, "width_coefficient": 0.1, "depth_coefficient": 0.1}
     own = text(words, max_position_embeddings=512)
-    config = hf.AlignConfig(text_config=own, vision_config=vision)
+    config = hf.AlignConfig(text_config=own, vision_config=vision, projection_dim=32)  # as wide as its images
     return hf.AlignModel(config), hf.AlignProcessor(hf.EfficientNetImageProcessor(**SQUARE), words)
 
 
