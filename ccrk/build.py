@@ -258,7 +258,7 @@ def build_dual(model: ModelArguments, kind: type[Encoder], contrastive_loss: str
         if not hasattr(made, "logit_scale"):
             raise ValueError(
                 f"{model.model_name_or_path} cannot be trained, since its {type(made).__name__} has no logit_scale; "
-                "use a CLIP or a SigLIP"
+                "train a model that has one, such as CLIP, SigLIP, MetaCLIP 2, BLIP or a VisionTextDualEncoder"
             )
     else:
         # Here, since it takes a package that others need not install.

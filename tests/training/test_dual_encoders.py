@@ -103,7 +103,7 @@ def make_with_bert(name, words):
 
 
 def make_others(words):
-    """Ten families, and CLIP with the end of captions that its first configurations had."""
+    """Twelve families, and CLIP with the end of captions that its first configurations had."""
     legacy = make_clip(words)[0].config
     legacy.text_config.eos_token_id = 2
     yield "legacy", transformers.CLIPModel(legacy), make_clip(words)[1]
@@ -113,6 +113,7 @@ def make_others(words):
         yield name, *make_like_clip(name, words, eos_token_id=words.eos_token_id)
     for name in ("AltCLIP", "ChineseCLIP"):
         yield name, *make_with_bert(name, words)
+    yield "BLIP", *families.blip(None)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -211,7 +212,7 @@ def test_a_model_is_known_wherever_it_lies(processor, tmp_path, monkeypatch):
     assert_known_wherever_it_lies(tmp_path / "clip", monkeypatch)
 
 
-OTHERS = ["legacy", *FAMILIES, *LIKE_CLIP, "AltCLIP", "ChineseCLIP"]
+OTHERS = ["legacy", *FAMILIES, *LIKE_CLIP, "AltCLIP", "ChineseCLIP", "BLIP"]
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -488,7 +489,8 @@ def test_other_models_are_told_where_to_go(processor, tmp_path, monkeypatch):
         call(train_retrieval, *given, monkeypatch=monkeypatch)
 
 
-def test_a_model_without_a_temperature_of_that_name_is_refused(tmp_path):
-    model = ModelArguments(model_name_or_path=families.saved(families.align, tmp_path))
-    with pytest.raises(ValueError, match="cannot be trained, since its AlignModel has no logit_scale"):
+@pytest.mark.parametrize(("family", "name"), [("align", "AlignModel"), ("tipsv2", "Tipsv2Model")])
+def test_a_model_without_a_temperature_of_that_name_is_refused(family, name, tmp_path):
+    model = ModelArguments(model_name_or_path=families.saved(getattr(families, family), tmp_path))
+    with pytest.raises(ValueError, match=f"since its {name} has no logit_scale; train a model that has one, such as"):
         build_dual(model, DualEncoder, None)
