@@ -87,8 +87,23 @@ class SentenceTransformerPair(nn.Module):
         return features["sentence_embedding"]
 
     def tower(self, modality: str) -> list[nn.Module]:
-        """The modules that come with an encoder: before what is put behind it, a projection or normalisation."""
-        return list(takewhile(lambda module: not isinstance(module, Dropout | Dense | Normalize), self.path(modality)))
+        """
+        Return the modules that come with an encoder, in a route a Dense of its own included. They end before the
+        projection, which is the last Dense, and before the Dropout and the residual layer in front of it.
+        """
+        path = self.path(modality)
+        projections = [place for place, module in enumerate(path) if isinstance(module, Dense)]
+        if not projections or not self.has_routes:
+            return list(takewhile(lambda module: not isinstance(module, Dropout | Dense | Normalize), path))
+        end = projections[-1]
+        while isinstance(path[end - 1], Dropout) or getattr(path[end - 1], "use_residual", False):
+            end -= 1
+        return path[:end]
+
+    @property
+    def has_routes(self) -> bool:
+        """Whether each modality has a tower of its own."""
+        return isinstance(next(self.model.children()), Router)
 
     def path(self, modality: str) -> list[nn.Module]:
         """The modules that a modality goes through, in their order."""

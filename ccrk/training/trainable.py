@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
@@ -12,10 +13,9 @@ from modeling_ccrk import CCRKPairModel
 logger = logging.getLogger(__name__)
 
 # Names of the modules of an encoder, in CCRK and in the dual encoders of transformers.
-# Of a SentenceTransformer with a Router, a tower stands first in its route.
 FROZEN = {
-    "image": ("vision_model", "vision_projection", "visual_projection", "sub_modules.image.0"),
-    "text": ("text_model", "text_projection", "sub_modules.text.0"),
+    "image": ("vision_model", "vision_projection", "visual_projection"),
+    "text": ("text_model", "text_projection"),
 }
 
 
@@ -62,7 +62,13 @@ def freeze(model: torch.nn.Module, encoders: Sequence[str]) -> None:
     if unknown := sorted(set(encoders) - set(FROZEN)):
         raise ValueError(f"freeze takes {' and '.join(FROZEN)}, not {unknown[0]!r}")
     for encoder in encoders:
-        own = [p for name, p in model.named_parameters() if any(f".{part}." in f".{name}" for part in FROZEN[encoder])]
+        if getattr(model, "has_routes", False):  # of a SentenceTransformer
+            own = list(nn.ModuleList(model.tower(encoder)).parameters())
+            for module in model.tower(encoder):  # its Dropout has no parameters, and `keep_still` passes it by
+                module.register_forward_pre_hook(_evaluate)
+        else:
+            names = [f".{part}." for part in FROZEN[encoder]]
+            own = [p for name, p in model.named_parameters() if any(part in f".{name}" for part in names)]
         if not own:
             raise ValueError(f"freeze {encoder}: a {type(model).__name__} has no {' or '.join(FROZEN[encoder])}")
         for parameter in own:
