@@ -357,8 +357,9 @@ class DualEncoder:
         """From a folder or a Hub id; ValueError as above, with its name."""
         model, _ = open_model(AutoModel, name_or_path, dtype=dtype)
         check_is_dual_encoder(type(model), name_or_path)
+        processor = open_pretrained(AutoProcessor, name_or_path)
         try:
-            return cls(model.eval(), open_pretrained(AutoProcessor, name_or_path))
+            return cls(model.eval(), processor)
         except ValueError as error:
             raise ValueError(f"{name_or_path}: {error}") from error
 

@@ -17,6 +17,7 @@ from ccrk.encoders import OPEN_CLIP, language_codes, weights_fingerprint
 from ccrk.encoding import tokenizer_settings
 from data_scripts.captions import language_code
 from data_scripts.cli import one_line
+from data_scripts.files import why_not_whole
 
 FOLDER = "local-dir:"  # what open_clip's names of folders begin with
 
@@ -69,13 +70,9 @@ class OpenClipEncoder:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
-            if "trust_remote_code" in str(error):
-                raise ValueError(
-                    f"{name_or_path}: its tokenizer asks to run Python code of its own, which is never done here; use "
-                    "a model whose tokenizer is one of transformers"
-                ) from error
             reason = one_line(str(error).strip().partition("\n")[0])
-            raise ValueError(f"{name_or_path} cannot be opened; is it whole? ({reason})") from error
+            known = why_not_whole(name_or_path, error)
+            raise ValueError(known or f"{name_or_path} cannot be opened; is it whole? ({reason})") from error
 
     @property
     def fingerprint(self) -> str:

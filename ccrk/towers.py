@@ -34,7 +34,7 @@ from ccrk.encoders import (
 )
 from ccrk.encoding import tokenizer_settings, weights_fingerprint
 from data_scripts.cli import mistake, one_line
-from data_scripts.files import open_model, open_pretrained, without_warnings
+from data_scripts.files import open_model, open_pretrained, why_not_whole, without_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -312,12 +312,14 @@ def open_pair(
 def _open(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
     """A SentenceTransformer of any kind; ValueError where it cannot be opened, or lacks weights."""
     try:
-        model = SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
+        with without_warnings():  # of weights of another shape, a table above the error
+            model = SentenceTransformer(str(name_or_path), device="cpu", model_kwargs={"dtype": dtype}).to(dtype)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
         reason = one_line(str(mistake(error)).strip().partition("\n")[0])
-        raise ValueError(f"{name_or_path} cannot be opened as a SentenceTransformer: {reason}") from error
+        known = why_not_whole(name_or_path, error)
+        raise ValueError(known or f"{name_or_path} cannot be opened as a SentenceTransformer: {reason}") from error
     for folder, module in _transformers(model, name_or_path):
         is_pooled = any(way["method_output_name"] == "pooler_output" for way in module.modality_config.values())
         # Names alone are compared: sentence-transformers would go on with random weights in place of missing ones.

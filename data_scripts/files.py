@@ -107,20 +107,42 @@ def _why_not_opened(kind: type, source: str | os.PathLike, error: Exception) -> 
         except HFValidationError:
             return f"there is no folder {source}"
         return f"there is no folder {source}, and no such model of the Hub within reach ({reason})"
-    if "trust_remote_code" in str(error):
-        return (
-            f"{source} asks to run Python code of its own, which is never done here; name a folder of CCRK, or of a "
-            "model that transformers itself has"
-        )
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        return f"{source} holds an adapter alone; name the folder of the model that it is merged into"
     if not (folder / "config.json").exists():
         return f"{source} holds no config.json; name the folder of a checkpoint"
+    if known := why_not_whole(source, error):
+        return known
+    if type(cause) is ValueError:  # a sentence, ours or of transformers
+        return f"{source} cannot be opened as {kind.__name__}: {reason}"
+    return f"{source} cannot be opened as {kind.__name__}; is it whole? ({type(cause).__name__}: {reason})"
+
+
+def why_not_whole(source: str | os.PathLike, error: Exception) -> str | None:
+    """
+    One line in place of what libraries raise on a model that lacks a part, or that would run code, where their own
+    words lead astray; None for all other errors.
+    """
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            f"{source} asks to run Python code of its own, which is never done here; name a folder of CCRK, or of a "
+            "model whose classes are those of its library"
+        )
     if isinstance(error, pickle.UnpicklingError):
         return (
             f"{source} holds a pickle of more than tensors, or a damaged one; nothing of it was run; get safetensors"
         )
-    if type(cause) is ValueError:  # a sentence, ours or of transformers
-        return f"{source} cannot be opened as {kind.__name__}: {reason}"
-    return f"{source} cannot be opened as {kind.__name__}; is it whole? ({type(cause).__name__}: {reason})"
+    if "backend tokenizer" in text or "model_proto" in text:  # of sentencepiece
+        return f"{source} holds no tokenizer that can be opened; save the model's own beside it"
+    if "load image processor" in text:
+        return f"{source} holds no preprocessor_config.json; save the model's processor beside it"
+    if "size mismatch for" in text or "ignore_mismatched_sizes" in text:
+        return (
+            f"{source}: weights are of another shape than its configuration says; restore the files that belong "
+            "together"
+        )
+    return None
 
 
 def _part(name: str) -> str:

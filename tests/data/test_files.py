@@ -12,13 +12,17 @@ import subprocess
 import sys
 import zlib
 from collections import OrderedDict
+from pathlib import Path
 
 import datasets
+import families
 import pytest
 import torch
 from conftest import ROOT, TINY_A
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from tiny import make_trainer, tiny_config
 from transformers import (
     AutoConfig,
@@ -208,6 +212,63 @@ def test_a_pickle_of_weights_is_not_run(folder, tmp_path, monkeypatch):
     (folder / "model.safetensors").unlink()
     torch.save(Plant(), folder / "pytorch_model.bin")
     refused(lambda: load_encoder(str(folder), 4, False), "more than tensors", "nothing of it was run")
+    assert not (tmp_path / "planted").exists()
+
+
+def dual_encoder(folder):
+    return families.saved(families.siglip2_fixed, folder)
+
+
+def sentence_transformer(folder):
+    model = SentenceTransformer(modules=[Transformer(dual_encoder(folder))], device="cpu")
+    model.save_pretrained(str(folder / "whole"), create_model_card=False)
+    return str(folder / "whole")
+
+
+def without(*patterns: str):
+    def damage(folder):
+        for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+            file.unlink()
+
+    return damage
+
+
+def as_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(Plant(), folder / "pytorch_model.bin")
+
+
+def widened(state) -> None:
+    state["text_model.embeddings.token_embedding.weight"] = torch.zeros(9, 9)
+
+
+def as_adapter(folder):
+    without("*.*")(folder)
+    (folder / "adapter_config.json").write_text("{}")
+
+
+LACKING = {
+    "weights that run code": (
+        as_pickle,
+        "more than tensors, or a damaged one; nothing of it was run; get safetensors",
+    ),
+    "tokenizer": (without("tokenizer*"), "holds no tokenizer that can be opened; save the model's own beside it"),
+    "images": (without("*processor*"), "holds no preprocessor_config.json; save the model's processor beside it"),
+    "width": (change_weights(widened), "of another shape than its config"),
+    "all but an adapter": (as_adapter, "holds an adapter alone; name the folder of the model that it is merged into"),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+@pytest.mark.parametrize("make", [dual_encoder, sentence_transformer])
+def test_a_part_that_a_model_of_others_lacks_is_told(make, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    damage, message = LACKING[name]
+    damage(Path(folder := make(tmp_path)))
+    with pytest.raises(ValueError) as error:
+        load_encoder(folder, 0, False)
+    found = str(error.value)
+    assert message in found and found.count(folder) == 1 and one_line(found) == found
     assert not (tmp_path / "planted").exists()
 
 

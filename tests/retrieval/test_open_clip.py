@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import unicodedata
 
 import families
@@ -26,6 +27,11 @@ CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
+
+
+class Plant:
+    def __reduce__(self):
+        return open, ("planted", "w")
 
 
 @pytest.fixture
@@ -115,9 +121,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(folder, tmp_path):
     (folder / "a.py").write_text(
         f"open({str(tmp_path / 'has_run')!r}, 'w')\nfrom transformers import GemmaTokenizer as Own\n"
     )
-    with pytest.raises(
-        ValueError, match="tiny: its tokenizer asks to run Python code of its own, which is never"
-    ) as found:
+    with pytest.raises(ValueError, match="tiny asks to run Python code of its own, which is never done here") as found:
         load_encoder(f"open_clip:{folder}", 0, bf16=False)
     assert "\n" not in str(found.value) and not (tmp_path / "has_run").exists()
 
@@ -169,6 +173,24 @@ def test_what_is_not_there_is_said_in_one_line(folder, tmp_path):
     refused(f"open_clip:{folder}", r"tiny cannot be opened; is it whole\?")
     weights.unlink()
     refused(f"open_clip:{folder}", r"tiny cannot be opened; is it whole\?")
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_a_pickle_of_weights_is_not_run(is_legacy, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "open_clip_model.safetensors").unlink()
+    with (folder / "open_clip_pytorch_model.bin").open("wb") as file:
+        (pickle.dump if is_legacy else torch.save)(Plant(), file)
+    with pytest.raises(ValueError, match="tiny holds a pickle of more than tensors, or a damaged one; nothing of it"):
+        load_encoder(f"open_clip:{folder}", 0, False)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_weights_of_another_width_are_told(folder):
+    weights = load_file(folder / "open_clip_model.safetensors")
+    save_file(weights | {"visual.proj": torch.zeros(16, 9)}, folder / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match="tiny: weights are of another shape than its configuration says; restore"):
+        load_encoder(f"open_clip:{folder}", 0, False)
 
 
 def test_without_the_package_the_cure_is_named(monkeypatch):
