@@ -17,7 +17,7 @@ from ccrk.encoders import OPEN_CLIP, language_codes, weights_fingerprint
 from ccrk.encoding import tokenizer_settings
 from data_scripts.captions import language_code
 from data_scripts.cli import one_line
-from data_scripts.files import why_not_whole
+from data_scripts.files import check_vocabulary, why_not_whole
 
 FOLDER = "local-dir:"  # what open_clip's names of folders begin with
 
@@ -66,6 +66,7 @@ class OpenClipEncoder:
                 is_own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
                 # Whatever the configuration says, which may come from anyone.
                 tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if is_own else {}))
+            check_vocabulary(getattr(tokenizer, "tokenizer", None))  # of transformers, where it has one
             return cls(model.eval(), transform, tokenizer, name, open_clip.get_input_dtype(precision) or torch.float32)
         except (MemoryError, torch.OutOfMemoryError):
             raise

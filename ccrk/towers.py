@@ -34,7 +34,7 @@ from ccrk.encoders import (
 )
 from ccrk.encoding import tokenizer_settings, weights_fingerprint
 from data_scripts.cli import mistake, one_line
-from data_scripts.files import open_model, open_pretrained, why_not_whole, without_warnings
+from data_scripts.files import check_vocabulary, open_model, open_pretrained, why_not_whole, without_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,7 @@ class SentenceTransformerInputs(PairInputs):
         self.prompt = pair.model.prompts.get(pair.model.default_prompt_name)
         processor = pair.path("image")[0].processor
         text = pair.path("text")[0]
+        check_vocabulary(text.tokenizer)
         tokenizer = tokenizer_as_trained(text.tokenizer, text.config.model_type)
         if tokenizer is not text.tokenizer:
             text.processor.tokenizer = tokenizer

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from data_scripts.cli import did_you_mean_path, mistake, one_line
@@ -42,7 +42,9 @@ def open_pretrained(kind: type, source: str | os.PathLike, **options) -> Any:
             and not (Path(source) / "config.json").exists()
         ):
             raise FileNotFoundError(source)  # transformers would take the class's defaults
-        return kind.from_pretrained(source, trust_remote_code=False, **options)
+        opened = kind.from_pretrained(source, trust_remote_code=False, **options)
+        check_vocabulary(getattr(opened, "tokenizer", opened))
+        return opened
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # there is no end to what damaged files raise in the libraries that read them
@@ -116,6 +118,12 @@ def _why_not_opened(kind: type, source: str | os.PathLike, error: Exception) -> 
     if type(cause) is ValueError:  # a sentence, ours or of transformers
         return f"{source} cannot be opened as {kind.__name__}: {reason}"
     return f"{source} cannot be opened as {kind.__name__}; is it whole? ({type(cause).__name__}: {reason})"
+
+
+def check_vocabulary(tokenizer: Any) -> None:
+    """Raises ValueError where transformers made a tokenizer up, of no file: to it all words are one, the unknown."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len({*tokenizer.all_special_tokens}):
+        raise ValueError("its tokenizer has no vocabulary; restore the files of its tokenizer, such as tokenizer.json")
 
 
 def why_not_whole(source: str | os.PathLike, error: Exception) -> str | None:

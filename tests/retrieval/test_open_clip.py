@@ -126,6 +126,17 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(folder, tmp_path):
     assert "\n" not in str(found.value) and not (tmp_path / "has_run").exists()
 
 
+def test_a_tokenizer_whose_vocabulary_is_missing_is_refused(folder):
+    with_own_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "Siglip2Tokenizer"}
+    write_json(folder / "tokenizer_config.json", settings)
+    with pytest.raises(
+        ValueError, match=r"tiny cannot be opened; is it whole\? \(its tokenizer has no vocabulary; res"
+    ):
+        load_encoder(f"open_clip:{folder}", 0, bf16=False)
+
+
 def test_a_tokenizer_of_another_model_is_told(folder):
     with_own_tokenizer(folder)
     text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "own", "vocab_size": 50}

@@ -61,6 +61,22 @@ def test_captions_are_prepared_as_the_family_was_trained(family, tmp_path):
     assert caption.isfinite().all() and image.isfinite().all() and len(caption) == 1 and caption.shape == image.shape
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "siglip"])  # which has a file more
+def test_a_tokenizer_whose_vocabulary_is_missing_is_refused(family, tmp_path):
+    folder = saved(getattr(families, family), tmp_path)
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="model cannot be opened as AutoProcessor: its tokenizer has no vocabulary;"):
+        load_encoder(folder, 0, bf16=False)
+
+
+def test_so_is_that_of_a_sentence_transformer(tmp_path):
+    model = SentenceTransformer(modules=[Transformer(saved(families.blip, tmp_path))], device="cpu")
+    model.save_pretrained(str(tmp_path / "whole"), create_model_card=False)
+    (tmp_path / "whole" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="whole: its tokenizer has no vocabulary; restore the files of its tokenizer"):
+        load_encoder(str(tmp_path / "whole"), 0, bf16=False)
+
+
 @pytest.mark.parametrize("family", ["flava", "blip_2", "clap", "x_clip"])
 def test_what_has_no_vector_for_images_and_captions_is_refused(family, tmp_path):
     folder = saved(getattr(families, family), tmp_path)
