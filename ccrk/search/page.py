@@ -1,7 +1,9 @@
 """The page: a query in one language or several side by side, or a picture, and what is found."""
 
+import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -9,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing of this leaves the machine
+# Gradio's statistics of events, which the page does not show, fail on a session's name that is not Unicode.
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(sys.maxsize)
 
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,6 +35,9 @@ from data_scripts.images import BadImage
 UPLOADS = tempfile.TemporaryDirectory(prefix="ccrk-uploads-")
 os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 
+MAX_UPLOADS = 200  # images kept at a time
+KEPT_SECONDS = 600  # how long each is kept
+
 MAX_LANGUAGES = 12
 SHOWN = 24
 
@@ -38,10 +45,10 @@ STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 # What the page asks Gradio for. Gradio has fifty routes more, which fetch addresses, run code and serve files.
 PATHS = re.compile(
-    r"/|/(assets|static)/(?!.*\.\.).+|/(theme\.css|favicon\.ico)"
-    r"|/gradio_api/(info|upload|upload_progress|queue/join|queue/data|heartbeat/\w+)"
+    r"/|/(assets|static)/(?!.*\.\.)[ -~]{1,200}|/(theme\.css|favicon\.ico)"
+    r"|/gradio_api/(info|upload|upload_progress|queue/join|queue/data)"
 )
-FILE = "/gradio_api/file="
+FILE, UPLOAD, EVENTS = "/gradio_api/file=", "/gradio_api/upload", "/gradio_api/queue/data"
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
 
 
@@ -53,11 +60,17 @@ class Page(gr.Blocks):
     """
 
     async def preprocess_data(self, block_fn: Any, inputs: list, *args, **options) -> list:
-        return await super().preprocess_data(block_fn, [self._plain(value) for value in inputs], *args, **options)
+        inputs = [self._plain(value) for value in inputs]
+        try:
+            return await super().preprocess_data(block_fn, inputs, *args, **options)
+        except (gr.Error, TypeError, ValueError) as error:  # in place of Gradio's traceback
+            raise gr.Error("This request is malformed.", print_exception=False) from error
 
     def _plain(self, value: Any) -> Any:
         """A text, a number, or the path of an upload; gr.Error for all else."""
-        if value is None or isinstance(value, str | int | float):
+        if isinstance(value, str):
+            return value.encode(errors="replace").decode()  # JSON may hold halves of characters, which no answer can
+        if value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return value
         path = value.get("path") if isinstance(value, dict) else None
         if not self.is_upload(path):
@@ -69,16 +82,38 @@ class Page(gr.Blocks):
 
 
 class PathsOfPage:
-    """Lets requests through to Gradio that the page makes; 404 for all others."""
+    """Lets requests through to Gradio that the page makes; 404 for all others, 429 for too many uploads."""
 
     def __init__(self, app: ASGIApp, page: Page):
         self.app, self.page = app, page
+        self.arriving = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "/")  # there is none at the start and the end of the server's life
+        if path == UPLOAD:
+            await self._upload(scope, receive, send)
+            return
         is_upload = path.startswith(FILE) and self.page.is_upload(path.removeprefix(FILE))
-        known = is_upload or PATHS.fullmatch(path)
+        known = is_upload or (PATHS.fullmatch(path) and (path != EVENTS or self._is_session(scope)))
         await (self.app if known else PlainTextResponse("Not Found", 404))(scope, receive, send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kept = sum(map(os.path.exists, list(self.page.upload_file_set)))
+        if kept + self.arriving >= MAX_UPLOADS:
+            answer = PlainTextResponse("too many images were uploaded; wait ten minutes", 429)
+            await answer(scope, receive, send)
+            return
+        self.arriving += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.arriving -= 1
+            # Gradio forgets the files of an upload that was broken off. It deletes them with those that it knows.
+            self.page.upload_file_set.update(map(str, Path(UPLOADS.name).glob("tmp*")))
+
+    def _is_session(self, scope: Scope) -> bool:
+        """Whether someone awaits events; Gradio would answer 200 and then log a traceback."""
+        return Request(scope).query_params.get("session_hash") in self.page._queue.pending_messages_per_session
 
 
 def mount_page(app: FastAPI, index: PictureIndex) -> None:
@@ -145,7 +180,7 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
         path = next((picture.path for picture in found if picture.id == name), "the picture")
         return one_column(f"More like {path}", found)
 
-    with Page(title="Search", analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with Page(title="Search", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         gr.HTML(f"<h1>Search</h1><p>{index.store.pictures.count_rows():,} pictures</p>", elem_id="heading")
         with gr.Row(elem_id="box"):
             text = gr.Textbox(
@@ -205,7 +240,8 @@ def mount_page(app: FastAPI, index: PictureIndex) -> None:
     gradio = app.routes[-1].app
     gradio.add_middleware(PathsOfPage, page=page)
     gradio.add_exception_handler(KeyError, _no_such_part)
-    gradio.add_exception_handler(RequestValidationError, _malformed)
+    for kind in (RequestValidationError, TypeError, ValueError, ClientDisconnect):
+        gradio.add_exception_handler(kind, _malformed)
 
 
 def _no_such_part(request: Request, error: Exception) -> PlainTextResponse:
@@ -214,7 +250,7 @@ def _no_such_part(request: Request, error: Exception) -> PlainTextResponse:
 
 
 def _malformed(request: Request, error: Exception) -> PlainTextResponse:
-    """In place of an answer that repeats the request, which fails for NaN."""
+    """In place of Gradio's traceback, and of an answer that repeats the request, which fails for NaN."""
     return PlainTextResponse("the request is malformed", 422)
 
 

@@ -14,6 +14,7 @@ from ccrk.search.machines import OneMachine
 from ccrk.search.store import Store
 from ccrk.search.update import Changes, update
 
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{this}}.png"
 NAMES = {
     "red": (255, 0, 0),
     "rot": (255, 0, 0),

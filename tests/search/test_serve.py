@@ -1,47 +1,22 @@
 """The server and its page: what it answers, what it refuses, and in a browser what people do with it."""
 
 import asyncio
-import json
 import os
-import re
 import shutil
-import socket
-import threading
-import time
-from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 import uvicorn
-from builders import write
 from fastapi.testclient import TestClient
-from search_builders import Colors, bring_up_to_date, picture
+from search_builders import HOSTILE, picture
 
-from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
 from ccrk.search.page import mount_page
 from ccrk.search.serve import check_host, make_app, serve
 from ccrk.search.store import picture_id
 
+pytest_plugins = ["served"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{this}}.png"
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("search")
-    names = {f"{name}/{number}.png": (number, name) for number in range(8) for name in ("red", "green", "blue")}
-    for path, (number, name) in names.items():
-        color = {"red": (255 - number, 0, 0), "green": (0, 255 - number, 0), "blue": (0, 0, 255 - number)}[name]
-        picture(folder / "photos" / path, color, size=(40 + number, 40))
-    picture(folder / "photos" / HOSTILE, (128, 128, 0))
-    write(folder / "secret.jpg", "not in the index")
-    bring_up_to_date(folder / "photos", folder / "index")
-    index = PictureIndex(folder / "index")
-    index.encoder, index.can_rerank = Colors(), False
-    index.store.write_thresholds([{"language": "de", "threshold": 0.9, "error": 0.1, "queries": 9}])
-    return index
 
 
 @pytest.fixture
@@ -233,29 +208,6 @@ def test_a_missing_package_is_told_with_what_installs_it_from_a_checkout(index, 
 
 
 @pytest.fixture(scope="module")
-def app(index):
-    app = make_app(index, hosts=["127.0.0.1"])
-    mount_page(app, index)
-    return app
-
-
-@pytest.fixture(scope="module")
-def address(app):
-    """The page, served."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
@@ -355,176 +307,3 @@ def test_names_of_files_are_shown_and_not_obeyed(page):
     page.fill("#query textarea, #query input", "...")
     page.keyboard.press("Enter")
     page.wait_for_selector("#results p:has-text('There are no words in')")
-
-
-@pytest.fixture(scope="module")
-def http(address):
-    with httpx.Client(base_url=address, timeout=10) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def hostile(index, tmp_path_factory):
-    """What nobody outside may read → something that its contents hold."""
-    folder = tmp_path_factory.mktemp("outside")
-    text, image, fifo = folder / "secret.txt", picture(folder / "image.png", (1, 2, 3)), folder / "fifo"
-    text.write_text("this is private")
-    os.mkfifo(fifo)
-    os.symlink(text, folder / "link.png")
-    relative = os.path.relpath(text)
-    return {
-        **dict.fromkeys([str(text), relative, f"{folder}/../{folder.name}/secret.txt", f"file://{text}"], b"private"),
-        **dict.fromkeys([str(folder / "link.png"), f"{index.location}/../../{folder.name}/secret.txt"], b"private"),
-        str(image): image.read_bytes()[:40],
-        "/proc/self/environ": b"PATH=",
-        "/proc/self/cmdline": b"pytest",
-        "/etc/passwd": b"root:",
-        **dict.fromkeys([str(fifo), "/dev/zero", "/dev/stdin", str(folder), ".", ""], b"never read"),
-        "http://127.0.0.1:9/a.png": b"never asked",
-        "https://example.org/a.png": b"never asked",
-    }
-
-
-def routes_of(routes, before: str = ""):
-    """Every (method, path) of an application and of what is mounted in it."""
-    for route in routes:
-        inner = getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", None)
-        if inner:
-            yield from routes_of(inner, before + getattr(route, "path", ""))
-        else:
-            yield from ((method, before + route.path) for method in sorted(route.methods or ["GET"]))
-
-
-def first_bytes(http: httpx.Client, method: str, url: str, **options) -> tuple[int, bytes]:
-    """Status and beginning of an answer, which may have no end."""
-    with http.stream(method, url, **options) as answer:
-        return answer.status_code, next(answer.iter_bytes(), b"")
-
-
-def event(http: httpx.Client, function: int, data: list, about: dict | None = None) -> tuple[str, str]:
-    """How an event of the page ended ("True", "False", or the status of its refusal), and what it brought."""
-    session = f"s{time.monotonic_ns()}"
-    body = {"data": data, "fn_index": function, "session_hash": session, "event_data": about}
-    joined = http.post("gradio_api/queue/join", json=body)
-    if joined.status_code != 200:
-        assert 400 <= joined.status_code < 500, joined.text
-        return str(joined.status_code), joined.text
-    with http.stream("GET", f"gradio_api/queue/data?session_hash={session}") as answer:
-        for line in answer.iter_lines():
-            if "process_completed" in line:
-                return str(json.loads(line.removeprefix("data:"))["success"]), line
-    raise AssertionError("the event has no end")
-
-
-@pytest.mark.slow
-def test_no_route_opens_a_path_of_the_disk(http, app, hostile, capfd):
-    routes = sorted(set(routes_of(app.routes)))
-    assert ("GET", "/gradio_api/file={path_or_url:path}") in routes and len(routes) > 50
-    for method, template in routes:
-        for path in hostile if "{" in template else list(hostile)[:1]:
-            inside = re.sub(r"\{[^}]*\}", lambda _, path=path: quote(path, safe="/:"), template)
-            named = {
-                "path": path,
-                "url": path,
-                "deep_link": path,
-                "page": path,
-                "session_hash": "x",
-                "upload_id": path,
-            }
-            body = {} if method in ("GET", "HEAD") else {"json": {"data": [named], **named}}
-            status, beginning = first_bytes(http, method, inside, params=named, **body)
-            assert status < 500, (method, template, path)
-            assert hostile[path] not in beginning, (method, template, path)
-    assert http.get("api/search?q=red").status_code == 200
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_no_event_opens_a_path_of_the_disk(http, hostile, capfd):
-    ordinary = {0: ["red", "", 3, False, None], 1: [None, 3], 2: [3]}
-
-    def refused(path: str, function: int, place: int, kind) -> None:
-        data = ordinary[function]
-        success, brought = event(http, function, [*data[:place], kind, *data[place + 1 :]])
-        assert success == "False", (path, kind, brought)
-        assert hostile[path].decode("latin-1") not in brought
-        assert "/tmp" not in brought
-
-    for path in hostile:
-        file = {"path": path, "url": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
-        refused(path, 1, 0, file)
-    text = next(iter(hostile))
-    file = {"path": text, "url": text, "orig_name": "a.svg", "meta": {"_type": "gradio.FileData"}}
-    pixels = {**file, "url": "data:image/png;base64,AAAA"}
-    for kind in ({**file, "is_stream": True}, pixels, {"path": text}, [file], {"a": {"b": file}}, {"path": [text]}):
-        refused(text, 1, 0, kind)
-    for function, data in ordinary.items():
-        for place in range(len(data)):
-            refused(text, function, place, file)
-    assert event(http, 0, ordinary[0])[0] == "True"
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_malformed_events_are_refused(http, capfd):
-    for function in (-1, 7, 10**30, None, "x", [1]):
-        assert event(http, function, [])[0] in ("400", "404", "422")
-    wrong = (b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"data": NaN}', b"null", b'{"data": {"path": "/etc/passwd"}}')
-    for content in wrong:
-        headers = {"Content-Type": "application/json"}
-        answer = http.post("gradio_api/queue/join", content=content, headers=headers)
-        assert 400 <= answer.status_code < 500, content[:20]
-    for path in ("?page=x", "?deep_link=../../x", "?deep_link=%00", "gradio_api/queue/data", "picture/%00", "%ff"):
-        assert http.get(path).status_code < 500
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_an_upload_is_searched_by_and_shown_again(http, tmp_path, capfd):
-    def upload(name: str, contents: bytes) -> dict:
-        (path,) = http.post("gradio_api/upload", files={"files": (name, contents)}).json()
-        return {"path": path, "meta": {"_type": "gradio.FileData"}}
-
-    contents = picture(tmp_path / "blue.png", (0, 0, 250)).read_bytes()
-    given = upload("ein Bild?#%.png", contents)
-    success, brought = event(http, 1, [given, 3])
-    assert success == "True" and 'title=\\"More like blue/' in brought
-    assert http.get(f"gradio_api/file={quote(given['path'])}").content == contents
-    assert http.get(f"gradio_api/file={quote(given['path'])}/../../secret").status_code == 404
-    for name, damaged in (
-        *(("a.png", b"not an image"), ("a.jpg", b""), ("a.svg", b"<svg/>"), ("a.gif", b"GIF89a"), ("a.txt", b"x")),
-        *(("a.png", contents[:40]), ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")),
-    ):
-        success, brought = event(http, 1, [upload(name, damaged), 3])
-        assert success == "True" and "This cannot be read as a picture: " in brought
-        assert "/tmp" not in brought
-    os.unlink(given["path"])
-    assert "uploaded too long ago" in event(http, 1, [given, 3])[1]
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_page_says_what_is_wrong_with_an_index(http, index, monkeypatch, tmp_path, capfd):
-    def damaged(*_) -> None:
-        raise ValueError("a vector is missing")
-
-    contents = picture(tmp_path / "blue.png", (0, 0, 250)).read_bytes()
-    (path,) = http.post("gradio_api/upload", files={"files": ("blue.png", contents)}).json()
-    given = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    monkeypatch.setattr(index, "nearest", damaged)
-    ways = ((0, ["red", "", 3, False, None]), (1, [given, 3]), (2, [3], {"id": picture_id("red/0.png")}))
-    for function, *rest in ways:
-        success, brought = event(http, function, *rest)
-        assert success == "True" and ">a vector is missing<" in brought, brought
-    assert "Traceback" not in capfd.readouterr().err
-
-
-@pytest.mark.slow
-def test_gradio_opens_nothing_else(address, index):
-    answer = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.jpg", b"x" * 21_000_000)})
-    assert answer.status_code == 413
-    outside = Path(index.location).parent / "secret.jpg"
-    for path in ("/etc/passwd", outside, f"{index.location}/../secret.jpg", __file__):
-        assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
-    assert httpx.get(f"{address}gradio_api/proxy=https://example.org/a.jpg").status_code >= 400
-    assert httpx.get(f"{address}gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
