@@ -230,6 +230,8 @@ def run_serve(arguments: argparse.Namespace) -> None:
 
     check_host(arguments.host, arguments.token)
     index = PictureIndex(arguments.index, arguments.model)
+    # By default SIGTERM, which uvicorn raises again after it has stopped, would leave the uploads on the disk.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     serve(index, arguments.host, arguments.port, arguments.token, arguments.open)
 
 

@@ -234,4 +234,5 @@ def serve(
     print(address, flush=True)
     if open_page:
         threading.Timer(1, webbrowser.open, [address]).start()
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    # Whoever sends an upload slowly could otherwise keep the server from ending.
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=2)

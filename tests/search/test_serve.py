@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 from urllib.parse import quote
 
 import pytest
@@ -192,6 +193,22 @@ def test_the_printed_address_is_answered(index, host, name, monkeypatch, capsys)
     serve(index, host)
     assert capsys.readouterr().out == f"http://{name}:7860/\n"
     assert TestClient(started[0]).get("/api/search?q=red", headers={"Host": f"{name}:7860"}).status_code == 200
+
+
+def test_sigterm_deletes_the_uploads(index, monkeypatch):
+    def run(app, timeout_graceful_shutdown, **options):
+        assert timeout_graceful_shutdown < 10
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)  # as uvicorn does at its end
+
+    monkeypatch.setattr("ccrk.search.__main__.PictureIndex", lambda location, model: index)
+    monkeypatch.setattr(uvicorn, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:  # which deletes temporary folders, as the default does not
+            main(["serve", index.location])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
 def test_serving_to_all_without_a_token_is_refused_in_one_line(index):
