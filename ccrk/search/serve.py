@@ -221,11 +221,17 @@ def serve(
     token: str | None = None,
     open_page: bool = False,
 ) -> None:
-    """Serves API and page until it is interrupted; see `make_app` and `check_host`."""
+    """Serves API and page until it is interrupted.
+
+    Raises:
+        ValueError: see `make_app` and `check_host`; or the index is damaged.
+    """
     from ccrk.search.page import mount_page
 
     check_host(host, token)
-    getattr(index, "reranker" if index.can_rerank else "encoder")  # is opened before the first request
+    model = "reranker" if index.can_rerank else "encoder"
+    for part in (model,) if index.store.is_approximate else (model, "contents"):
+        getattr(index, part)  # is opened and checked before the first request
     name = f"[{host}]" if ":" in host else host  # as it stands in addresses
     app = make_app(index, token, ["localhost", "127.0.0.1", name] if is_loopback(host) else None)
     mount_page(app, index)

@@ -9,8 +9,9 @@ from urllib.parse import quote
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from search_builders import HOSTILE, picture
+from search_builders import HOSTILE, Colors, bring_up_to_date, picture
 
+from ccrk.search import PictureIndex
 from ccrk.search.__main__ import main
 from ccrk.search.page import mount_page
 from ccrk.search.serve import check_host, make_app, serve
@@ -193,6 +194,16 @@ def test_the_printed_address_is_answered(index, host, name, monkeypatch, capsys)
     serve(index, host)
     assert capsys.readouterr().out == f"http://{name}:7860/\n"
     assert TestClient(started[0]).get("/api/search?q=red", headers={"Host": f"{name}:7860"}).status_code == 200
+
+
+def test_a_damaged_index_is_told_before_anybody_asks(tmp_path, monkeypatch):
+    bring_up_to_date(picture(tmp_path / "photos" / "red.png", (255, 0, 0)).parent, tmp_path / "index")
+    index = PictureIndex(tmp_path / "index")
+    index.encoder, index.can_rerank = Colors(), False
+    index.store.pictures.update(values={"vector": [2.0] * 12})
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: pytest.fail("the index is served"))
+    with pytest.raises(ValueError, match=r"the vector of 'red\.png' is not of length 1"):
+        serve(index)
 
 
 def test_sigterm_deletes_the_uploads(index, monkeypatch):
