@@ -196,6 +196,19 @@ def test_the_printed_address_is_answered(index, host, name, monkeypatch, capsys)
     assert TestClient(started[0]).get("/api/search?q=red", headers={"Host": f"{name}:7860"}).status_code == 200
 
 
+def test_no_proxy_keeps_what_is_behind_the_token(index):
+    client = TestClient(make_app(index, token="long enough"))
+    headers = {"Authorization": "Bearer long enough"}
+    for path in (
+        "/api/search?q=red",
+        "/api/search",
+        "/picture/unknown.jpg",
+        f"/picture/{picture_id('red/0.png')}.jpg",
+    ):
+        assert "private" in client.get(path, headers=headers).headers["cache-control"]
+    assert client.get("/").headers["cache-control"] == "private"
+
+
 def test_a_damaged_index_is_told_before_anybody_asks(tmp_path, monkeypatch):
     bring_up_to_date(picture(tmp_path / "photos" / "red.png", (255, 0, 0)).parent, tmp_path / "index")
     index = PictureIndex(tmp_path / "index")
