@@ -12,6 +12,8 @@ import httpx
 import pytest
 from search_builders import picture
 
+from ccrk.search.store import picture_id
+
 pytest_plugins = ["served"]
 
 
