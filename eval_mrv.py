@@ -15,7 +15,7 @@ with its plots as PNG; of several models each into a folder of its own, and a ta
 matplotlib, models.html. An interrupted run goes on from what it had encoded when it is started again.
 
 An .npz holds `images` (rows, D) and `captions_de` (N, D) for each language, compared by cosine, or `scores_de`
-(rows, N): pictures and captions in the order of the data, without those captions that are empty or punctuation alone.
+(rows, N): images and captions in the order of the data, without those captions that are empty or punctuation alone.
 """
 
 import argparse
@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             **data_options(arguments),
             max_bad_fraction=arguments.max_bad_fraction,
             streaming=False,
+            gallery="gallery" in data_scripts.options_of(arguments.task) or None,
         )
         other_ranks = read_ranks(arguments.compare) if arguments.compare else None
         with state.main_process_first():  # one process prepares the data and writes the cache

@@ -17,9 +17,9 @@ from data_scripts.caption_rows import CaptionRows
 from data_scripts.cards import CARDS
 from data_scripts.cli import one_line
 from data_scripts.files import written_whole
+from data_scripts.formats import is_url
 from data_scripts.images import BadImage, contents_digest
 from data_scripts.shards import ShardRows
-from data_scripts.sources import is_url
 
 logger = logging.getLogger(__name__)
 

@@ -39,6 +39,7 @@ class Annotation:
     image_id: str  # of `AnnotationConfig.image_id`
     captions: dict[str, list[str]]
     where: str  # file and line, or row, for reports
+    gallery: frozenset[str] | None = None  # languages, see `row_features`; None: all
 
 
 @dataclass
@@ -53,6 +54,7 @@ class AnnotationConfig(datasets.BuilderConfig):
         max_bad_fraction: the share of rows that may be bad, see `data_scripts.problems`.
         text_only: in place of the rows with a photograph those whose photograph is missing, where they have captions
             in two languages at least.
+        gallery: what an evaluation ranks: images without a caption as well, and captions that never had an image.
     """
 
     data_dir: str | None = None
@@ -61,6 +63,7 @@ class AnnotationConfig(datasets.BuilderConfig):
     languages: Sequence[str] | None = None
     max_bad_fraction: float = MAX_BAD_FRACTION
     text_only: bool = False
+    gallery: bool = False
 
     # Set by each data set.
     dataset = ""
@@ -165,6 +168,24 @@ class AnnotationConfig(datasets.BuilderConfig):
             )
         return f"{self.source}: {found.guess}/ in the images' names is taken for image_dir {self.image_dir}"
 
+    def has_galleries(self) -> bool:
+        """Whether the languages have different galleries, so that each row tells in which it is."""
+        return self.gallery and self.languages_apart
+
+    def takes(self, annotation: Annotation, image: Any | None) -> bool:
+        """Whether an annotation becomes a row; its image is None where there is none."""
+        of_languages = sum(map(bool, annotation.captions.values()))
+        if self.text_only:
+            return image is None and of_languages > 1
+        return (image is not None or not annotation.image) and (of_languages > 0 or self.gallery)
+
+    def row(self, annotation: Annotation, image: Any | None) -> dict[str, Any]:
+        """Of `row_features`; the image as `AnnotatedImages.locate` gives it."""
+        row = {"image": image, "image_id": annotation.image_id, "captions": annotation.captions}
+        if self.has_galleries():
+            row["gallery"] = sorted(self.languages if annotation.gallery is None else annotation.gallery)
+        return row
+
     def published_counts(self) -> dict[str, int]:
         """What `data_scripts.check` should find: "rows", and "captions LANGUAGE" with the empty ones; where known."""
         return {}
@@ -223,7 +244,8 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
     """Builds one split; `data_scripts.load` is the short way."""
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=row_features(self.config.languages), homepage=self.config.homepage)
+        features = row_features(self.config.languages, gallery=self.config.has_galleries())
+        return datasets.DatasetInfo(features=features, homepage=self.config.homepage)
 
     def _split_generators(self, dl_manager) -> list[datasets.SplitGenerator]:
         annotations, in_files = self.read_annotations()
@@ -236,11 +258,11 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
         # A stream would wait for it at every start, and decodes its images where it can leave the bad ones out.
         decode = not dl_manager.is_streaming and not self.config.text_only
         rows = [
-            (number, {"image": image, "image_id": annotation.image_id, "captions": annotation.captions})
+            (number, self.config.row(annotation, image))
             for number, (annotation, image) in enumerate(self.check_images(annotations, in_images, decode))
-            if (image is None) == self.config.text_only
-            and sum(map(bool, annotation.captions.values())) > self.config.text_only
+            if self.config.takes(annotation, image)
         ]
+        rows.sort(key=lambda row: row[1]["image"] is None)
         if self.config.text_only:
             if not rows:
                 raise ValueError(
@@ -274,7 +296,10 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
         return annotations, problems
 
     def locate(self, annotation: Annotation) -> Any:
-        """Where an annotation's image is, in terms that `encoded` understands; BadImage where it is not."""
+        """
+        Where an annotation's image is, in terms that `encoded` understands; None where it never had one. BadImage
+        where it is not there.
+        """
         return self.config.pictures.find(annotation.image).path
 
     def encoded(self, image: Any) -> str | bytes:
@@ -289,7 +314,8 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
         def check(annotation: Annotation) -> Any | BadImage:
             try:
                 image = self.locate(annotation)
-                if decode:  # at an eighth of its size: a header alone does not show that a download broke off
+                # At an eighth of its size: a header alone does not show that a download broke off.
+                if decode and image is not None:
                     read_image(self.encoded(image), target_size=1)
             except BadImage as error:
                 return error
@@ -365,8 +391,11 @@ def merge_by_image(
     for image, language, captions, where in parts:
         place = config.place(image)
         if place not in merged:
-            merged[place] = Annotation(image, config.image_id(image), {name: [] for name in config.languages}, where)
+            merged[place] = Annotation(
+                image, config.image_id(image), {name: [] for name in config.languages}, where, frozenset()
+            )
         annotation = merged[place]
+        annotation.gallery |= {language}
         if config.image_id(image) != annotation.image_id:
             config.check_places([annotation, replace(annotation, image=image, where=where)])
         # An empty list is counted as an empty caption.

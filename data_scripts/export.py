@@ -24,8 +24,8 @@ from datasets.table import embed_table_storage
 import data_scripts
 from data_scripts.cli import log_to_screen, one_line_errors
 from data_scripts.files import check_output_folder, written_whole
+from data_scripts.formats import PICTURES
 from data_scripts.options import DATASETS, add_data_arguments, data_options
-from data_scripts.sources import PICTURES
 
 ROWS_PER_FILE = 5000  # photographs of 100 kB make half a gigabyte
 WITHOUT_SPLIT = "data"  # in place of a split in the files' names, where the rows tell none

@@ -1,6 +1,8 @@
 """The one row format that every builder in this folder yields and everything downstream reads."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 
@@ -18,6 +20,8 @@ SPLIT_NAMES = {
     "evaluation": "test",
 }
 
+_WHOLE_NUMBER = re.compile(r"(?P<sign>-?)0*(?P<digits>[0-9]+)(\.0*)?")
+
 
 def is_text(value: object) -> bool:
     """Whether a row can hold it: a string, without half a surrogate pair, which is valid JSON and no valid text."""
@@ -30,7 +34,15 @@ def is_text(value: object) -> bool:
     return True
 
 
-def row_features(languages: Sequence[str], aligned: bool = False) -> datasets.Features:
+def id_text(value: Any) -> str | None:
+    """An id as text that is equal for equal numbers, such as 7, "007" and pandas' 7.0; None where there is none."""
+    if value is None or value != value or (text := str(value).strip()) in ("", "nan", "NaN", "None", "<NA>"):
+        return None
+    number = _WHOLE_NUMBER.fullmatch(text)
+    return f"{number['sign']}{number['digits']}" if number else text
+
+
+def row_features(languages: Sequence[str], aligned: bool = False, gallery: bool = False) -> datasets.Features:
     """Features of a row: one image with its captions in every language.
 
     - `image`: a PIL image when read; a path or encoded bytes on disk.
@@ -40,10 +52,16 @@ def row_features(languages: Sequence[str], aligned: bool = False) -> datasets.Fe
     - `aligned`, with the argument of that name: whether captions `i` of the languages are translations of one another,
       `None` standing for one that is missing before others; training then draws one `i` for all languages. Without
       it, each language's captions are drawn from by themselves.
+    - `gallery`, with the argument of that name: the languages whose captions are ranked against this image, also where
+      it has none. Empty where the row has captions and no image; such rows come last. Without it, all languages.
     """
     features = {
         "image": datasets.Image(),
         "image_id": datasets.Value("string"),
         "captions": {language: datasets.List(datasets.Value("string")) for language in languages},
     }
-    return datasets.Features(features | ({"aligned": datasets.Value("bool")} if aligned else {}))
+    if aligned:
+        features["aligned"] = datasets.Value("bool")
+    if gallery:
+        features["gallery"] = datasets.List(datasets.Value("string"))
+    return datasets.Features(features)

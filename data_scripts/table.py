@@ -24,16 +24,19 @@ from data_scripts.annotations import AnnotatedImages, Annotation, AnnotationConf
 from data_scripts.captions import what_is
 from data_scripts.cli import did_you_mean
 from data_scripts.columns import Columns, find_columns
+from data_scripts.formats import Place, Table
 from data_scripts.images import MISSING, BadImage, Found, decode_base64, picture_name
 from data_scripts.problems import Problems
-from data_scripts.rows import is_text
-from data_scripts.sources import SPLIT_NAMES, Place, RetrievalTask, Table, open_tables
+from data_scripts.retrieval_task import RetrievalTask
+from data_scripts.rows import SPLIT_NAMES, id_text, is_text
+from data_scripts.sources import open_tables
 
 logger = logging.getLogger(__name__)
 
 NO_CAPTION = "row without a caption in the languages asked for"
 NO_PICTURE = "row without a picture"
 ANOTHER_PICTURE = "image_id of another picture"
+ANOTHER_ID = "image under a further image_id; the first is kept"
 _SAMPLES = 100  # records that tell what a table's columns hold
 _BASE64_FROM = 260  # characters; a path is shorter
 
@@ -54,6 +57,11 @@ class TableRow(Annotation):
     column: str = ""
     digest: str = ""
     key: str = ""
+
+    @property
+    def own_name(self) -> str:
+        """Its id, or else what tells its image from others."""
+        return self.image_id or self.digest or _name(self.image)
 
 
 @dataclass
@@ -134,6 +142,8 @@ class TableConfig(AnnotationConfig):
             if row is None:
                 problems.absent(NO_PICTURE, where)
                 continue
+            if isinstance(table, RetrievalTask):
+                row.gallery = frozenset(record["gallery"])
             told = record.get(columns.split) if columns.split else None
             if told is not None:
                 row.split = SPLIT_NAMES.get(str(told).lower(), str(told))
@@ -164,7 +174,7 @@ class TableConfig(AnnotationConfig):
                     "remove streaming, or write it again with data_scripts.export"
                 )
             sampled = itertools.islice(self._rows_of(table, unheard), _SAMPLES)
-            self.rows += [replace(row, key=row.image_id or row.digest) for row, _ in sampled]
+            self.rows += [replace(row, key=row.own_name) for row, _ in sampled]
         if not self.rows:
             raise ValueError(f"{self.dataset} has no row that can be read\n{unheard.table()}")
         told |= dict.fromkeys(row.split for row in self.rows if row.split)
@@ -179,7 +189,7 @@ class TableConfig(AnnotationConfig):
         """The rows of a table, or of a part of one, that are of this split; what is left out is counted and told."""
         problems, before = self.in_tables, self.in_tables.total()
         for row, record in self._rows_of(table, problems):
-            row.key = row.image_id or row.digest
+            row.key = row.own_name
             if self._part(row, self.found_splits) != self.split:
                 continue
             for tag in row.captions.keys() - self.first_languages:
@@ -216,8 +226,7 @@ class TableConfig(AnnotationConfig):
     def _picture(self, table: Table, columns: Columns, record: Mapping, position: Any, where: str) -> TableRow | None:
         """The row of a record, still without captions; None where it has no picture. Raises BadImage."""
         value = record.get(columns.image)
-        own_id = record.get(columns.image_id) if columns.image_id else None
-        own_id = None if own_id is None else str(own_id)
+        own_id = id_text(record.get(columns.image_id)) if columns.image_id else None
         if isinstance(value, Mapping) and not value.get("bytes"):
             value = value.get("path")
         if is_text(value) and value and not _is_base64(value):
@@ -228,13 +237,23 @@ class TableConfig(AnnotationConfig):
                 )
             path = self._relative(table, value)
             first = path.split("/")[0]
-            return TableRow(path, own_id or picture_name(path), {}, where, table.split or SPLIT_NAMES.get(first))
+            return TableRow(path, own_id or "", {}, where, split=table.split or SPLIT_NAMES.get(first))
         contents, name = _contents(value, where)
         if contents is None:
-            return TableRow("", own_id or where, {}, where, table.split) if self.text_only else None
+            is_kept = self.text_only or (self.gallery and isinstance(table, RetrievalTask))
+            return TableRow("", own_id or where, {}, where, split=table.split) if is_kept else None
         digest = hashlib.sha256(contents).hexdigest()
         place = Place(table, position)
-        return TableRow(name or digest, own_id or "", {}, where, table.split, place, columns.image, digest)
+        return TableRow(
+            name or digest,
+            own_id or "",
+            {},
+            where,
+            split=table.split,
+            place=place,
+            column=columns.image,
+            digest=digest,
+        )
 
     def _relative(self, table: Table, path: str) -> str:
         """A path of a table relative to `image_dir`; of its own folder, to the folder of all tables."""
@@ -249,31 +268,47 @@ class TableConfig(AnnotationConfig):
         )
 
     def _merged(self, rows: Iterable[TableRow]) -> Iterator[TableRow]:
-        """One row for each picture of a split, with the captions of all its records."""
-        merged: dict[tuple, TableRow] = {}
+        """One row for each image of a split, with the captions of all its records: one path is one image."""
+        merged: list[TableRow] = []
+        by_id: dict[tuple, TableRow] = {}
+        by_image: dict[tuple, TableRow] = {}
         digests: dict[str, set[str]] = {}  # of the pictures inside the tables, by name
         for row in rows:
             if row.place is not None:
                 digests.setdefault(row.image, set()).add(row.digest)
-            key = (row.split, row.image_id) if row.image_id else (row.split, row.image, row.digest)
-            first = merged.setdefault(key, row)
-            if first is row:
-                continue
-            if not first.image:  # of text alone: the picture may come in a later record
+            # One inside a table that has an id and no name is known by its id alone.
+            has_name = row.image and (row.image != row.digest or not row.image_id)
+            image = (row.split, _name(row.image), row.digest) if has_name else None
+            own_id = (row.split, row.image_id) if row.image_id else None
+            first = by_image.get(image) or by_id.get(own_id)
+            if first is None:
+                merged.append(row)
+                first = row
+            elif not first.image:  # of text alone: the picture may come in a later record
                 first.image, first.place = row.image, row.place
                 first.column, first.digest = row.column, row.digest
             elif row.image and (
-                row.digest != first.digest
-                or (row.place is None and picture_name(row.image) != picture_name(first.image))
+                row.digest != first.digest or (row.place is None and _name(row.image) != _name(first.image))
             ):
                 self.in_tables.bad(ANOTHER_PICTURE, f"{row.where}: {row.image_id}, which {first.where} has as well")
                 continue
+            elif own_id is not None and own_id not in by_id and first.image_id:
+                self.in_tables.absent(ANOTHER_ID, f"{row.where}: {row.image_id}, in {first.where} {first.image_id}")
+            if image is not None:
+                by_image[image] = first
+            if own_id is not None:
+                by_id.setdefault(own_id, first)
+                first.image_id = first.image_id or row.image_id
+            if first is row:
+                continue
             for language, captions in row.captions.items():
                 first.captions.setdefault(language, []).extend(captions)
-        for row in merged.values():
+            if first.gallery is not None and row.gallery is not None:
+                first.gallery |= row.gallery
+        for row in merged:
             # Names inside of tables are mostly the last part of a path: two pictures may share one.
-            unique = row.image if len(digests.get(row.image, ())) < 2 else row.digest
-            yield replace(row, image_id=row.image_id or unique, key=row.image_id or row.digest)
+            unique = _name(row.image) if len(digests.get(row.image, ())) < 2 else row.digest
+            yield replace(row, image_id=row.image_id or unique, key=row.own_name)
 
     def _of_split(self, rows: Sequence[TableRow]) -> list[TableRow]:
         """The rows of the split that is asked for.
@@ -308,6 +343,16 @@ class TableConfig(AnnotationConfig):
         if self.validation_fraction is not None and row.split in (None, "train"):
             return "validation" if _share(row.key) < self.validation_fraction else "train"
         return "test" if not found and self.split == "test" else row.split or "train"
+
+    def has_galleries(self) -> bool:
+        languages = frozenset(self.languages)
+        return self.gallery and any(
+            not row.image or (row.gallery is not None and not row.gallery >= languages) for row in self.rows
+        )
+
+    def row(self, annotation: Annotation, image: Any | None) -> dict[str, Any]:
+        row = super().row(annotation, image)
+        return row | {"gallery": []} if "gallery" in row and image is None else row
 
     def known_languages(self) -> Sequence[str]:
         return list(dict.fromkeys(language for row in self.rows for language in row.captions))
@@ -354,6 +399,14 @@ def _share(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
 
+def _name(path: str) -> str:
+    """A path in one form, also where it leads out of its folder, which is counted when it is looked for."""
+    try:
+        return picture_name(path)
+    except BadImage:
+        return path
+
+
 def _is_base64(text: str) -> bool:
     return text.startswith("data:") or len(text) > _BASE64_FROM
 
@@ -392,6 +445,8 @@ class AnyTable(AnnotatedImages):
         if annotation.place is not None:
             return annotation.place, annotation.column
         if not annotation.image:
+            if self.config.gallery:
+                return None
             raise BadImage(MISSING, annotation.where)
         return super().locate(annotation)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccrk.processes import Share
-from ccrk.retrieval.instances import usable_captions
+from ccrk.retrieval.instances import count_images, usable_captions
 from ccrk.retrieval.ranking import by_cosine, rank_language
 from ccrk.retrieval.results import RetrievalResult
 from data_scripts.cli import one_line
@@ -29,10 +29,10 @@ def evaluate_arrays(
     folds: Mapping[str, int] | None = None,
     image_numbers: np.ndarray | None = None,
 ) -> RetrievalResult:
-    """Ranks from an .npz file, in the order of the data set's rows and of the captions in them.
+    """Ranks from an .npz file, in the order of the data set's images and of the captions in its rows.
 
-    The file holds `images` (rows, D) and for each language `captions_LANGUAGE` (N, D), compared by cosine; or for
-    each language `scores_LANGUAGE` (rows, N), higher is better. N counts the usable captions, see
+    The file holds `images` (I, D) and for each language `captions_LANGUAGE` (N, D), compared by cosine; or for each
+    language `scores_LANGUAGE` (I, N), higher is better. N counts the usable captions, see
     `data_scripts.captions`. `image_numbers` as for `usable_captions`.
 
     Raises:
@@ -45,7 +45,7 @@ def evaluate_arrays(
             captions = usable_captions(dataset, language, image_numbers)
             found = [
                 arrays.read(name, shape)
-                for name, shape in _needed(arrays, language, len(dataset), len(captions.texts)).items()
+                for name, shape in _needed(arrays, language, count_images(dataset), len(captions.texts)).items()
             ]
             similarity = _by_score(*found) if len(found) == 1 else by_cosine(*(F.normalize(x, dim=-1) for x in found))
             number = (folds or {}).get(language, 0)
@@ -59,16 +59,16 @@ def check_arrays(path: Path, dataset: datasets.Dataset, languages: Sequence[str]
     with ArrayFile(path) as arrays:
         for language in languages:
             number = len(usable_captions(dataset, language).texts)
-            for name, shape in _needed(arrays, language, len(dataset), number).items():
+            for name, shape in _needed(arrays, language, count_images(dataset), number).items():
                 arrays.check(name, shape)
 
 
-def _needed(arrays: "ArrayFile", language: str, rows: int, captions: int) -> dict[str, tuple[int, int]]:
+def _needed(arrays: "ArrayFile", language: str, images: int, captions: int) -> dict[str, tuple[int, int]]:
     """Names and shapes of a language's arrays: its scores, or the embeddings of images and captions."""
     if f"scores_{language}" in arrays.names:
-        return {f"scores_{language}": (rows, captions)}
+        return {f"scores_{language}": (images, captions)}
     width = arrays.check(f"captions_{language}", (captions, None))[1]
-    return {"images": (rows, width), f"captions_{language}": (captions, width)}
+    return {"images": (images, width), f"captions_{language}": (captions, width)}
 
 
 class ArrayFile:
@@ -145,7 +145,12 @@ def _by_score(scores: Tensor):
     """Similarity as given, for `rank_language`."""
 
     def of_pool(pool):
-        chosen = scores[torch.from_numpy(pool.images)[:, None], torch.from_numpy(pool.captions)]
-        return lambda rows: chosen[rows], lambda rows: chosen[:, rows].t()
+        def of(images: np.ndarray, captions: np.ndarray) -> Tensor:
+            return scores[torch.from_numpy(images)[:, None], torch.from_numpy(captions)]
+
+        return (
+            lambda rows: of(pool.image_queries[rows], pool.captions),
+            lambda rows: of(pool.images, pool.caption_queries[rows]).t(),
+        )
 
     return of_pool

@@ -25,8 +25,11 @@ def _expected(captions: UsableCaptions, pools: list[Pool]) -> dict[str, float]:
     for direction in ("IR", "TR"):
         found: dict[int, list[np.ndarray]] = {k: [] for k in CUT_OFFS}
         for pool in pools:
-            ids = captions.ids[captions.rows[pool.captions]], captions.ids[pool.images]
-            query_ids, candidate_ids = ids if direction == "IR" else ids[::-1]
+            caption_ids, image_ids = captions.ids[captions.rows[pool.captions]], captions.ids[pool.images]
+            if direction == "IR":
+                query_ids, candidate_ids = caption_ids[pool.has_image], image_ids
+            else:
+                query_ids, candidate_ids = image_ids[pool.has_caption], caption_ids
             names, counts = np.unique(candidate_ids, return_counts=True)
             right = counts[np.searchsorted(names, query_ids)]
             for k, shares in found.items():

@@ -31,7 +31,7 @@ from ccrk.encoding import EncodedCaptions
 from ccrk.processes import Share, process_state, progress
 from ccrk.retrieval.arrays import check_arrays, evaluate_arrays
 from ccrk.retrieval.images import EvaluatedImages
-from ccrk.retrieval.instances import usable_captions
+from ccrk.retrieval.instances import count_images, usable_captions
 from ccrk.retrieval.notes import cut_note
 from ccrk.retrieval.ranking import by_cosine, rank_language
 from ccrk.retrieval.results import BY_LANGUAGE, RetrievalResult
@@ -73,9 +73,10 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Ranks every caption's image and every image's captions, in each language by itself.
 
-    A language's pool are its usable captions and the images that have one. Rows with equal `image_id` show the same
-    image: each other's captions are right answers. Captions that are empty after normalisation are left out and
-    counted. Images are encoded once for all languages.
+    A language's pool are its usable captions and the images of its gallery, also those without a caption, see
+    `data_scripts.rows.row_features`. Rows with equal `image_id` show the same image: each other's captions are right
+    answers. Captions that are empty after normalisation are left out and counted. Images are encoded once for all
+    languages.
 
     Args:
         encoder: a `CCRKEncoder`, a `DualEncoder`, ….
@@ -236,8 +237,8 @@ def encode_images(
     share: Share = Share(),
     cache_dir: Path | None = None,
 ) -> EncodedImages:
-    """Encodes the `image` column; see `evaluate_retrieval`."""
-    pictures = dataset.select_columns(["image"])
+    """Encodes the images; see `evaluate_retrieval`."""
+    pictures = dataset.select(range(count_images(dataset))).select_columns(["image"])
     embeds, states = {}, {}
     for start in progress(share.of(range(0, len(pictures), batch_size)), "encoding images"):
         rows = range(start, min(start + batch_size, len(pictures)))

@@ -10,20 +10,20 @@ import pandas as pd
 
 from ccrk.encoders import OPEN_CLIP
 from ccrk.processes import process_state
+from ccrk.retrieval.instances import gallery_of
 from ccrk.retrieval.notes import equal_note, trained_on_notes
 from ccrk.trained_on import image_digests, overlap, read_runs
-from data_scripts.captions import is_usable
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class EvaluatedImages:
-    """The images that have a usable caption.
+    """The images of all galleries.
 
     Args:
         digests: (I,), of their contents, see `ccrk.trained_on.image_digests`.
-        with_copy: how many of them have a copy under another name in the pool of one language.
+        with_copy: how many of them have a copy under another name in the gallery of one language.
         numbers: (rows,), equal for rows that count as one image, where any copy counts as right; else None.
     """
 
@@ -35,11 +35,12 @@ class EvaluatedImages:
     def of(cls, dataset: datasets.Dataset, any_copy: bool) -> "EvaluatedImages":
         """Of the rows of an evaluation, with a warning where there are copies; every process must call."""
         digests, ids = image_digests(dataset), np.array(dataset["image_id"][:])
-        has_captions = np.array([[any(map(is_usable, own)) for own in row.values()] for row in dataset["captions"]])
-        with_copy = np.zeros(len(digests), bool)
-        for in_pool in has_captions.T:
-            with_copy[in_pool] |= have_copy(ids[in_pool], digests[in_pool])
-        digests_used = digests[has_captions.any(axis=1)]
+        with_copy, is_used = np.zeros(len(digests), bool), np.zeros(len(digests), bool)
+        for language in dataset.features["captions"]:
+            gallery = gallery_of(dataset, language)
+            is_used[gallery] = True
+            with_copy[gallery] |= have_copy(ids[gallery], digests[gallery])
+        digests_used = digests[is_used]
         images = cls(digests_used, int(with_copy.sum()), number_images(ids, digests) if any_copy else None)
         _warn([equal_note(images.with_copy, len(digests_used), any_copy)])
         return images

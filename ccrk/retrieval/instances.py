@@ -22,10 +22,11 @@ INDEX = {"IR": CAPTION, "TR": IMAGE}
 
 @dataclass
 class UsableCaptions:
-    """N captions of one language."""
+    """N captions of one language, and the I images among which theirs are looked for."""
 
     texts: list[str]
     rows: np.ndarray  # (N,), ascending
+    gallery: np.ndarray  # (I,), rows, ascending
     places: np.ndarray  # (N,), of each among its row's captions
     ids: np.ndarray  # (rows of the data set,), equal for equal images
     images: pd.MultiIndex  # all rows of the data set, by `IMAGE`
@@ -63,7 +64,20 @@ def usable_captions(
     if not texts:
         raise ValueError(f"the data has no usable caption in {language!r}; ask for other languages")
     ids = np.unique(dataset["image_id"] if image_numbers is None else image_numbers, return_inverse=True)[1]
-    return UsableCaptions(texts, np.array(rows), np.array(places), ids, image_index(dataset), left_out)
+    gallery = gallery_of(dataset, language)
+    return UsableCaptions(texts, np.array(rows), gallery, np.array(places), ids, image_index(dataset), left_out)
+
+
+def gallery_of(dataset: datasets.Dataset, language: str) -> np.ndarray:
+    """The rows whose images are in a language's gallery, ascending, see `data_scripts.rows.row_features`."""
+    if "gallery" not in dataset.column_names:
+        return np.arange(len(dataset))
+    return np.flatnonzero([language in languages for languages in dataset["gallery"]])
+
+
+def count_images(dataset: datasets.Dataset) -> int:
+    """How many rows have an image: captions without one come last."""
+    return sum(map(bool, dataset["gallery"])) if "gallery" in dataset.column_names else len(dataset)
 
 
 def shared_ranks(ranks: Ranks, languages: Sequence[str], direction: str) -> pd.DataFrame:

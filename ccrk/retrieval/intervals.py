@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ccrk.retrieval.instances import CAPTION, INDEX, Ranks, image_index, shared_ranks
-from data_scripts.captions import is_usable
+from ccrk.retrieval.instances import CAPTION, INDEX, Ranks, shared_ranks, usable_captions
+from ccrk.retrieval.ranking import pools_of
 from data_scripts.cli import one_line
 
 RESAMPLES = 1_000
@@ -97,15 +97,9 @@ def compare(ranks: Ranks, other: Ranks, mrv_languages: Sequence[str], seed: int 
 
 def check_same_data(dataset: datasets.Dataset, other: Ranks) -> None:
     """Raises what `compare` would raise after all is scored, as far as the rows show it."""
-    images, captions = image_index(dataset), dataset["captions"][:]
     for language in _languages_in_both(list(dataset.features["captions"]), other):
-        ours = [
-            (*image, place)
-            for image, of_row in zip(images, captions, strict=True)
-            for place, caption in enumerate(of_row[language])
-            if is_usable(caption)
-        ]
-        index = pd.MultiIndex.from_tuples(ours, names=CAPTION)
+        captions = usable_captions(dataset, language)
+        index = captions.index(pools_of(captions)[0].caption_queries)
         _check_instances(f"{language} IR", index, other[language]["IR"].index)
 
 

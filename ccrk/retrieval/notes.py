@@ -8,7 +8,7 @@ SMALL_POOL = 100  # images; below, chance and single images decide too much
 def notes_on_data(results: Mapping) -> list[str]:
     """Sentences on the images and captions of an evaluation, whatever the model; `results` as in results.json."""
     images, any_copy = results["counts"]["images"], "any_copy" in results
-    found = [equal_note(results.get("equal_images", 0), images, any_copy)]
+    found = [equal_note(results.get("equal_images", 0), images, any_copy), distractor_note(results["counts"])]
     if pools := results["counts"].get("images_per_language"):
         found.append(pool_note(min(pools.values()), max(row["IR@10"] for row in results["chance"].values())))
     return [note for note in found if note]
@@ -61,6 +61,23 @@ def equal_note(equal: int, images: int, any_copy: bool) -> str | None:
         return None
     start = f"{equal:,} of {images:,} images have a copy of equal contents under another name, and "
     return start + ("any copy counts as right" if any_copy else "only one name counts as right; --any_copy counts any")
+
+
+def distractor_note(counts: Mapping) -> str | None:
+    """Of images and captions that are ranked against, though they have no counterpart."""
+    images = [
+        f"{language} {number:,} of {counts['images_per_language'][language]:,}"
+        for language, number in counts.get("distractor_images", {}).items()
+        if number
+    ]
+    captions = [
+        f"{language} {number:,} of {counts['captions'][language]:,}"
+        for language, number in counts.get("distractor_captions", {}).items()
+        if number
+    ]
+    parts = [f"images without a caption ({', '.join(images)})"] * bool(images)
+    parts += [f"captions without an image ({', '.join(captions)})"] * bool(captions)
+    return f"Ranked against as well: {' and '.join(parts)}" if parts else None
 
 
 def pool_note(images: int, chance: float) -> str | None:

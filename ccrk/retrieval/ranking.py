@@ -16,10 +16,28 @@ _SIMILARITIES_PER_CHUNK = 1 << 24  # 64 MB in fp32
 
 @dataclass
 class Pool:
-    """I images and N captions that are searched for each other."""
+    """I images and N captions that are ranked for each other; those without a counterpart ask for nothing."""
 
     images: np.ndarray  # (I,), rows of the data set, ascending
     captions: np.ndarray  # (N,), positions among the language's captions, ascending
+    has_caption: np.ndarray  # (I,), which images are queries
+    has_image: np.ndarray  # (N,), which captions are queries
+
+    @classmethod
+    def of(cls, captions: UsableCaptions, images: np.ndarray, chosen: np.ndarray) -> "Pool":
+        """Of rows, and of positions among a language's captions."""
+        rows = captions.rows[chosen]
+        return cls(images, chosen, np.isin(images, rows), np.isin(rows, images))
+
+    @property
+    def image_queries(self) -> np.ndarray:
+        """Rows of the data set."""
+        return self.images[self.has_caption]
+
+    @property
+    def caption_queries(self) -> np.ndarray:
+        """Positions among the language's captions."""
+        return self.captions[self.has_image]
 
 
 @dataclass
@@ -33,11 +51,12 @@ class Candidates:
 
 def pools_of(captions: UsableCaptions, folds: int = 0) -> list[Pool]:
     """What is searched in one language: all of it, and then each of its folds, equal parts of the images."""
-    rows = np.unique(captions.rows)
-    pools = [Pool(rows, np.arange(len(captions.rows)))]
-    for fold in np.array_split(rows, min(folds, len(rows))) if folds else ():
-        pools.append(Pool(fold, np.flatnonzero((captions.rows >= fold[0]) & (captions.rows <= fold[-1]))))
-    return pools
+    gallery = captions.gallery
+    pools = [Pool.of(captions, gallery, np.arange(len(captions.rows)))]
+    for fold in np.array_split(gallery, min(folds, len(gallery))) if folds else ():
+        inside = (captions.rows >= fold[0]) & (captions.rows <= fold[-1])
+        pools.append(Pool.of(captions, fold, np.flatnonzero(inside)))
+    return [pool for pool in pools if pool.has_caption.any()]
 
 
 def rank_language(
@@ -51,7 +70,8 @@ def rank_language(
     """IR and TR ranks of one language, and the same within folds (empty without any).
 
     Args:
-        similarity: of a pool, per image and per caption; see `by_cosine`.
+        similarity: of a pool: of some image queries to its captions, and of some caption queries to its images; see
+            `by_cosine`.
         score: match logits of (image row, caption) pairs, (P, 2) → (P,), the pairs sorted by image. None: ranks by
             similarity alone.
     """
@@ -60,11 +80,11 @@ def rank_language(
     for pool in pools:
         per_image, per_caption = similarity(pool)
         image_ids, caption_ids = captions.ids[pool.images], captions.ids[captions.rows[pool.captions]]
-        tr = find_candidates(per_image, image_ids, caption_ids, k_test, share)
-        ir = find_candidates(per_caption, caption_ids, image_ids, k_test, share)
+        tr = find_candidates(per_image, image_ids[pool.has_caption], caption_ids, k_test, share)
+        ir = find_candidates(per_caption, caption_ids[pool.has_image], image_ids, k_test, share)
         # A pair is one number: its image's row times the captions there are, plus its caption.
-        tr.top = pool.images[:, None] * len(captions.rows) + pool.captions[tr.top]
-        ir.top = pool.images[ir.top] * len(captions.rows) + pool.captions[:, None]
+        tr.top = pool.image_queries[:, None] * len(captions.rows) + pool.captions[tr.top]
+        ir.top = pool.images[ir.top] * len(captions.rows) + pool.caption_queries[:, None]
         searches.append((tr, ir))
         pairs += [tr.top.ravel(), ir.top.ravel()]
     if score is not None:
@@ -77,8 +97,8 @@ def rank_language(
     def named(searches: list[tuple[Candidates, Candidates]], pools: list[Pool]) -> dict[str, pd.Series]:
         if not pools:
             return {}
-        ir_index = captions.index(np.concatenate([pool.captions for pool in pools]))
-        tr_index = captions.images[np.concatenate([pool.images for pool in pools])]
+        ir_index = captions.index(np.concatenate([pool.caption_queries for pool in pools]))
+        tr_index = captions.images[np.concatenate([pool.image_queries for pool in pools])]
         return {
             "IR": pd.Series(np.concatenate([ir.ranks for _, ir in searches]), index=ir_index),
             "TR": pd.Series(np.concatenate([tr.ranks for tr, _ in searches]), index=tr_index),
@@ -92,7 +112,8 @@ def by_cosine(image_embeds: Tensor, caption_embeds: Tensor) -> Callable[[Pool], 
 
     def of_pool(pool: Pool) -> tuple[Callable, Callable]:
         images, captions = image_embeds[pool.images], caption_embeds[pool.captions]
-        return lambda rows: images[rows] @ captions.t(), lambda rows: captions[rows] @ images.t()
+        image_queries, caption_queries = image_embeds[pool.image_queries], caption_embeds[pool.caption_queries]
+        return lambda rows: image_queries[rows] @ captions.t(), lambda rows: caption_queries[rows] @ images.t()
 
     return of_pool
 

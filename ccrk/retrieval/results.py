@@ -26,6 +26,8 @@ class RetrievalResult:
     fold_ranks: Ranks = field(default_factory=dict)  # each within its fold; empty unless folds were asked for
     chance: dict[str, dict[str, float]] = field(default_factory=dict)  # recall of a random order, see `chance_recall`
     fold_chance: dict[str, dict[str, float]] = field(default_factory=dict)
+    images: dict[str, pd.MultiIndex] = field(default_factory=dict)  # of each gallery, by `IMAGE`
+    captions: dict[str, int] = field(default_factory=dict)  # all that are ranked
     left_out: dict[str, int] = field(default_factory=dict)  # captions that were empty after normalisation
     cut: dict[str, int] = field(default_factory=dict)  # captions that a model reads the beginning of; of an .npz none
     trained_on: dict | None = None  # see `ccrk.trained_on.overlap`; None where that is not recorded
@@ -36,7 +38,8 @@ class RetrievalResult:
         self, language: str, captions: UsableCaptions, ranked: tuple[dict[str, pd.Series], ...], folds: int
     ) -> None:
         """Takes what `rank_language` gives of a language."""
-        self.left_out[language] = captions.left_out
+        self.images[language] = captions.images[captions.gallery]
+        self.captions[language], self.left_out[language] = len(captions.texts), captions.left_out
         self.ranks[language], in_folds = ranked
         self.chance[language], chance_in_folds = chance_recall(captions, folds)
         if in_folds:
@@ -64,7 +67,7 @@ class RetrievalResult:
 
 
 # The fields of a `RetrievalResult` that have an entry for each language.
-BY_LANGUAGE = ("ranks", "fold_ranks", "chance", "fold_chance", "left_out", "cut")
+BY_LANGUAGE = ("ranks", "fold_ranks", "chance", "fold_chance", "images", "captions", "left_out", "cut")
 
 
 def recall_table(ranks: Ranks) -> dict[str, dict[str, float]]:
@@ -165,10 +168,17 @@ def make_results(
         "recall": recall_table(result.ranks),
         "mrv": mrv,
         "counts": {
-            "images": len(set().union(*(ranks["TR"].index for ranks in result.ranks.values()))),
-            "captions": {language: len(ranks["IR"]) for language, ranks in result.ranks.items()},
+            "images": len(set().union(*result.images.values())),
+            "captions": result.captions,
             "captions_left_out": result.left_out,
-            "images_per_language": {language: len(ranks["TR"]) for language, ranks in result.ranks.items()},
+            "images_per_language": {language: len(images) for language, images in result.images.items()},
+            # In the gallery and among the candidates, but no query: nobody asks for them.
+            "distractor_images": {
+                language: len(images) - len(result.ranks[language]["TR"]) for language, images in result.images.items()
+            },
+            "distractor_captions": {
+                language: number - len(result.ranks[language]["IR"]) for language, number in result.captions.items()
+            },
         },
         "intervals": intervals,
     }

@@ -16,9 +16,9 @@ from ccrk.retrieval.evaluate import encode_captions
 from ccrk.search.index import PictureIndex
 from ccrk.search.store import picture_id
 from data_scripts.captions import is_usable, meant_language
+from data_scripts.formats import SeparatedValues
 from data_scripts.images import BadImage, picture_name
 from data_scripts.problems import Problems
-from data_scripts.sources import SeparatedValues
 from data_scripts.spreadsheets import from_cell
 
 PATH = "path"

@@ -18,8 +18,9 @@ from fsspec.asyn import AsyncFileSystem
 from PIL import Image
 
 from data_scripts.cli import one_line
+from data_scripts.formats import PICTURES, is_url
 from data_scripts.images import MISSING, UNREADABLE, BadImage, picture_name, read_image
-from data_scripts.sources import FORMATS, PICTURES, is_url
+from data_scripts.sources import FORMATS
 from data_scripts.text import files_below
 from pictures_ccrk import MAX_BYTES
 

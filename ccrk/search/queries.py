@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from ccrk.processes import process_state
 from data_scripts.captions import is_usable, meant_language
+from data_scripts.formats import SeparatedValues
 from data_scripts.problems import Problems
-from data_scripts.sources import SeparatedValues
 from data_scripts.spreadsheets import from_cell, write_csv
 from data_scripts.translate import Gap, Translator
 

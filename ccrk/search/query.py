@@ -21,8 +21,8 @@ from ccrk.encoding import CCRKEncoder, EncodedCaptions
 from ccrk.search.pictures import within_range
 from data_scripts.captions import is_usable
 from data_scripts.cli import did_you_mean
+from data_scripts.formats import PICTURES
 from data_scripts.images import BadImage, picture_name, read_image
-from data_scripts.sources import PICTURES
 
 Query = str | Path | bytes | Image.Image
 

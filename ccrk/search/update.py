@@ -16,8 +16,8 @@ from ccrk.search.machines import Encoded, Machines
 from ccrk.search.pictures import PASSING, Item, Source, digest_of, endings, names, open_source
 from ccrk.search.store import FileState, Store
 from data_scripts.cli import one_line
+from data_scripts.formats import is_url
 from data_scripts.images import BadImage
-from data_scripts.sources import is_url
 
 logger = logging.getLogger(__name__)
 

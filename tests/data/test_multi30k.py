@@ -212,7 +212,11 @@ def test_no_photograph_at_all(release):
         ({"languages": "en"}, ValueError, "languages is a list of different codes .*, not 'en'"),
         ({"languages": ["en", "en"]}, ValueError, "languages is a list of different codes"),
         ({"split": "val"}, ValueError, "no split 'val'; choose one of train, validation, test"),
-        ({"image_size": 64}, ValueError, "multi30k takes no image_size; it takes data_dir, image_dir, languages"),
+        (
+            {"image_size": 64},
+            ValueError,
+            "multi30k takes no image_size; it takes data_dir, gallery, image_dir",
+        ),
         ({"data_dir": None}, ValueError, "multi30k needs data_dir: the folder of a clone of https://github.com"),
         ({"image_dir": None}, ValueError, "multi30k needs image_dir: the folder of Flickr30k's photographs"),
         ({"data_dir": "/nowhere"}, FileNotFoundError, "data_dir /nowhere is no folder"),

@@ -11,7 +11,7 @@ from builders import jpeg, reports, write, write_json_lines
 from torch.utils.data import DataLoader
 
 import data_scripts.export
-from data_scripts import sources
+from data_scripts import formats
 from data_scripts.cli import InputError
 from data_scripts.streams import EndlessRows
 
@@ -58,7 +58,7 @@ def test_a_stream_gives_the_rows_that_loading_gives(tmp_path, monkeypatch):
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("rows_of_a_part", [10, 1000], ids=["many parts", "one part"])
 def test_every_row_once_and_resumed(processes, workers, rows_of_a_part, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS_OF_A_PART", rows_of_a_part)
+    monkeypatch.setattr(formats, "ROWS_OF_A_PART", rows_of_a_part)
     rows = stream(parquet(tmp_path / "data"))
     assert rows.num_shards == max(1, ROWS // rows_of_a_part)
     seen = Counter()

@@ -20,7 +20,7 @@ from tiny import make_spread_model
 import data_scripts
 from ccrk.encoders import CCRKEncoder
 from ccrk.retrieval.evaluate import evaluate_retrieval
-from data_scripts import check, export, sources
+from data_scripts import check, export, tars
 from data_scripts.columns import LANGUAGES, find_columns, read_captions
 from data_scripts.options import parse_caption_columns
 
@@ -301,9 +301,9 @@ def test_images_of_a_tar_that_are_not_read_are_counted(streaming, tmp_path, capl
         expected = Image.open(io.BytesIO(picture(number))).convert("RGB")
         assert np.array_equal(np.asarray(row["image"].convert("RGB")), np.asarray(expected))
     text = reports(caplog)
-    assert f"2  {sources.SECOND_IMAGE}, first: {source}, 2.png" in text
-    assert f"2  {sources.DOTTED_IMAGE}, first: {source}, x/1.v2.jpg" in text
-    assert f"1  {sources.SECOND_FILE}, first: {source}, x/1.en.txt" in text
+    assert f"2  {tars.SECOND_IMAGE}, first: {source}, 2.png" in text
+    assert f"2  {tars.DOTTED_IMAGE}, first: {source}, x/1.v2.jpg" in text
+    assert f"1  {tars.SECOND_FILE}, first: {source}, x/1.en.txt" in text
     assert f"1  row without a picture, first: {source}, 3" in text
 
 
@@ -518,7 +518,7 @@ class TestBadInput:
             ({"metadata.jsonl": b"", "metadata.csv": b""}, "has metadata.csv and metadata.jsonl; keep one"),
             ({"a.csv": b""}, "a.csv has no row that can be read"),
             ({"a.parquet": b"PAR1"}, "a.parquet is no whole Parquet file"),
-            ({"a.tar": b"x" * 600}, "a.tar is no whole, uncompressed tar"),
+            ({"a.tar": b"x" * 600}, "a.tar is not a whole, uncompressed tar"),
             ({"a.csv": b"path,path\n1,2\n"}, "a column is named twice"),
         ],
     )

@@ -47,11 +47,11 @@ class TestChance:
         assert hit_probability(n, np.array([m]), k)[0] == pytest.approx(share)
 
     def test_of_several_captions_and_rows_of_one_image(self):
-        rows = make_rows([[4, 9], [2], [6, 1, 3], [], [5]], ids=[0, 1, 0, 2, 3])  # 4 rows, 3 images; 7 captions
+        rows = make_rows([[4, 9], [2], [6, 1, 3], [], [5]], ids=[0, 1, 0, 2, 3])  # 5 rows, 4 images; 7 captions
         found, in_folds = chance_recall(usable_captions(rows, "en"))
         assert not in_folds
         for k in (1, 5, 10):
-            ir = [1 - comb(4 - m, k) / comb(4, k) if k <= 4 else 1.0 for m in (2, 2, 1, 2, 2, 2, 1)]
+            ir = [1 - comb(5 - m, k) / comb(5, k) if k <= 5 else 1.0 for m in (2, 2, 1, 2, 2, 2, 1)]
             tr = [1 - comb(7 - m, k) / comb(7, k) if k <= 7 else 1.0 for m in (5, 1, 5, 1)]
             assert found[f"IR@{k}"] == pytest.approx(100 * np.mean(ir))
             assert found[f"TR@{k}"] == pytest.approx(100 * np.mean(tr))
@@ -138,9 +138,9 @@ class TestCopies:
         for direction in ("IR", "TR"):
             assert found.ranks["en"][direction].tolist() == expected.ranks["en"][direction].tolist()
 
-    def test_copies_in_pools_of_different_languages_never_meet(self, rows):
+    def test_copies_in_galleries_of_different_languages_never_meet(self, rows):
         def one_language(row, place):
-            return {"captions": row["captions"] | {"en" if place == 1 else "de": []}}
+            return {"gallery": ["de" if place == 1 else "en"]}
 
         apart = rows.map(one_language, with_indices=True)
         assert EvaluatedImages.of(rows, False).with_copy == 2 and EvaluatedImages.of(apart, False).with_copy == 0
