@@ -1,12 +1,14 @@
 """The one row format that every builder in this folder yields and everything downstream reads."""
 
+import os
 import re
 from collections.abc import Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
 import datasets
 
-# How files and folders of a split are called on the Hub.
+# How files and folders of a split are called on the Hub, by `datasets.data_files`.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -21,6 +23,24 @@ SPLIT_NAMES = {
 }
 
 _WHOLE_NUMBER = re.compile(r"(?P<sign>-?)0*(?P<digits>[0-9]+)(\.0*)?")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a word of a name tells: `train-00000-of-00002`, `val2014`, `Test images`, `captions.dev`."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
+
+def split_of_folders(path: str | os.PathLike) -> str | None:
+    """The split that the first folder of a relative path tells; whose own name, `train station.jpg`, tells none."""
+    return next(filter(None, map(split_of, PureWindowsPath(path).parts[:-1])), None)
+
+
+def split_of_value(value: Any) -> str:
+    """The split that stands in a column: one of these names, alone or before a number, or else one of its own."""
+    text = str(value).strip()
+    word = re.sub("[0-9]+$", "", text.lower())
+    return SPLIT_NAMES.get(word, text)
 
 
 def is_text(value: object) -> bool:

@@ -1,5 +1,7 @@
 """Which tables a name means: a file, a folder, a pattern, a URL, or a data set on the Hub."""
 
+import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from data_scripts.columns import LANGUAGES
 from data_scripts.formats import PICTURES, JSONLines, Parquet, SeparatedValues, Table, is_url
 from data_scripts.problems import Problems
 from data_scripts.retrieval_task import RetrievalTask
-from data_scripts.rows import SPLIT_NAMES
+from data_scripts.rows import split_of, split_of_folders
 from data_scripts.tars import WebDataset
 from data_scripts.text import files_below
 
@@ -89,12 +91,6 @@ FORMATS: dict[str, type[Table]] = {
 }
 
 
-def split_of(path: str | os.PathLike) -> str | None:
-    """The split that a file's or folder's name tells, as on the Hub: `train-00000-of-00002.parquet`, `val.jsonl`."""
-    words = re.split(r"[^a-z]+", Path(path).name.lower().split(".")[0])
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
-
-
 def open_tables(source: str, streaming: bool = False) -> list[Table]:
     """The tables that a name means: a file, a pattern such as `shards/*.tar`, a folder, a URL of one of these, or a
     data set on the Hub.
@@ -117,20 +113,26 @@ def open_tables(source: str, streaming: bool = False) -> list[Table]:
     if path.is_file():
         return [_table(path, path.parent)]
     if any(letter in source for letter in "*?["):
-        found = sorted(path.parent.glob(path.name) if "**" not in source else Path().glob(source))
+        found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
         if not found:
             raise FileNotFoundError(f"no file is called {source}")
-        return [_table(file, file.parent) for file in found]
+        root = _fixed_part(path)
+        return [_table(file, root) for file in [file for file in found if file.suffix in FORMATS] or found]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise FileNotFoundError(f"there is no file or folder {source!r}")
     return _from_hub(source, streaming)
 
 
+def _fixed_part(pattern: PurePath) -> PurePath:
+    """The folder that a pattern begins with."""
+    parts = list(itertools.takewhile(lambda part: not any(letter in part for letter in "*?["), pattern.parts))
+    return type(pattern)(*parts)
+
+
 def _table(path: PurePath, root: PurePath) -> Table:
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} is none of {', '.join(FORMATS)}; give a table of one of these formats")
-    folders = (split_of(folder) for folder in path.relative_to(root).parts[:-1])
-    split = next(filter(None, folders), None) or (None if path.name in METADATA else split_of(path))
+    split = split_of_folders(path.relative_to(root)) or split_of(path.stem)
     words = path.name.split(".")[:-1]
     language = next((word for word in re.split(r"[._-]", ".".join(words)) if word in LANGUAGES), None)
     return FORMATS[path.suffix](path, split, language)
@@ -144,7 +146,7 @@ def _retrieval_tasks(folder: PurePath, files: list[PurePath]) -> list[Table]:
         for name in (path.name.split(".")[0], path.parent.name):
             language, _, role = name.rpartition("-")
             if role in roles and (not language or language.split("-")[0] in LANGUAGES):
-                table = FORMATS[path.suffix](path, split_of(path))
+                table = FORMATS[path.suffix](path, split_of(path.stem))
                 of_language = parts.setdefault(table.split, {}).setdefault(language or None, {})
                 of_language.setdefault(roles[role], []).append(table)
                 break
@@ -173,7 +175,7 @@ def _tables_at(url: str) -> list[Table]:
         filesystem, root = fsspec.url_to_fs(url)
         folder = PurePosixPath(root)
         if any(letter in root for letter in "*?["):
-            found, folder = filesystem.glob(root), folder.parent
+            found, folder = filesystem.glob(root), _fixed_part(folder)
         elif filesystem.isfile(root):
             found, folder = [root], folder.parent
         else:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from data_scripts.formats import Place, Table
 from data_scripts.images import MISSING, BadImage, Found, decode_base64, picture_name
 from data_scripts.problems import Problems
 from data_scripts.retrieval_task import RetrievalTask
-from data_scripts.rows import SPLIT_NAMES, id_text, is_text
+from data_scripts.rows import id_text, is_text, split_of_folders, split_of_value
 from data_scripts.sources import open_tables
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ NO_CAPTION = "row without a caption in the languages asked for"
 NO_PICTURE = "row without a picture"
 ANOTHER_PICTURE = "image_id of another picture"
 ANOTHER_ID = "image under a further image_id; the first is kept"
+_BEGINNINGS = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
 _SAMPLES = 100  # records that tell what a table's columns hold
 _BASE64_FROM = 260  # characters; a path is shorter
 
@@ -146,7 +148,7 @@ class TableConfig(AnnotationConfig):
                 row.gallery = frozenset(record["gallery"])
             told = record.get(columns.split) if columns.split else None
             if told is not None:
-                row.split = SPLIT_NAMES.get(str(told).lower(), str(told))
+                row.split = split_of_value(told)
             for language, captions in columns.read(record):
                 texts = [caption for caption in captions if is_text(caption)]
                 for caption in captions:
@@ -236,8 +238,7 @@ class TableConfig(AnnotationConfig):
                     "disk; give --image_dir, or put them into the table with data_scripts.export"
                 )
             path = self._relative(table, value)
-            first = path.split("/")[0]
-            return TableRow(path, own_id or "", {}, where, split=table.split or SPLIT_NAMES.get(first))
+            return TableRow(path, own_id or "", {}, where, split=table.split or split_of_folders(path))
         contents, name = _contents(value, where)
         if contents is None:
             is_kept = self.text_only or (self.gallery and isinstance(table, RetrievalTask))
@@ -328,15 +329,31 @@ class TableConfig(AnnotationConfig):
             chosen = list(rows)
         else:
             chosen = [row for row in rows if self._part(row, found) == self.split]
-        if self.split == "test" and not found and chosen:
-            logger.warning("%s has no splits: all of its rows are taken", self.dataset)
+        if not found and chosen:
+            self._tell_that_all_are_taken(rows)
         if not chosen:
             has = f"only {', '.join(found)}" if found else "no splits"
-            meant = SPLIT_NAMES.get(str(self.split).lower(), str(self.split))
+            meant = split_of_value(self.split)
             cure = "; --validation_fraction 0.1 takes one from the training images" * (meant == "validation")
             cure = did_you_mean(meant, found) or cure
             raise ValueError(f"{self.dataset} has no split {self.split!r}, {has}{cure}")
         return chosen
+
+    def _tell_that_all_are_taken(self, rows: Sequence[TableRow]) -> None:
+        """Of rows that tell no split; a warning where names look as if they told some."""
+        names: dict[str, str] = {}  # split → the first name that looks like it
+        for row in rows:
+            for part in row.image.split("/"):
+                word = re.split(r"[^a-z]", part.lower())[0]
+                meant = next((split for start, split in _BEGINNINGS.items() if word.startswith(start)), None)
+                if meant is not None:
+                    names.setdefault(meant, row.image)
+        if len(names) > 1:
+            cure = "move each split to a folder of its name, or add a column 'split'"
+            alike = f"though names look like splits ({', '.join(names.values())}); {cure}"
+            _tell_once(f"{self.dataset} has no splits: all of its rows are taken, {alike}", logging.WARNING)
+        elif self.split == "test":
+            logger.warning("%s has no splits: all of its rows are taken", self.dataset)
 
     def _part(self, row: TableRow, found: Sequence[str]) -> str | None:
         """The split of a row, where `found` are those that the rows tell; without any, all can be evaluated."""
