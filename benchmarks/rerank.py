@@ -176,7 +176,7 @@ def ours(model, corpus: Corpus) -> Tensor:
         return lambda rows: corpus.similarities[rows], lambda rows: corpus.similarities[:, rows].t()
 
     rows = pd.MultiIndex.from_arrays([each, np.zeros_like(each)], names=IMAGE)
-    captions = UsableCaptions([""] * size, each, np.zeros_like(each), each, rows, 0)
+    captions = UsableCaptions([""] * size, each, each, np.zeros_like(each), each, rows, 0)
     rank_language(captions, similarity, corpus.k_test, score)
     return scores
 

@@ -289,7 +289,9 @@ class AnnotatedImages(datasets.GeneratorBasedBuilder):
 
     def read_annotations(self) -> tuple[list[Annotation], Problems]:
         """The annotations of the split, and what was wrong in their files."""
-        problems = Problems(f"{self.config.source} annotations", self.config.max_bad_fraction)
+        problems = Problems(
+            f"{self.config.source} annotations", self.config.max_bad_fraction, languages=self.config.languages
+        )
         annotations = list(self.config.read(problems))
         problems.check()
         self.config.check_places(annotations)

@@ -76,6 +76,11 @@ def is_usable(caption: object) -> bool:
     return caption_problem(caption) is None
 
 
+def folded_tag(tag: str) -> str:
+    """A form that is equal for tags which differ in case and separators alone: `zh_TW`, `zh-tw`."""
+    return tag.strip().replace("_", "-").lower()
+
+
 def is_close(tag: str, language: str) -> bool:
     """Whether two language tags differ and still mean one language: `zh-CN`, `ZH`, `cmn`, `cn` and `Chinese`."""
     return tag != language and _primary(tag) == _primary(language)

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_scripts.captions import code_of
 from data_scripts.cells import written_list
-from data_scripts.rows import is_text
+from data_scripts.rows import is_text, split_of
 
 # ISO 639-1; and those languages with three letters that data sets of many languages have under a name of their own.
 _TWO_LETTERS = (
@@ -55,7 +55,7 @@ _CAPTION_COLUMNS = [
     re.compile(_TAG),
 ]
 _NEARLY_CAPTION_COLUMNS = [re.compile(rf".*[_.\- ]{_TAG}"), re.compile(rf"{_TAG}[_.\- ].*")]  # `title_en`, `en_title`
-_PLAIN_CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "sentence", "txt")
+PLAIN_CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "sentence", "txt")
 _LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _IMAGE_COLUMNS = (
     *(
@@ -122,6 +122,12 @@ def read_captions(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def language_of_name(stem: str) -> str | None:
+    """The language of a table that is called by it alone: `de`, `captions.de`, `de.test`, and not `my_photos`."""
+    tag, is_language = _tag_of(".".join(word for word in stem.split(".") if split_of(word) is None))
+    return tag if is_language and tag is not None and tag.lower() not in _WORDS else None
+
+
 def find_columns(
     source: str,
     samples: Sequence[Mapping[str, Any]],
@@ -160,10 +166,10 @@ def find_columns(
     if caption_columns:
         return Columns(**common, captions={tag: tuple(names) for tag, names in caption_columns.items()})
     texts = {name for name, kind in columns.items() if kind in ("text", "list of texts")} - set(common.values())
-    for name in _PLAIN_CAPTIONS:
+    for name in PLAIN_CAPTIONS:
         if columns.get(name) == "mapping":
             return Columns(**common, mapping=name)
-    plain = next((name for name in _PLAIN_CAPTIONS if name in texts), None)
+    plain = next((name for name in PLAIN_CAPTIONS if name in texts), None)
     long_form = next((name for name in _LANGUAGE_COLUMNS if columns.get(name) == "text"), None)
     if plain is not None and long_form is not None:
         return Columns(**common, language=long_form, text=plain)
@@ -229,7 +235,7 @@ def _by_language(
 
 def _tag_of(name: str) -> tuple[str | None, bool]:
     """A language tag in a column's name, and whether the name is that of a language's captions or only nearly so."""
-    if name in _PLAIN_CAPTIONS:
+    if name in PLAIN_CAPTIONS:
         return None, False
     for pattern in _CAPTION_COLUMNS:
         if match := pattern.fullmatch(name):

@@ -140,7 +140,7 @@ class SeparatedValues(Table):
         with open_file(self.path) as file:
             reader = self._reader(lines())
             try:
-                header = next(reader, [])
+                header = [name.strip() for name in next(reader, [])]  # `file_name, en, de`
                 if len(set(header)) < len(header):
                     raise ValueError(f"{self.path}: a column is named twice in {', '.join(header)}; rename one")
                 while True:

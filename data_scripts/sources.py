@@ -10,7 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 import datasets
 import fsspec
 
-from data_scripts.columns import LANGUAGES
+from data_scripts.columns import LANGUAGES, language_of_name
 from data_scripts.formats import PICTURES, JSONLines, Parquet, SeparatedValues, Table, is_url
 from data_scripts.problems import Problems
 from data_scripts.retrieval_task import RetrievalTask
@@ -133,9 +133,7 @@ def _table(path: PurePath, root: PurePath) -> Table:
     if path.suffix not in FORMATS:
         raise ValueError(f"{path} is none of {', '.join(FORMATS)}; give a table of one of these formats")
     split = split_of_folders(path.relative_to(root)) or split_of(path.stem)
-    words = path.name.split(".")[:-1]
-    language = next((word for word in re.split(r"[._-]", ".".join(words)) if word in LANGUAGES), None)
-    return FORMATS[path.suffix](path, split, language)
+    return FORMATS[path.suffix](path, split, language_of_name(path.stem))
 
 
 def _retrieval_tasks(folder: PurePath, files: list[PurePath]) -> list[Table]:

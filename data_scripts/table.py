@@ -22,9 +22,9 @@ from typing import Any
 import datasets
 
 from data_scripts.annotations import AnnotatedImages, Annotation, AnnotationConfig, without_empty
-from data_scripts.captions import what_is
+from data_scripts.captions import folded_tag, what_is
 from data_scripts.cli import did_you_mean
-from data_scripts.columns import Columns, find_columns
+from data_scripts.columns import PLAIN_CAPTIONS, Columns, find_columns
 from data_scripts.formats import Place, Table
 from data_scripts.images import MISSING, BadImage, Found, decode_base64, picture_name
 from data_scripts.problems import Problems
@@ -99,6 +99,7 @@ class TableConfig(AnnotationConfig):
             raise ValueError("text_only rows are not streamed; remove one of the two")
         self.tables = open_tables(self.data_dir, self.streaming)
         self.root = os.path.commonpath([table.folder for table in self.tables])  # the folder of all tables
+        self.spellings = {folded_tag(language): language for language in self.languages or ()}
         self.columns: dict[str | None, Columns] = {}
         self.column_names: dict[str, None] = {}
         self.in_tables = Problems(self.source, self.max_bad_fraction, quiet=not self.streaming)
@@ -126,11 +127,20 @@ class TableConfig(AnnotationConfig):
                 columns = find_columns(table.path, samples, *given)
             except ValueError as error:  # what was not read may be why
                 raise ValueError(f"{error}\n{unheard.table()}".rstrip()) from error
+            if table.language is not None and columns.captions.get(table.language, [""])[0] in PLAIN_CAPTIONS:
+                _tell_once(f"{table.path}: captions are in {table.language}, by its name")
             if columns.warning:
                 _tell_once(f"{self.dataset}: {columns.warning}", logging.WARNING)
             self.columns[key] = columns
             self.column_names |= dict.fromkeys(name for sample in samples for name in sample)
         return self.columns[key]
+
+    def _language(self, tag: str) -> str:
+        """A tag as it is asked for, or else as it is written first: `zh_TW` and `zh-tw` are one."""
+        language = self.spellings.setdefault(folded_tag(tag), tag)
+        if language != tag:
+            _tell_once(f"{self.dataset}: language {tag!r} is taken for {language!r}")
+        return language
 
     def _rows_of(self, table: Table, problems: Problems) -> Iterator[tuple[TableRow, dict]]:
         """A row for each record that has a picture; others are counted, and what is wrong in those that have."""
@@ -149,7 +159,8 @@ class TableConfig(AnnotationConfig):
             told = record.get(columns.split) if columns.split else None
             if told is not None:
                 row.split = split_of_value(told)
-            for language, captions in columns.read(record):
+            for tag, captions in columns.read(record):
+                language = self._language(tag)
                 texts = [caption for caption in captions if is_text(caption)]
                 for caption in captions:
                     if not is_text(caption):
@@ -380,6 +391,10 @@ class TableConfig(AnnotationConfig):
     def read(self, problems: Problems) -> Iterator[Annotation]:
         problems.update(self.in_tables)
         for row in self.rows:
+            for tag in row.captions.keys() - set(self.languages):
+                problems.other_language(tag)
+            if not self.gallery and row.captions and not any(map(row.captions.get, self.languages)):
+                problems.absent(NO_CAPTION, row.where)
             captions = {
                 language: without_empty(row.captions.get(language, []), language, row.where, problems)
                 for language in self.languages

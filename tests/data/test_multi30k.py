@@ -416,7 +416,11 @@ def test_names_of_data_sets():
         ("photos", {"split": "val"}, "has no split 'val', only train, validation; did you mean 'validation'?$"),
         ("photos", {"split": "training"}, "; did you mean 'train'?$"),
         ("shapes", {"split": "test", "languages": ["english"]}, "GRAMMARS; en is close to english$"),
-        ("photos", {"split": "train", "languages": ["EN"]}, r"has the languages en, not \['EN'\]; en is close to EN$"),
+        (
+            "photos",
+            {"split": "train", "languages": ["eng"]},
+            r"languages en, not \['eng'\]; en is close to eng$",
+        ),
     ],
 )
 def test_names_that_are_nearly_right(name, options, message, tmp_path, monkeypatch):

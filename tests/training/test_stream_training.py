@@ -28,7 +28,7 @@ def train(tmp_path, monkeypatch):
         for number in range(40)
     ]
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr("data_scripts.sources.ROWS_OF_A_PART", 10)
+    monkeypatch.setattr("data_scripts.formats.ROWS_OF_A_PART", 10)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data/rows.parquet", row_group_size=10)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     recipe = RECIPE | {"dataset": str(tmp_path / "data"), "dataset_config": {}, "streaming": True, "logging_steps": 1}
