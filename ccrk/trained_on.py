@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 
 from ccrk.encoders import optional_file
-from ccrk.processes import Share, progress
+from ccrk.processes import Share, process_state, progress
 from data_scripts.caption_rows import CaptionRows
 from data_scripts.cards import CARDS
 from data_scripts.cli import one_line
@@ -62,6 +62,14 @@ class Run:
             digests = image_digests(rows if len(chosen) == len(rows) else rows.select(chosen))
             return cls(*about, len(rows), len(chosen), np.unique(digests[digests != 0]))
         return cls(*about, 0 if rows is None else None, 0, np.empty(0, np.uint64))
+
+    def warn_of(self, evaluated) -> None:
+        """A warning where images that are evaluated during training are trained on; every process must call."""
+        if not isinstance(evaluated, datasets.Dataset) or "image" not in evaluated.column_names or not self.images:
+            return
+        both = self.found_in(image_digests(evaluated))
+        if both and process_state().is_main_process:
+            logger.warning("%d of %d images evaluated during training are trained on as well", both, len(evaluated))
 
     def named(self, recipe: Mapping) -> "Run":
         """The same with what a recipe calls its data; of a path its last part, since models are shared."""

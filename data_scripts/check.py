@@ -7,8 +7,8 @@
 Captions that are least like the others of their picture, such as wrong translations, are found by a model:
 `python -m ccrk.suspects`.
 
-Every image is decoded. The exit code is 1 where something is missing, bad or other than published, unless
---allow-partial; 2 where nothing could be read.
+Every image is decoded. Images in two splits are named. The exit code is 1 where something is missing, bad, left out or
+other than published, unless --allow-partial; 2 where nothing could be read.
 """
 
 import argparse
@@ -32,9 +32,12 @@ from data_scripts.files import check_output_folder, written_whole
 from data_scripts.images import contents_digest, read_image
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.problems import Problems
+from data_scripts.table import ANOTHER_ID, NO_CAPTION
 
 logger = logging.getLogger(__name__)
 
+# What is left out without a loss: a choice of languages, and further ids of an image that is there.
+NOTHING_LOST = (NO_CAPTION, ANOTHER_ID)
 # Sides of a thumbnail in pixels, and characters to a line below it.
 THUMBNAIL = 320
 LINE = 44
@@ -51,6 +54,8 @@ class Report:
     images: dict[str, tuple[int, int | None]]
     captions: dict[str, tuple[int, int | None, int, int]]  # language → here, expected, of them empty, repeated
     problems: list[Problems]
+    split: str
+    names: dict[str | bytes, str]  # of the images that were found: contents or id → id
 
     @property
     def is_complete(self) -> bool:
@@ -85,14 +90,16 @@ def check(builder: AnnotatedImages) -> tuple[Report, list[tuple[Annotation, str 
     """
     annotations, in_files = builder.read_annotations()
     in_images = Problems(f"{builder.config.source} images", max_bad_fraction=1.0, rows=len(annotations))
-    found, digests = [], set()
+    found, names, digests = [], {}, set()
     for annotation, image in builder.check_images(annotations, in_images):
         if image is not None:
             found.append((annotation, image))
-            digests.add(contents_digest(builder.encoded(image)))
+            digests.add(digest := contents_digest(builder.encoded(image)))
+            names |= dict.fromkeys((digest, annotation.image_id), annotation.image_id)
     languages = builder.config.languages
     published = builder.config.published_counts()
     unreadable = sum(count for reason, count in in_files.counts.items() if not reason.startswith(EMPTY_CAPTION))
+    left_out = sum(count for reason, count in in_files.absences.items() if reason not in NOTHING_LOST)
     images = {
         "rows": (len(annotations), published.get("rows")),
         "images found": (len(found), len(annotations)),
@@ -100,6 +107,7 @@ def check(builder: AnnotatedImages) -> tuple[Report, list[tuple[Annotation, str 
         "images bad": (in_images.counts.total(), 0),
         "images seen twice": (len(found) - len(digests), None),
         "entries unreadable": (unreadable, 0),
+        "entries left out": (left_out, 0),
     }
     captions = {}
     for language in languages:
@@ -108,7 +116,21 @@ def check(builder: AnnotatedImages) -> tuple[Report, list[tuple[Annotation, str 
         expected = published.get(f"captions {language}")
         captions[language] = (len(texts) + empty, expected, empty, len(texts) - len(set(texts)))
     title = f"{builder.config.source} ({' '.join(languages)})"
-    return Report(title, images, captions, [in_files, in_images]), found
+    return Report(title, images, captions, [in_files, in_images], builder.config.split, names), found
+
+
+def in_two_splits(reports: Sequence[Report]) -> list[str]:
+    """A line for each two splits with images in common, by contents or id."""
+    lines = []
+    for number, one in enumerate(reports):
+        for other in (report for report in reports[number + 1 :] if report.split != one.split):
+            if both := {one.names[key]: other.names[key] for key in one.names.keys() & other.names.keys()}:
+                name = min(both)
+                lines.append(
+                    f"{len(both):,} images of {one.split} are in {other.split} as well, such as {name} and "
+                    f"{both[name]}; remove them from one"
+                )
+    return lines
 
 
 def draw_contact_sheet(pictures: Sequence[tuple[Image.Image, str, dict[str, list[str]]]], path: Path) -> None:
@@ -222,14 +244,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.thumbnails:
             _check_sheet(arguments.output)
+        reports = []
         for split in _splits(arguments):
             for builder in _builders(arguments, split):
                 report, found = check(builder)
+                reports.append(report)
                 print(printable(report), end="\n\n", flush=True)
                 complete &= report.is_complete
                 unused |= dict.fromkeys(getattr(builder.config, "unused_columns", ()))
                 if sheet is None and found:
                     sheet = (builder, found)
+        for line in in_two_splits(reports):
+            print(printable(line))
         if unused:
             print(printable(f"columns not used: {', '.join(unused)}"))
         if arguments.thumbnails and sheet is None:

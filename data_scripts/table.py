@@ -15,6 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from data_scripts.captions import folded_tag, what_is
 from data_scripts.cli import did_you_mean
 from data_scripts.columns import PLAIN_CAPTIONS, Columns, find_columns
 from data_scripts.formats import Place, Table
-from data_scripts.images import MISSING, BadImage, Found, decode_base64, picture_name
+from data_scripts.images import MISSING, BadImage, Found, ImageFolder, decode_base64, picture_name
 from data_scripts.problems import Problems
 from data_scripts.retrieval_task import RetrievalTask
 from data_scripts.rows import id_text, is_text, split_of_folders, split_of_value
@@ -51,14 +52,12 @@ class TableRow(Annotation):
         split: that the row, its table or its picture's folder tells.
         place: the record that holds the picture's bytes in `column`; None where there is a path.
         digest: of those bytes.
-        key: what `validation_fraction` goes by; of the picture alone, whatever else is in the table.
     """
 
     split: str | None = None
     place: Place | None = None
     column: str = ""
     digest: str = ""
-    key: str = ""
 
     @property
     def own_name(self) -> str:
@@ -77,8 +76,8 @@ class TableConfig(AnnotationConfig):
         caption_columns: language → names of columns; by default found, see `data_scripts.columns.find_columns`.
         image_column, image_id_column: by default found as well.
         streaming: rows come as they are read, one for each record, and none is looked at before.
-        validation_fraction: the share of the training pictures that are the split "validation" instead. Which ones
-            follows from their names.
+        validation_fraction: the share of the training images that are the split "validation" instead. Which ones
+            follows from the contents of their files, so that copies are in one part.
     """
 
     split: str | None = "train"
@@ -99,6 +98,7 @@ class TableConfig(AnnotationConfig):
             raise ValueError("text_only rows are not streamed; remove one of the two")
         self.tables = open_tables(self.data_dir, self.streaming)
         self.root = os.path.commonpath([table.folder for table in self.tables])  # the folder of all tables
+        self.pictures = ImageFolder(os.path.expanduser(self.image_dir or self.root))
         self.spellings = {folded_tag(language): language for language in self.languages or ()}
         self.columns: dict[str | None, Columns] = {}
         self.column_names: dict[str, None] = {}
@@ -187,7 +187,7 @@ class TableConfig(AnnotationConfig):
                     "remove streaming, or write it again with data_scripts.export"
                 )
             sampled = itertools.islice(self._rows_of(table, unheard), _SAMPLES)
-            self.rows += [replace(row, key=row.own_name) for row, _ in sampled]
+            self.rows += [row for row, _ in sampled]
         if not self.rows:
             raise ValueError(f"{self.dataset} has no row that can be read\n{unheard.table()}")
         told |= dict.fromkeys(row.split for row in self.rows if row.split)
@@ -202,7 +202,6 @@ class TableConfig(AnnotationConfig):
         """The rows of a table, or of a part of one, that are of this split; what is left out is counted and told."""
         problems, before = self.in_tables, self.in_tables.total()
         for row, record in self._rows_of(table, problems):
-            row.key = row.own_name
             if self._part(row, self.found_splits) != self.split:
                 continue
             for tag in row.captions.keys() - self.first_languages:
@@ -222,7 +221,7 @@ class TableConfig(AnnotationConfig):
             except BadImage as error:
                 problems.add_image(error, row.where)
                 continue
-            yield {"image": {"bytes": contents, "path": name}, "image_id": row.key, "captions": captions}
+            yield {"image": {"bytes": contents, "path": name}, "image_id": row.own_name, "captions": captions}
         if problems.total() > before:
             logger.warning("%s", problems.table())
 
@@ -320,7 +319,7 @@ class TableConfig(AnnotationConfig):
         for row in merged:
             # Names inside of tables are mostly the last part of a path: two pictures may share one.
             unique = _name(row.image) if len(digests.get(row.image, ())) < 2 else row.digest
-            yield replace(row, image_id=row.image_id or unique, key=row.own_name)
+            yield replace(row, image_id=row.image_id or unique)
 
     def _of_split(self, rows: Sequence[TableRow]) -> list[TableRow]:
         """The rows of the split that is asked for.
@@ -339,9 +338,13 @@ class TableConfig(AnnotationConfig):
         if self.split is None:
             chosen = list(rows)
         else:
-            chosen = [row for row in rows if self._part(row, found) == self.split]
+            with ThreadPoolExecutor() as pool:  # with a fraction, files are read
+                parts = list(pool.map(lambda row: self._part(row, found), rows))
+            chosen = [row for row, part in zip(rows, parts, strict=True) if part == self.split]
         if not found and chosen:
             self._tell_that_all_are_taken(rows)
+        elif self.split == "train":
+            self._tell_of_other_splits(chosen, [row for row in rows if row.split not in (None, "train")])
         if not chosen:
             has = f"only {', '.join(found)}" if found else "no splits"
             meant = split_of_value(self.split)
@@ -366,11 +369,33 @@ class TableConfig(AnnotationConfig):
         elif self.split == "test":
             logger.warning("%s has no splits: all of its rows are taken", self.dataset)
 
+    def _tell_of_other_splits(self, rows: Sequence[TableRow], others: Sequence[TableRow]) -> None:
+        """A warning where rows to train on are in another split, by id or image, as far as the tables show it."""
+        known = {key: other for other in others for key in _keys(other)}
+        both = [(row, known[key]) for row in rows if (key := next(filter(known.get, _keys(row)), None))]
+        if both:
+            row, other = both[0]
+            _tell_once(
+                f"{self.dataset}: {len(both):,} images to train on are in another split as well, such as {row.where} "
+                f"and {other.where}; remove them from one",
+                logging.WARNING,
+            )
+
     def _part(self, row: TableRow, found: Sequence[str]) -> str | None:
         """The split of a row, where `found` are those that the rows tell; without any, all can be evaluated."""
         if self.validation_fraction is not None and row.split in (None, "train"):
-            return "validation" if _share(row.key) < self.validation_fraction else "train"
+            return "validation" if _share(self._contents_of(row)) < self.validation_fraction else "train"
         return "test" if not found and self.split == "test" else row.split or "train"
+
+    def _contents_of(self, row: TableRow) -> str:
+        """A digest of an image's file; of one that is not there, which will be no row, its name."""
+        if row.digest:
+            return row.digest
+        try:
+            with open(self.pictures.find(row.image).path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (BadImage, OSError):
+            return row.own_name
 
     def has_galleries(self) -> bool:
         languages = frozenset(self.languages)
@@ -431,6 +456,12 @@ def _share(name: str) -> float:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64
 
 
+def _keys(row: TableRow) -> list[tuple[str, str]]:
+    """What a row is known by: its own id, and its image."""
+    keys = [("id", row.image_id)] * bool(row.image_id)
+    return keys + [("image", row.digest or _name(row.image))] * bool(row.image)
+
+
 def _name(path: str) -> str:
     """A path in one form, also where it leads out of its folder, which is counted when it is looked for."""
     try:
@@ -460,7 +491,7 @@ def _stream(tables: list[Table], config: TableConfig) -> Iterator[dict]:
 class AnyTable(AnnotatedImages):
     """Builds one split of a table; `data_scripts.load(X, …)` is the short way."""
 
-    VERSION = datasets.Version("1.1.0")  # the code is not in the cache's name: count up when the rows change
+    VERSION = datasets.Version("1.2.0")  # the code is not in the cache's name: count up when the rows change
     BUILDER_CONFIG_CLASS = TableConfig
 
     def as_streaming_dataset(self, split: str | None = None, base_path: str | None = None) -> datasets.IterableDataset:

@@ -142,6 +142,7 @@ class CCRKTrainer(Trainer):
         self._runs_before += read_runs(checkpoint or "")
         self.check_metric()
         self._run = Run.of(self.train_dataset if self.rows_with_images is None else self.rows_with_images)
+        self._run.warn_of(self.eval_dataset)
         self._settings = self.settings()
         if checkpoint is not None and self._has_all_steps(Path(checkpoint)):
             self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))

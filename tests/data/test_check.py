@@ -40,6 +40,7 @@ def test_a_complete_data_set(arguments, capsys):
         "images bad                 0           0",
         "images seen twice          0",
         "entries unreadable         0           0",
+        "entries left out           0           0",
         "captions                here    expected     empty  repeated",
         "  en                       4           4         0         1",
         "  ja                       4           4         0         0",
