@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import tarfile
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -13,13 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import jpeg, reports, write, write_json_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import encode
 from PIL import Image
 from tiny import make_spread_model
 
 import data_scripts
 from ccrk.encoders import CCRKEncoder
+from ccrk.retrieval.arrays import evaluate_arrays
 from ccrk.retrieval.evaluate import evaluate_retrieval
+from ccrk.retrieval.instances import usable_captions
 from data_scripts import check, export, tars
 from data_scripts.columns import LANGUAGES, find_columns, read_captions
 from data_scripts.options import parse_caption_columns
@@ -193,6 +199,64 @@ def test_every_format_ranks_alike(processor, tmp_path, monkeypatch):
         out = tmp_path / file_format / "out"
         export.main([str(tmp_path / "first/data"), str(out), "--format", file_format])
         pd.testing.assert_frame_equal(ranks(out), expected)
+
+
+TEXT = st.sampled_from(["a dog", 'ein Hund, "groß"', " ", "two\nlines", "狗", "=1+1", "a\tb", "\u200b", "x" * 300])
+
+
+@st.composite
+def some_rows(draw) -> tuple[list[str], dict[str, list[list[str]]]]:
+    """Names of images in any order, and captions of each, of which one in each language is usable."""
+    known = ["a.jpg", "b/a.jpg", "b/c d.jpg", "é.jpg", "x/y/z.jpg"]
+    names = draw(st.lists(st.sampled_from(known), min_size=2, unique=True))
+    captions = {tag: [draw(st.lists(TEXT, max_size=3)) for _ in names] for tag in ("en", "de")}
+    for of_language in captions.values():
+        of_language[draw(st.integers(0, len(names) - 1))].append("usable")
+    return names, captions
+
+
+def ranks_by_names(rows: datasets.Dataset, path: Path) -> pd.DataFrame:
+    """Ranks by embeddings that follow from ids and texts alone."""
+
+    def embed(texts: Iterable[str]) -> np.ndarray:
+        return np.array([np.random.default_rng(list(text.encode())).normal(size=8) for text in texts])
+
+    languages = list(rows.features["captions"])
+    np.savez(
+        path,
+        images=embed(rows["image_id"]),
+        **{f"captions_{tag}": embed(usable_captions(rows, tag).texts) for tag in languages},
+    )
+    table = evaluate_arrays(path, rows, languages).rank_table()
+    return table.sort_values(list(table.columns), ignore_index=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(some_rows())
+def test_any_rows_are_the_same_in_every_format(drawn):
+    names, captions = drawn
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "NAMES", names)
+        patch.setitem(globals(), "CAPTIONS", captions)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(folder, "hf-cache"))
+        makers = [make for make in FORMATS if make is not metadata_at_two_levels]  # of the names above alone
+        sources = {make.__name__: make(Path(folder, make.__name__)) for make in makers}
+        for file_format in ("parquet", "tar"):
+            sources[file_format] = Path(folder, f"exported {file_format}")
+            arguments = [str(sources["image_folder"]), str(sources[file_format]), "--format", file_format]
+            export.main([*arguments, "--dataset_config", '{"max_bad_fraction": 1.0}'])
+        expected = None
+        for name, source in sources.items():
+            options = {"languages": ["en", "de"], "max_bad_fraction": 1.0}
+            rows = data_scripts.load(str(source), split="test", **options)
+            _, problems = data_scripts.make_builder(str(source), split="test", **options).read_annotations()
+            found = [(row["image_id"], row["captions"]) for row in rows], ranks_by_names(rows, Path(folder, "a.npz"))
+            counts = problems.counts if name not in ("parquet", "tar") else None  # exports hold what is usable
+            expected = expected or (sorted(found[0], key=str), found[1], counts)
+            assert sorted(found[0], key=str) == expected[0], name
+            pd.testing.assert_frame_equal(found[1], expected[1])
+            assert counts in (None, expected[2]), name
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "tar"])
