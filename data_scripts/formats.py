@@ -184,7 +184,8 @@ class Parquet(Table):
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         try:
-            return pyarrow.parquet.ParquetFile(open_file(self.path) if is_url(self.path) else self.path)
+            file = open_file(self.path) if is_url(self.path) else self.path
+            return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{self.path} is no whole Parquet file ({error}); write it again") from error
 

@@ -42,6 +42,8 @@ def read_text(path: Path, cure: str) -> str:
                         f"{path} holds more than {MAX_FILE_BYTES:,} bytes of text, more than is read; {cure}"
                     )
                 blocks.append(block)
+        if path.suffix == ".gz" and not path.stat().st_size:
+            raise EOFError("it is empty")
         contents = b"".join(blocks)
         check_encoding(path, contents, cure)
         return contents.decode("utf-8-sig")
