@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 import numpy as np
 import torch
 from huggingface_hub.utils import httpx
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 # Image files that are read: the formats of photographs on the web. Others of Pillow's stay closed: EPS, for one, runs
 # Ghostscript.
@@ -47,6 +47,11 @@ EMPTY_PATH = "image path is empty"
 EMPTY = "image of zero bytes"
 NOT_BASE64 = "image is no base64"
 NOT_AN_IMAGE = "not an image"
+HEIC = "HEIC image, which Pillow does not read; convert it to JPEG, for example with pip install pillow-heif"
+JPEG_2000 = "JPEG 2000 image, which is not read here; convert it to JPEG or PNG"
+JPEG_XL = "JPEG XL image, which Pillow does not read; convert it to JPEG or PNG"
+NO_AVIF = "AVIF image, and Pillow is built without its reader; install Pillow 11.3 or later"
+NO_WEBP = "WebP image, and Pillow is built without its reader; install Pillow from PyPI"
 DAMAGED = "image truncated or damaged"
 BOMB = f"image of more than {MAX_PIXELS:,} pixels, or too large otherwise"
 TOO_SMALL = f"image smaller than {MIN_SIDE} pixels"
@@ -56,6 +61,7 @@ WRONG_RANGE = "pixels neither uint8 (0 to 255), uint16 (0 to 65535), floats from
 
 # How files of these formats begin: one that does and is not understood is damaged, others are no images.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 # What Pillow raises on damaged files.
 _DECODING_ERRORS = (
     ArithmeticError,
@@ -140,10 +146,26 @@ def read_image(
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(BOMB, where) from error
     except Image.UnidentifiedImageError as error:
-        known = contents.startswith(_MAGIC) or contents[4:12] == b"ftypavif"
-        raise BadImage(DAMAGED if known else NOT_AN_IMAGE, where) from error
+        raise BadImage(_why_unidentified(contents), where) from error
     except _DECODING_ERRORS as error:
         raise BadImage(DAMAGED, where) from error
+
+
+def _why_unidentified(contents: bytes) -> str:
+    """Why Pillow reads nothing in these bytes: their reader is missing, or they are damaged, or no image."""
+    if contents[4:8] == b"ftyp":
+        brands = {contents[start : start + 4] for start in (8, *range(16, min(64, contents[3]), 4))}
+        if brands & {b"avif", b"avis"}:
+            return DAMAGED if features.check("avif") else NO_AVIF
+        if brands & _HEIC_BRANDS:
+            return HEIC
+    if contents.startswith(b"RIFF") and contents[8:12] == b"WEBP" and not features.check("webp"):
+        return NO_WEBP
+    if contents.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        return JPEG_2000
+    if contents.startswith((b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")):
+        return JPEG_XL
+    return DAMAGED if contents.startswith(_MAGIC) else NOT_AN_IMAGE
 
 
 def _read_contents(source: str | os.PathLike | bytes | io.IOBase, where: str) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from data_scripts.cli import did_you_mean
-from data_scripts.rows import is_text
+from data_scripts.rows import is_missing, is_text
 from processing_ccrk import normalize_caption
 
 EMPTY = "caption is empty"
@@ -47,8 +47,8 @@ def code_of(word: str) -> str | None:
 
 def what_is(value: object) -> str:
     """A JSON value's kind, in words for messages."""
-    if value is None:
-        return "null"
+    if is_missing(value):
+        return "null" if value is None else "NaN"
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int | float):

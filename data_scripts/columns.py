@@ -7,7 +7,7 @@ from typing import Any
 
 from data_scripts.captions import code_of
 from data_scripts.cells import written_list
-from data_scripts.rows import is_text, split_of
+from data_scripts.rows import is_missing, is_text, split_of
 
 # ISO 639-1; and those languages with three letters that data sets of many languages have under a name of their own.
 _TWO_LETTERS = (
@@ -98,15 +98,14 @@ class Columns:
         others = {self.image, self.image_id, self.split, self.mapping, self.language, self.text}
         return (of_captions | others) - {None}
 
-    def read(self, record: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    def read(self, record: Mapping[str, Any]) -> Iterator[tuple[Any, list[Any]]]:
         """Each language of a record with what stands in place of its captions."""
         if self.mapping is not None:
             mapping = record.get(self.mapping)
             for language, value in mapping.items() if isinstance(mapping, Mapping) else ():
                 yield language, read_captions(value)
         elif self.language is not None:
-            if is_text(language := record.get(self.language)):
-                yield language, read_captions(record.get(self.text))
+            yield record.get(self.language), read_captions(record.get(self.text))
         else:
             for language, columns in self.captions.items():
                 yield language, [caption for column in columns for caption in read_captions(record.get(column))]
@@ -114,7 +113,7 @@ class Columns:
 
 def read_captions(value: Any) -> list[Any]:
     """What stands for captions in a cell: a string, a list of them, or such a list as text (`written_list`)."""
-    if value is None:
+    if is_missing(value):
         return []
     if isinstance(value, str):
         members = written_list(value)
@@ -185,18 +184,24 @@ def find_columns(
     )
 
 
-_PICTURE_KINDS = ("text", "bytes", "picture")
+_PICTURE_KINDS = ("text", "bytes", "picture", "mixed")
 
 
 def _kind(name: str, samples: Sequence[Mapping[str, Any]]) -> str:
     """What the values of a column are, in a word."""
-    values = [sample[name] for sample in samples if sample.get(name) is not None]
+    values = [sample[name] for sample in samples if not is_missing(sample.get(name))]
     if not values:
         return "empty"
-    of_texts = [value for value in values if isinstance(value, list) and all(isinstance(t, str | None) for t in value)]
+    of_texts = [
+        value
+        for value in values
+        if isinstance(value, list) and all(isinstance(t, str) or is_missing(t) for t in value)
+    ]
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) + len(of_texts) > len(values) / 2:  # others are counted when they are read
         return "text" if texts else "list of texts"
+    if texts or of_texts:
+        return "mixed"
     if all(isinstance(value, Mapping) for value in values):
         return "picture" if all(set(value) <= {"bytes", "path"} for value in values) else "mapping"
     return "bytes" if all(isinstance(value, bytes) for value in values) else type(values[0]).__name__
@@ -220,7 +225,7 @@ def _by_language(
         if is_language and tag.lower() not in _WORDS:
             if name in texts:
                 taken[name] = tag
-            elif kind in ("empty", "list", "mapping"):
+            elif kind in ("empty", "list", "mapping", "mixed"):
                 left_out[name] = tag
         elif name in texts:
             contents = _contents(name, samples)

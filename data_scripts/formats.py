@@ -21,7 +21,7 @@ import pyarrow.parquet
 from data_scripts.annotations import BROKEN_JSON
 from data_scripts.captions import what_is
 from data_scripts.problems import Problems
-from data_scripts.text import is_blank_line, numbered_lines
+from data_scripts.text import NOT_UTF8, check_encoding, is_blank_line, numbered_lines
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 ROWS_OF_A_PART = 10_000  # of a Parquet file at the least, unless it has fewer
@@ -35,6 +35,18 @@ def is_url(path: str) -> bool:
 def open_file(path: str) -> BinaryIO:
     """A file on disk or at a URL that fsspec knows, such as s3://bucket/rows.parquet."""
     return fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb")
+
+
+def open_text(path: str) -> BinaryIO:
+    """As `open_file`, of a text. Raises ValueError where it begins as UTF-16 or UTF-32 does."""
+    file = open_file(path)
+    try:
+        check_encoding(path, file.read(64), "write it again")
+    except ValueError:
+        file.close()
+        raise
+    file.seek(0)
+    return file
 
 
 class Place(NamedTuple):
@@ -97,7 +109,7 @@ class JSONLines(Table):
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[int, int], str]]:
         offset = 0
-        with open_file(self.path) as file:
+        with open_text(self.path) as file:
             for number, line in numbered_lines(file, self.path):
                 position, offset = (offset, len(line)), offset + len(line)
                 if is_blank_line(line):
@@ -106,6 +118,9 @@ class JSONLines(Table):
                 problems.rows += 1
                 try:
                     record = json.loads(line.decode("utf-8-sig"))
+                except UnicodeDecodeError:
+                    problems.bad(NOT_UTF8, where)
+                    continue
                 except (ValueError, RecursionError):
                     problems.bad(BROKEN_JSON, where)
                     continue
@@ -129,15 +144,15 @@ class SeparatedValues(Table):
         return csv.reader(lines, delimiter="\t" if self.path.endswith(".tsv") else ",", strict=True)
 
     def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[list[str], int, int], str]]:
-        taken = 0  # bytes
+        number, taken = 0, 0  # lines, bytes
 
         def lines() -> Iterator[str]:
-            nonlocal taken
-            for _, line in numbered_lines(file, self.path):
+            nonlocal number, taken
+            for number, line in numbered_lines(file, self.path):
                 taken += len(line)
-                yield line.decode("utf-8-sig" if taken == len(line) else "utf-8")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
 
-        with open_file(self.path) as file:
+        with open_text(self.path) as file:
             reader = self._reader(lines())
             try:
                 header = [name.strip() for name in next(reader, [])]  # `file_name, en, de`
@@ -156,7 +171,7 @@ class SeparatedValues(Table):
                     yield self._record(header, values), (header, start, taken - start), where
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(
-                    f"{self.path} line {reader.line_num}: {error}; write it again as UTF-8 with fields in quotes"
+                    f"{self.path} line {number}: {error}; write it again as UTF-8 with fields in quotes"
                 ) from error
 
     def read(self, position: tuple[list[str], int, int]) -> dict:

@@ -56,6 +56,8 @@ def relative_name(name: str) -> str:
     if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
         raise BadImage(TOO_LONG, repr(name[:100]))
     path = PureWindowsPath(name)  # knows drives and both separators
+    if path.drive:
+        raise BadImage(OUTSIDE, f"{name[:100]!r}, an absolute path of Windows; write it relative to image_dir")
     if not path.name or path.anchor or ".." in path.parts or "\0" in name:
         raise BadImage(OUTSIDE, repr(name))
     if len(path.parts) > MAX_FOLDERS + 1:

@@ -54,9 +54,14 @@ def is_text(value: object) -> bool:
     return True
 
 
+def is_missing(value: Any) -> bool:
+    """Whether nothing stands in a cell: null, or NaN as pandas writes it, also into JSON."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def id_text(value: Any) -> str | None:
     """An id as text that is equal for equal numbers, such as 7, "007" and pandas' 7.0; None where there is none."""
-    if value is None or value != value or (text := str(value).strip()) in ("", "nan", "NaN", "None", "<NA>"):
+    if is_missing(value) or (text := str(value).strip()) in ("", "nan", "NaN", "None", "<NA>"):
         return None
     number = _WHOLE_NUMBER.fullmatch(text)
     return f"{number['sign']}{number['digits']}" if number else text

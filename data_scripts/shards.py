@@ -41,11 +41,10 @@ from data_scripts.images import (
 )
 from data_scripts.problems import Problems
 from data_scripts.rows import is_text, row_features
-from data_scripts.text import check_encoding, files_below, is_blank_line, numbered_lines
+from data_scripts.text import NOT_UTF8, check_encoding, files_below, is_blank_line, numbered_lines
 
 logger = logging.getLogger(__name__)
 
-NOT_UTF8 = "line is not UTF-8"
 NOT_JSON = "line is no JSON"
 NO_LANGUAGE = "no caption in the languages asked for"
 

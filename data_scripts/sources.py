@@ -104,7 +104,7 @@ def open_tables(source: str, streaming: bool = False) -> list[Table]:
         FileNotFoundError: there is none.
         ValueError: a folder without tables, or with tables of several formats.
     """
-    source = source.removeprefix("file://")
+    source = re.sub("^(file|local)://(localhost(?=/))?", "", source)
     if is_url(source):
         return _tables_at(source)
     path = Path(os.path.expanduser(source))

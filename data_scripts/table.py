@@ -30,7 +30,7 @@ from data_scripts.formats import Place, Table
 from data_scripts.images import MISSING, BadImage, Found, ImageFolder, decode_base64, picture_name
 from data_scripts.problems import Problems
 from data_scripts.retrieval_task import RetrievalTask
-from data_scripts.rows import id_text, is_text, split_of_folders, split_of_value
+from data_scripts.rows import id_text, is_missing, is_text, split_of_folders, split_of_value
 from data_scripts.sources import open_tables
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ ANOTHER_PICTURE = "image_id of another picture"
 ANOTHER_ID = "image under a further image_id; the first is kept"
 _BEGINNINGS = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
 _SAMPLES = 100  # records that tell what a table's columns hold
-_BASE64_FROM = 260  # characters; a path is shorter
+_BASE64_FROM = 260  # characters; the path of a file without an ending is shorter
+_ENDING = re.compile(r"\.\w{2,5}\s*$")  # of a file's name; base64 has no dot
 
 
 @dataclass
@@ -157,9 +158,12 @@ class TableConfig(AnnotationConfig):
             if isinstance(table, RetrievalTask):
                 row.gallery = frozenset(record["gallery"])
             told = record.get(columns.split) if columns.split else None
-            if told is not None:
+            if not is_missing(told):
                 row.split = split_of_value(told)
             for tag, captions in columns.read(record):
+                if not is_text(tag):
+                    problems.bad(f"language is {what_is(tag)}, not text", where)
+                    continue
                 language = self._language(tag)
                 texts = [caption for caption in captions if is_text(caption)]
                 for caption in captions:
@@ -327,6 +331,8 @@ class TableConfig(AnnotationConfig):
         Raises:
             ValueError: there is none.
         """
+        if not rows:
+            raise ValueError(f"{self.dataset} has no row that can be read\n{self.in_tables.table()}".rstrip())
         found = list(dict.fromkeys(row.split for row in rows if row.split is not None))
         stray = next((row for row in rows if row.split is None), None)
         if found and stray is not None:
@@ -471,16 +477,33 @@ def _name(path: str) -> str:
 
 
 def _is_base64(text: str) -> bool:
-    return text.startswith("data:") or len(text) > _BASE64_FROM
+    if text[:5].lower() == "data:":
+        return True
+    return len(text) > _BASE64_FROM and "://" not in text and not _ENDING.search(text)
 
 
 def _contents(value: Any, where: str) -> tuple[bytes | None, str | None]:
-    """The bytes of a picture inside a table, with their name where they have one. Raises BadImage."""
+    """The bytes of a picture inside a table, with their name where they have one; JSON has them as base64 or numbers.
+
+    Raises:
+        BadImage: it is neither.
+    """
+    name = None
     if isinstance(value, Mapping):
-        return value.get("bytes"), value.get("path")
-    if isinstance(value, bytes):
-        return value or None, None
-    return (decode_base64(value, where) if is_text(value) and value else None), None
+        value, name = value.get("bytes"), value.get("path")
+        name = name if is_text(name) else None
+    if is_missing(value) or value in (b"", "", []):
+        return None, name
+    if is_text(value):
+        return decode_base64(value, where), name
+    if isinstance(value, list):
+        try:
+            return bytes(value), name
+        except (TypeError, ValueError) as error:  # other members, or numbers beyond 255
+            raise BadImage("image is a list of other than bytes", where) from error
+    if not isinstance(value, bytes):
+        raise BadImage(f"image is {what_is(value)}, neither a path nor bytes", where)
+    return value, name
 
 
 def _stream(tables: list[Table], config: TableConfig) -> Iterator[dict]:

@@ -18,6 +18,7 @@ from data_scripts.rows import is_text
 MAX_FILE_BYTES = 2 << 30
 # Bytes of one line of a shard or a table, which may hold a picture.
 MAX_LINE_BYTES = 256 << 20
+NOT_UTF8 = "line is not UTF-8"
 BYTE_ORDER_MARK = "\ufeff"
 _BLOCK = 1 << 20
 
@@ -51,7 +52,7 @@ def read_text(path: Path, cure: str) -> str:
         raise ValueError(f"{path} is damaged ({error}); {cure}") from error
 
 
-def check_encoding(path: Path, beginning: bytes, cure: str) -> None:
+def check_encoding(path: str | Path, beginning: bytes, cure: str) -> None:
     """Raises ValueError where a file begins as UTF-16 or UTF-32 does, with a byte-order mark or without."""
     encoding = json.detect_encoding(beginning)
     if not encoding.startswith("utf-8"):

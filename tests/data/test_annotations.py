@@ -90,9 +90,9 @@ def shows(text: str) -> bool:
 
 def kind(value) -> str:
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return (
-        "null" if value is None else names.get(type(value)) or ("text" if is_text(value) else "half a surrogate pair")
-    )
+    if value is None or value != value:
+        return "null" if value is None else "NaN"
+    return names.get(type(value)) or ("text" if is_text(value) else "half a surrogate pair")
 
 
 def expected(entry, layout: Layout) -> tuple[list[str] | None, set[str] | Counter[str]]:

@@ -9,7 +9,8 @@ import urllib.parse
 import warnings
 
 import numpy as np
-import PIL
+import PIL.AvifImagePlugin
+import PIL.WebPImagePlugin
 import pytest
 import torch
 from conftest import ROOT
@@ -87,7 +88,8 @@ def test_whatever_the_bytes_a_picture_or_a_reason(source, edits, target_size):
     try:
         picture = read_image(bytes(contents), target_size)
     except BadImage as error:
-        assert error.reason in {images.NOT_AN_IMAGE, images.DAMAGED, images.BOMB, images.TOO_SMALL}
+        reasons = {images.NOT_AN_IMAGE, images.DAMAGED, images.BOMB, images.TOO_SMALL, pictures_ccrk.JPEG_XL}
+        assert error.reason in reasons  # two changed bytes make a JPEG XL of any file
     else:
         assert picture.mode == "RGB" and min(picture.size) >= 1
 
@@ -383,3 +385,30 @@ def test_bombs_take_bounded_memory(tmp_path):
     paths = [str(tmp_path / "7300.png"), str(tmp_path / "13000.png")]
     done = subprocess.run([sys.executable, "-c", BOMBS, *paths], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines() == ["(7300, 7300)", "True", "True", "(64, 64)"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("beginning", "reason", "without"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", pictures_ccrk.HEIC, None),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix", pictures_ccrk.HEIC, None),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ", pictures_ccrk.JPEG_2000, None),
+        (b"\xff\x4f\xff\x51\0\x2f", pictures_ccrk.JPEG_2000, None),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", pictures_ccrk.JPEG_XL, None),
+        (b"\xff\x0a\xfa\x7f", pictures_ccrk.JPEG_XL, None),
+        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", images.DAMAGED, None),
+        (b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", pictures_ccrk.NO_AVIF, "avif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", pictures_ccrk.NO_AVIF, "avif"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", pictures_ccrk.NO_WEBP, "webp"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", images.NOT_AN_IMAGE, None),
+    ],
+)
+def test_a_missing_reader_is_named(beginning, reason, without, monkeypatch):
+    check = pictures_ccrk.features.check
+    monkeypatch.setattr(pictures_ccrk.features, "check", lambda name: name != without and check(name))
+    if without is not None:
+        plugin = {"avif": PIL.AvifImagePlugin, "webp": PIL.WebPImagePlugin}[without]
+        monkeypatch.setattr(plugin, "SUPPORTED", False)
+    with pytest.raises(BadImage) as caught:
+        read_image(beginning + bytes(200))
+    assert caught.value.reason == reason

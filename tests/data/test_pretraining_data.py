@@ -158,7 +158,7 @@ BAD_LINES = [
     (row(0, caption=[]), "caption is an empty list"),
     (row(0, caption=[{"en": "one"}, "two"]), "caption holds text, not an object of language and text"),
     (row(0, caption={"en": 3}), "caption is a number, not text"),
-    (b'{"caption": {"en": NaN}, "image_path": "0.jpg"}', "caption is a number, not text"),
+    (b'{"caption": {"en": NaN}, "image_path": "0.jpg"}', "caption is NaN, not text"),
     (row(0, caption={"en": ["a"]}), "caption is a list, not text"),
     (b'{"caption": {"en": "\\ud800"}, "image_path": "0.jpg"}', "caption is half a surrogate pair, not text"),
     (row(0, caption={"en": " ?! "}), captions.EMPTY),
