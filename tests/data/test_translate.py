@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from tiny import tiny_translator
+from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
 from data_scripts import translate
 
@@ -66,10 +67,8 @@ def files(folder) -> dict[str, bytes]:
 def test_adds_languages_and_keeps_every_other_byte(shards, model, tmp_path, monkeypatch, caplog):
     call(shards, tmp_path / "out", model, monkeypatch)
     assert set(files(tmp_path / "out")) == {
-        "cc3m/part_0.data",
-        "cc3m/part_1.data",
-        "sbu/part_0.data",
-        "translate.json",
+        *("cc3m/part_0.data", "cc3m/part_0.data.report.json", "cc3m/part_1.data", "cc3m/part_1.data.report.json"),
+        *("sbu/part_0.data", "sbu/part_0.data.report.json", "translate.json"),
     }
     for shard in shards.rglob("*.data"):
         before = shard.read_bytes().split(b"\n")
@@ -141,7 +140,7 @@ def test_killed_and_started_again(shards, model, tmp_path, monkeypatch):
     command += ["--max_bad_fraction", "0.5", "--batch_size", "8"]
     killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
-    assert set(files(tmp_path / "out")) == {"cc3m/part_0.data", "translate.json"}
+    assert set(files(tmp_path / "out")) == {"cc3m/part_0.data", "cc3m/part_0.data.report.json", "translate.json"}
     finished = (tmp_path / "out/cc3m/part_0.data").stat()
 
     # The next start dies while it writes a shard ...
@@ -189,3 +188,136 @@ def test_other_names_of_a_language_are_named(tmp_path, model, monkeypatch, caplo
     assert translated.count("\r\n\r\n") == 2
     with pytest.raises(SystemExit, match="does not know ko_KR; ko is close to ko_KR; it knows"):
         call(tmp_path / "in", tmp_path / "other", model, monkeypatch, "--languages", "ko_KR")
+
+
+def write_shard(folder: Path, lines: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "part_0.data").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def say(text: str, monkeypatch) -> None:
+    """Every translation is this one."""
+    monkeypatch.setattr(translate.M2M100Tokenizer, "batch_decode", lambda _, rows, **__: [text] * len(rows))
+
+
+def test_the_limit_holds_when_the_command_is_repeated(shards, model, tmp_path, monkeypatch, caplog):
+    say("x y", monkeypatch)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"4 bad among 54 rows, more than max_bad_fraction 0.01"):
+            call(shards, tmp_path / "out", model, monkeypatch, "--max_bad_fraction", 0.01)
+    monkeypatch.setattr(translate, "translate_shard", lambda *_: pytest.fail("nothing is translated again"))
+    caplog.clear()
+    call(shards, tmp_path / "out", model, monkeypatch)
+    assert "54 rows, of which\n" in caplog.text and "1  no usable caption in en, first: " in caplog.text
+
+
+def test_empty_captions_are_replaced_and_others_counted(model, tmp_path, monkeypatch, caplog):
+    say("x y", monkeypatch)
+    lines = [
+        f'{{"caption": {{"ko": {value}, "en": "a cat", "n": 1.50}}}}'
+        for value in ('""', "null", '" \\u3000"', '"?!"', "NaN", "5", '["k"]', '"k"')
+    ]
+    lines.append('{"caption": [{"en": "a", "ko" :null , "sw":"", "z": {"ko": null}}, {"ko": "", "en": ""}]}')
+    call(write_shard(tmp_path / "in", lines), tmp_path / "out", model, monkeypatch)
+    found = (tmp_path / "out/part_0.data").read_text(encoding="utf-8").split("\n")
+    for line in found[:5]:
+        assert line == '{"caption": {"ko": "x y", "en": "a cat", "n": 1.50, "sw": "x y"}}'
+    assert [json.loads(line)["caption"]["ko"] for line in found[5:8]] == [5, ["k"], "k"]
+    assert found[8] == '{"caption": [{"en": "a", "ko" :"x y" , "sw":"x y", "z": {"ko": null}}, {"ko": "", "en": ""}]}'
+    for counted in ("caption is a number, not text", "caption is a list, not text", "caption of several without en"):
+        assert f"1  {counted}" in caplog.text
+
+
+@pytest.mark.parametrize("languages", [("ko", "ko"), ("ko", "en"), ("ko", "sw", "ko")])
+def test_doubled_languages_are_refused(languages, shards, model, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=f"has {languages[-1]} twice; give each language once"):
+        call(shards, tmp_path / "out", model, monkeypatch, "--languages", *languages)
+    assert not (tmp_path / "out").exists()
+
+
+def test_special_tokens_in_a_caption_are_text(model):
+    translator = translate.Translator(str(model), "en", ["ko"], 3, torch.device("cpu"))
+    special = set(translator.tokenizer.all_special_ids) - {translator.tokenizer.unk_token_id}
+    for text in ("a </s> dog", "</s>", "__ko__ a dog", "<pad> <s> cats", "<mask>"):
+        tokens = translator._tokens(text)
+        assert len(tokens) > 2 and not special & {*tokens[1:-1]}, text
+    assert translator._tokens("a dog") == translator.tokenizer("a dog")["input_ids"]
+
+
+def test_what_is_cut_or_repeats_itself_is_counted_and_listed(model, tmp_path, monkeypatch, caplog):
+    lines = ['{"caption": {"en": "a dog"}}', f'{{"caption": {{"en": "{"dog cat " * 200}"}}}}']
+    write_shard(tmp_path / "in", lines)
+    say("ein Hund ein Hund ein Hund ein Hund", monkeypatch)
+    for _ in range(2):
+        caplog.clear()
+        call(tmp_path / "in", tmp_path / "out", model, monkeypatch, "--max_bad_fraction", 0.01)
+        assert f"2  {translate.CUT}, first: {tmp_path}/in/part_0.data line 2" in caplog.text
+        assert f"2  {translate.LOOP}, first: {tmp_path}/in/part_0.data line 1" in caplog.text
+    doubtful = json.loads((tmp_path / "out/part_0.data.report.json").read_text(encoding="utf-8"))["doubtful"]
+    reasons = [(entry["line"], entry["language"], entry["reason"]) for entry in doubtful]
+    assert reasons == [
+        *((1, language, translate.LOOP) for language in ("ko", "sw")),
+        *((2, language, translate.CUT) for language in ("ko", "sw")),
+    ]
+    assert doubtful[0]["caption"] == "a dog" and doubtful[0]["translation"] == "ein Hund ein Hund ein Hund ein Hund"
+    say("ein Hund", monkeypatch)  # of whatever tokens: the random model stops at 12
+    call(tmp_path / "in", tmp_path / "short", model, monkeypatch)
+    assert translate.STOPPED in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "expected"),
+    [
+        ("ein Hund ein Hund ein Hund ein Hund", "a dog", True),
+        ("Ein Mann, der in der Stadt in der Stadt in der Stadt in der Stadt ist", "a man in the city", True),
+        ("一只狗一只狗一只狗一只狗", "a dog", True),
+        ("狗狗狗狗狗狗狗狗狗狗狗狗", "a dog", True),
+        ("dog dog dog dog dog", "Hund Hund Hund Hund", False),
+        ("a dog, a dog and another dog", "ein Hund", False),
+        ("ein Haus .................", "a house", False),
+        ("1000000000000000 Hunde", "many dogs", False),
+        ("hahaha", "a laughing man", False),
+        ("", "a dog", False),
+    ],
+)
+def test_loops(text, source, expected):
+    assert translate.is_loop(text, source) == expected
+
+
+def test_nllb_translates_by_tags(tmp_path, monkeypatch):
+    """Its own codes and tags; the source's code stands before the text and the target's is forced."""
+    words = [*"<s> <pad> </s> <unk>".split(), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = NllbTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = M2M100Config(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes, **heads)
+    network = M2M100ForConditionalGeneration(config)
+    network.generation_config.update(max_length=8, num_beams=1)
+    network.save_pretrained(tmp_path / "nllb")
+    tokenizer.save_pretrained(tmp_path / "nllb")
+    anything = ("--max_bad_fraction", 1)  # of a random model
+    calls = []
+    generate = M2M100ForConditionalGeneration.generate
+
+    def watched(model, **inputs):
+        calls.append((inputs["input_ids"][0].tolist(), inputs["forced_bos_token_id"]))
+        return generate(model, **inputs)
+
+    monkeypatch.setattr(M2M100ForConditionalGeneration, "generate", watched)
+    write_shard(tmp_path / "in", ['{"caption": {"en": "a dog"}}'])
+    call(
+        tmp_path / "in",
+        tmp_path / "out",
+        tmp_path / "nllb",
+        monkeypatch,
+        "--languages",
+        "zh-TW",
+        "deu_Latn",
+        *anything,
+    )
+    codes = tokenizer.convert_tokens_to_ids(["eng_Latn", "deu_Latn", "zho_Hant"])
+    assert [(tokens[0], forced) for tokens, forced in calls] == [(codes[0], codes[1]), (codes[0], codes[2])]
+    with pytest.raises(SystemExit, match="does not know xx; it knows ace_Arab, "):
+        call(tmp_path / "in", tmp_path / "other", tmp_path / "nllb", monkeypatch, "--languages", "xx")
