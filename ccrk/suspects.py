@@ -4,7 +4,8 @@
 
 M is a model that knows the languages: one that was trained on these captions will do, errors and all. The output
 folder gets `suspects.csv`, the least alike first, and with matplotlib `suspects.png`, the first of them with their
-pictures. Which of them are wrong is for a reader to say.
+pictures. Captions that equal one of another language, such as untranslated copies, are the end of `suspects.csv`;
+`copy_of` names that language. Which captions are wrong is for a reader to say.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from data_scripts.files import check_output_folder
 from data_scripts.images import BadImage, read_image
 from data_scripts.options import DATASETS, add_data_arguments, data_options
 from data_scripts.spreadsheets import write_csv
+from processing_ccrk import normalize_caption
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,9 @@ def likeness(embeds: Tensor, rows: Tensor) -> Tensor:
 
 def find_suspects(dataset: datasets.Dataset, model: str, bf16: bool = False) -> tuple[list[dict], dict[str, float]]:
     """
-    The captions that have others beside them in their row, the least alike first: `likeness`, `language`, `image_id`,
-    `caption`, `row`, and `other`, the one of the others that counts most. And the mean likeness of each language.
+    The captions that have others beside them in their row: `likeness`, `language`, `image_id`, `caption`, `row`,
+    `other`, the one of the others that counts most, and `copy_of`, an earlier language with an equal caption in this
+    row. The least alike come first, copies last. And the mean likeness of each language.
 
     Raises:
         ValueError: no row has two usable captions, or the model cannot be opened.
@@ -73,6 +76,8 @@ def find_suspects(dataset: datasets.Dataset, model: str, bf16: bool = False) -> 
         captions += [(language, text, row) for text, row in zip(found.texts, found.rows.tolist(), strict=True)]
     rows = torch.tensor([row for *_, row in captions])
     alike = likeness(torch.cat(embeds), rows).numpy()
+    first: dict[tuple[int, str], str] = {}  # language of the first caption of each row that reads so
+    copies = [first.setdefault((row, _folded(text)), language) for language, text, row in captions]
     best: dict[int, list[int]] = {}  # of each row
     for place in np.argsort(-alike, kind="stable").tolist():
         best.setdefault(captions[place][2], []).append(place)
@@ -87,9 +92,11 @@ def find_suspects(dataset: datasets.Dataset, model: str, bf16: bool = False) -> 
                 "image_id": ids[row],
                 "caption": text,
                 "other": captions[other][1],
+                "copy_of": "" if copies[place] == language else copies[place],
                 "row": row,
             }
         )
+    suspects.sort(key=lambda suspect: suspect["copy_of"] != "")
     if not suspects:
         raise ValueError("no row has two captions to compare; give --languages of which a picture has several")
     means = {
@@ -97,6 +104,11 @@ def find_suspects(dataset: datasets.Dataset, model: str, bf16: bool = False) -> 
         for language in dict.fromkeys(suspect["language"] for suspect in suspects)
     }
     return suspects, means
+
+
+def _folded(text: str) -> str:
+    """A form that is equal for captions which differ in case, white space and punctuation alone."""
+    return normalize_caption(text, max_words=len(text))
 
 
 def draw(suspects: Sequence[dict], dataset: datasets.Dataset, path: Path) -> None:
@@ -139,10 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(path, [name for name in suspects[0] if name != "row"], suspects)
         if arguments.thumbnails > 0 and importlib.util.find_spec("matplotlib"):
             draw(suspects[: arguments.thumbnails], dataset, arguments.output_dir / "suspects.png")
-    print(printable(f"{'language':<10}{'mean likeness':>14}{'of the first 5 %':>18}"))
+    print(printable(f"{'language':<10}{'mean likeness':>14}{'of the first 5 %':>18}{'copies':>10}"))
     first = [suspect["language"] for suspect in suspects[: max(1, len(suspects) // 20)]]
+    copies = [suspect["language"] for suspect in suspects if suspect["copy_of"]]
     for language, mean in means.items():
-        print(printable(f"{language:<10}{mean:>14.3f}{first.count(language):>18,}"))
+        counts = f"{first.count(language):>18,}{copies.count(language):>10,}"
+        print(printable(f"{language:<10}{mean:>14.3f}{counts}"))
     print(printable(f"{len(suspects):,} captions, the least alike first, in {path}"))
 
 

@@ -6,8 +6,10 @@
     python -m data_scripts.export pretraining OUT --splits train --data_dir shards --config preset=2m
     python -m data_scripts.export shapes OUT --splits train test --config num_train=100 --push_to_hub USER/NAME
 
-Images keep the bytes of their files. Whether data may be passed on is for its publisher to say: Flickr30k's and most
-web images may not.
+Images keep the bytes of their files. In tars all have one ending, which is `.jpg` where theirs differ. `datasets`
+makes a column of each ending, and decodes by the bytes. OUT/README.md tells it the columns of tars.
+
+Whether data may be passed on is for its publisher to say: Flickr30k's and most web images may not.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.info import DatasetInfosDict
 from datasets.table import embed_table_storage
 
 import data_scripts
@@ -51,12 +54,15 @@ def export(dataset: datasets.Dataset, split: str, folder: Path, format: str = "p
         OSError: a file cannot be written.
     """
     check_output(folder, [split])
+    options = {"ending": image_ending(dataset, folder)} if format == "tar" else {}
     count = max(1, -(-len(dataset) // ROWS_PER_FILE))
     files = [folder / f"{split}-{number:05d}-of-{count:05d}.{format}" for number in range(count)]
     for number, file in enumerate(files):
         rows = dataset.shard(count, number, contiguous=True)
         with written_whole(file) as unfinished:
-            FORMATS[format](rows, unfinished)
+            FORMATS[format](rows, unfinished, **options)
+    if format == "tar":
+        _write_tar_features(dataset.features, folder, **options)
     return files
 
 
@@ -65,26 +71,44 @@ def _write_parquet(rows: datasets.Dataset, path: Path) -> None:
     rows.to_parquet(path)
 
 
-def _write_tar(rows: datasets.Dataset, path: Path) -> None:
-    """WebDataset: of each row its picture, and all else as JSON."""
+def _write_tar(rows: datasets.Dataset, path: Path, ending: str) -> None:
+    """WebDataset: of each row its picture, where it has one, and all else as JSON."""
     with tarfile.open(path, "w") as archive:
         for number, row in enumerate(rows.cast_column("image", datasets.Image(decode=False))):
             image = row.pop("image")
-            picture = image["bytes"] or Path(image["path"]).read_bytes()
-            parts = {
-                f"{number:08d}{_ending(picture, image['path'])}": picture,
-                f"{number:08d}.json": json.dumps(row, ensure_ascii=False).encode(),
-            }
+            parts = {f"{number:08d}.json": json.dumps(row, ensure_ascii=False).encode()}
+            if image is not None:
+                parts = {f"{number:08d}.{ending}": image["bytes"] or Path(image["path"]).read_bytes()} | parts
             for name, contents in parts.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(contents)
                 archive.addfile(member, io.BytesIO(contents))
 
 
-def _ending(picture: bytes, path: str | None) -> str:
-    """What a picture's file is to be called: its ending says nothing here, but other readers choose decoders by it."""
-    ending = Path(path or "").suffix.lower()
-    return ending if ending in PICTURES else ".png" if picture.startswith(b"\x89PNG") else ".jpg"
+def image_ending(rows: datasets.Dataset, folder: Path) -> str:
+    """How images are called in tars: as in the folder already, or by the one ending that they have, or `jpg`."""
+    told = DatasetInfosDict.from_directory(folder).get("default")
+    for name, feature in ((told and told.features) or {}).items():
+        if isinstance(feature, datasets.Image):
+            return name
+    images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    endings = {_ending(row["image"]) for row in images if row["image"] is not None}
+    return endings.pop() if len(endings) == 1 else "jpg"
+
+
+def _ending(image: dict) -> str:
+    ending = Path(image["path"] or "").suffix.lower()
+    if ending in PICTURES:
+        return ending.removeprefix(".").replace("jpeg", "jpg")
+    return "png" if (image["bytes"] or b"").startswith(b"\x89PNG") else "jpg"
+
+
+def _write_tar_features(features: datasets.Features, folder: Path, ending: str) -> None:
+    """The columns of tars, in README.md: `datasets` takes them from five rows, which may all lack some language."""
+    in_json = {name: feature for name, feature in features.items() if name != "image"}
+    keys = {name: datasets.Value("string") for name in ("__key__", "__url__")}
+    columns = datasets.Features({ending: datasets.Image(), "json": in_json, **keys})
+    DatasetInfosDict({"default": datasets.DatasetInfo(features=columns)}).write_to_directory(folder)
 
 
 FORMATS = {"parquet": _write_parquet, "tar": _write_tar}

@@ -5,9 +5,12 @@ import shutil
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from builders import full_disk
+from builders import full_disk, write, write_json_lines
+from pictures import encode
+from PIL import Image
 from test_pretraining_data import LANGUAGES, load, make_folder
 
+import data_scripts
 from data_scripts import export
 
 
@@ -106,3 +109,24 @@ def test_a_full_disk_leaves_no_half_file(call, tmp_path):
     with full_disk(6_000), pytest.raises(SystemExit, match=r"error: .*\.parquet could not be written") as error:
         call("shapes", tmp_path / "out", "--splits", "train", *config)
     assert "\n" not in str(error.value) and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("kinds", [("JPEG", "PNG", "WEBP"), ("PNG", "JPEG"), ("PNG",), ("JPEG", "PNG")])
+def test_a_tar_of_any_images_opens_with_datasets(kinds, call, tmp_path):
+    """Also where the first rows lack a language, and where splits differ in their kind of images."""
+    for split, own in {"train": kinds, "test": kinds[-1:]}.items():
+        entries = []
+        for number in range(7):
+            kind = own[number % len(own)]
+            name = f"{number}.{kind.lower()}"
+            write(tmp_path / "data" / split / name, encode(Image.new("RGB", (20, 20), (30 * number, 0, 0)), kind))
+            entries.append({"file_name": name, "en": "a dog runs", "de": "ein Hund" if number == 6 else None})
+        write_json_lines(tmp_path / "data" / split / "metadata.jsonl", entries)
+    call(tmp_path / "data", tmp_path / "out", "--format", "tar")
+    column = kinds[-1].lower().replace("jpeg", "jpg")  # of the split that is written first
+    for split, rows in loaded(tmp_path / "out", tmp_path).items():
+        own = kinds if split == "train" else kinds[-1:]
+        assert [image.format for image in rows[column]] == [own[number % len(own)] for number in range(7)]
+        assert [fields["captions"]["de"] for fields in rows["json"]] == [[]] * 6 + [["ein Hund"]]
+    ours = data_scripts.load(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(ours) == 7 and ours[6]["captions"] == {"en": ["a dog runs"], "de": ["ein Hund"]}

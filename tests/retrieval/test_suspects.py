@@ -43,21 +43,25 @@ def rows(tmp_path, monkeypatch, shapes):
     return dataset
 
 
+class Encoder:
+    """Reads the numbers of the rows from captions that are known."""
+
+    k_test = 0
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def caption_lengths(self, captions):
+        return [len(caption) for caption in captions]
+
+    def encode_captions(self, captions):
+        known = [{text for texts in row.values() for text in texts} for row in self.rows["captions"]]
+        places = [next(n for n, own in enumerate(known) if caption in own) for caption in captions]
+        return {"embeds": F.one_hot(torch.tensor(places), 4).float()}
+
+
 def test_the_command_writes_a_table_and_a_sheet(rows, tmp_path, monkeypatch, capsys):
-    class Encoder:
-        """Reads the numbers of the rows from captions that are known."""
-
-        k_test = 0
-
-        def caption_lengths(self, captions):
-            return [len(caption) for caption in captions]
-
-        def encode_captions(self, captions):
-            known = [{text for texts in row.values() for text in texts} for row in rows["captions"]]
-            places = [next(n for n, own in enumerate(known) if caption in own) for caption in captions]
-            return {"embeds": F.one_hot(torch.tensor(places), 4).float()}
-
-    monkeypatch.setattr(suspects, "load_encoder", lambda *_: Encoder())
+    monkeypatch.setattr(suspects, "load_encoder", lambda *_: Encoder(rows))
     suspects.main(["x", "--model", "m", "--output_dir", str(tmp_path)])
     with (tmp_path / "suspects.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
@@ -65,6 +69,18 @@ def test_the_command_writes_a_table_and_a_sheet(rows, tmp_path, monkeypatch, cap
     assert (table[0]["language"], table[0]["image_id"]) == ("de", "c.png")
     assert table[0]["caption"] == rows["captions"][0]["de"][0] and float(table[0]["likeness"]) < 0.1
     assert (tmp_path / "suspects.png").is_file() and "9 captions" in capsys.readouterr().out
+    assert {entry["copy_of"] for entry in table} == {""}
+
+
+def test_copies_of_another_language_are_listed(rows, monkeypatch):
+    captions = [{language: list(row[language]) for language in row} for row in rows["captions"]]
+    captions[0]["zh"] = [f"{captions[0]['de'][0].capitalize()} !"]
+    captions[1]["en"] *= 2  # a caption that comes twice in its own language is no copy
+    rows = rows.remove_columns("captions").add_column("captions", captions, feature=rows.features["captions"])
+    monkeypatch.setattr(suspects, "load_encoder", lambda *_: Encoder(rows))
+    found, _ = suspects.find_suspects(rows, "m")
+    copies = [(entry["image_id"], entry["language"], entry["copy_of"]) for entry in found if entry["copy_of"]]
+    assert copies == [("a.png", "zh", "de")] and found[-1]["copy_of"] == "de", "after the least alike"
 
 
 def test_rows_with_one_caption_each_are_refused(rows, tmp_path, monkeypatch, capsys):
