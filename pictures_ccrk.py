@@ -259,20 +259,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("I") if is_16_bit else image
         highest = image.getextrema()[1]
         scale = 1 / 256 if is_16_bit or highest > 255 else 255 if image.mode == "F" and highest <= 1 else 1
-        image = _by_strips(image, "L", lambda strip: _scaled(strip, scale))
+        transparent = image.info.get("transparency")  # the value of its transparent pixels
+        image = _by_strips(image, "L", lambda strip: _scaled(strip, scale, transparent))
     if image.has_transparency_data:
         return _by_strips(image, "RGB", _on_white)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _scaled(strip: Image.Image, scale: float) -> Image.Image:
-    values = np.asarray(strip, dtype=np.float32) * scale
+def _scaled(strip: Image.Image, scale: float, transparent: int | None) -> Image.Image:
+    values = np.asarray(strip, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError("not all of its pixels are numbers")
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    levels = (values * scale).clip(0, 255).astype(np.uint8)
+    if transparent is not None:
+        levels[values == transparent] = 255
+    return Image.fromarray(levels)
 
 
 def _on_white(strip: Image.Image) -> Image.Image:
+    transparent = strip.info.get("transparency")
+    if (
+        isinstance(transparent, tuple) and max(transparent) > 255
+    ):  # of 16 bits; Pillow keeps the pixels' eight high ones
+        strip.info["transparency"] = tuple(value >> 8 for value in transparent)
     strip = strip.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
 

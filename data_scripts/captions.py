@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
+from html import unescape
+from html.entities import html5
 
 from data_scripts.cli import did_you_mean
 from data_scripts.rows import is_missing, is_text
@@ -70,6 +72,23 @@ def caption_problem(caption: object) -> str | None:
     except ValueError:
         return EMPTY
     return None
+
+
+# With its semicolon: `AT&T` and `?a=1&lt=2` are text.
+_ENTITY = re.compile(r"&(#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]{1,31};)")
+
+
+def without_entities(text: str) -> str:
+    """A text of a web page as it reads: `&amp;`, `&#39;` and, escaped twice, `&amp;#39;` are characters."""
+
+    def character(entity: re.Match[str]) -> str:
+        # By itself, `unescape` also takes the beginning of a word that is no entity: `&notes;`.
+        is_known = entity[1].startswith("#") or entity[1] in html5
+        return unescape(entity[0]) if is_known else entity[0]
+
+    while (plain := _ENTITY.sub(character, text)) != text:
+        text = plain
+    return text
 
 
 def is_usable(caption: object) -> bool:

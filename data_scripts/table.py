@@ -23,7 +23,7 @@ from typing import Any
 import datasets
 
 from data_scripts.annotations import AnnotatedImages, Annotation, AnnotationConfig, without_empty
-from data_scripts.captions import folded_tag, what_is
+from data_scripts.captions import folded_tag, what_is, without_entities
 from data_scripts.cli import did_you_mean
 from data_scripts.columns import PLAIN_CAPTIONS, Columns, find_columns
 from data_scripts.formats import Place, Table
@@ -165,7 +165,9 @@ class TableConfig(AnnotationConfig):
                     problems.bad(f"language is {what_is(tag)}, not text", where)
                     continue
                 language = self._language(tag)
-                texts = [caption for caption in captions if is_text(caption)]
+                texts = [without_entities(caption) for caption in captions if is_text(caption)]
+                if texts != [caption for caption in captions if is_text(caption)]:
+                    _tell_once(f"{self.dataset}: HTML entities in captions, such as &amp;, are read as characters")
                 for caption in captions:
                     if not is_text(caption):
                         problems.bad(f"caption is {what_is(caption)}, not text", where)

@@ -303,3 +303,21 @@ class TestMissingTranslations:
         from_scratch = ModelArguments(config={"text_config": {"vocab_size": 40}}, image_size=64)
         tokenizer = build_processor(from_scratch, self.ROWS).tokenizer
         assert tokenizer.unk_token_id not in tokenizer("a 1 d 2")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat &amp; a dog", "a cat & a dog"),
+        ("it&#39;s &quot;new&quot;", 'it\'s "new"'),
+        ("it&amp;#39;s &amp;amp;amp; &#x27;", "it's & '"),
+        ("caf&eacute; &lt;person&gt;", "café <person>"),
+        ("AT&T, R&D; Q&A? a&b;c &notanentity;", "AT&T, R&D; Q&A? a&b;c &notanentity;"),
+        ("x?a=1&lt=2&copy=3", "x?a=1&lt=2&copy=3"),
+        ("&#0;&#xD800;", "\ufffd\ufffd"),
+        ("100 % & more", "100 % & more"),
+    ],
+)
+def test_html_entities_are_characters(text, expected):
+    plain = captions.without_entities(text)
+    assert plain == expected == captions.without_entities(plain)

@@ -142,3 +142,14 @@ def test_nan_and_numbers_among_texts_are_told(tmp_path, caplog):
     rows[1] |= {"language": "en", "split": json.loads("NaN")}
     with pytest.raises(ValueError, match=r"line 2 is of no split, where other rows are of train"):
         load(table(tmp_path / "split", rows), tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_entities_in_captions_are_characters(streaming, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    captions = {"en": ["a cat &amp; a dog", "it&amp;#39;s new"], "de": "&nbsp;", "fr": "AT&T"}
+    path = table(tmp_path, [{"image": f"{number}.jpg", **captions} for number in range(3)])
+    found = [row["captions"] for row in load(path, tmp_path, streaming=streaming, max_bad_fraction=1.0)]
+    assert found == [{"en": ["a cat & a dog", "it's new"], "de": [], "fr": ["AT&T"]}] * 3
+    assert f"{path}: HTML entities in captions, such as &amp;, are read as characters" in caplog.text
+    assert "3  empty caption in de" in caplog.text

@@ -3,10 +3,12 @@
 import base64
 import io
 import os
+import struct
 import subprocess
 import sys
 import urllib.parse
 import warnings
+import zlib
 
 import numpy as np
 import PIL.AvifImagePlugin
@@ -181,6 +183,29 @@ def test_transparent_parts_are_white(mode):
         source = source.convert(mode)
     picture = read_image(encode(source, "PNG", **options))
     assert picture.getpixel((2, 8)) == (0, 0, 0) and picture.getpixel((12, 8)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_value_is_white_at_any_depth(channels, depth):
+    """A PNG's tRNS chunk, which Pillow writes for 8 bits only."""
+    low, high = (0x1200, 0x5634) if depth == 16 else (0x12, 0x56)
+    pixels = np.full((16, 16, channels), low, f">u{depth // 8}")
+    pixels[:, 8:] = high
+    header = struct.pack(">IIBBBBB", 16, 16, depth, 0 if channels == 1 else 2, 0, 0, 0)
+    contents = b"".join(b"\0" + line.tobytes() for line in pixels)
+    chunks = {
+        b"IHDR": header,
+        b"tRNS": struct.pack(">H", high) * channels,
+        b"IDAT": zlib.compress(contents),
+        b"IEND": b"",
+    }
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in chunks.items()
+    )
+    picture = read_image(png)
+    assert picture.getpixel((2, 8)) == (0x12,) * 3 and picture.getpixel((12, 8)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("kind", ["transparent", "16 bits", "broken EXIF"])
