@@ -1,4 +1,4 @@
-"""Adds languages to pre-training shards, machine-translated from one of those that are there.
+"""Adds languages to pre-training shards or a table, machine-translated from one of those that are there.
 
     python -m data_scripts.translate IN OUT --languages ko sw --model facebook/m2m100_1.2B
     accelerate launch --multi_gpu --num_processes 4 -m data_scripts.translate IN OUT …       the shards are shared out
@@ -9,6 +9,9 @@ command given again goes on with those that are missing. What cannot be translat
 
 Beside each shard, `part_*.data.report.json` counts what was wrong. It lists as "doubtful" captions and translations
 that were cut to the model's length, and translations that repeat themselves.
+
+Where IN is a table, as `--dataset` takes it, OUT gets its rows as `data_scripts.export` writes them, with the images
+inside. Rows get the languages that they have no caption in. The report of a split is `OUT/.SPLIT.report.json`.
 """
 
 import argparse
@@ -23,19 +26,22 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import AutoTokenizer, M2M100ForConditionalGeneration, M2M100Tokenizer
 
+import data_scripts
 from data_scripts.captions import caption_problem, close_tags, is_close, is_usable, language_code
 from data_scripts.cli import log_to_screen, one_line, one_line_errors
+from data_scripts.export import WITHOUT_SPLIT, export
 from data_scripts.files import check_output_folder, open_model, open_pretrained, written_whole
 from data_scripts.problems import Problems
 from data_scripts.rows import is_missing, is_text
 from data_scripts.shards import BadRow, caption_objects, find_shards, parse_row
-from data_scripts.text import is_blank_line, numbered_lines
+from data_scripts.text import files_below, is_blank_line, numbered_lines
 
 TRANSLATOR = "facebook/m2m100_1.2B"
 CUT = "caption longer than the translator reads; its end is not translated"
@@ -264,22 +270,82 @@ def translate_shard(
             found = list(islice(translations, len(gaps)))
             if not all(found):
                 problems.bad("translation is empty", f"{shard} line {number}")
-            for gap, translation in zip(gaps, found, strict=True):
-                if translation.doubt:
-                    problems.absent(translation.doubt, f"{shard} line {number}")
-                    place = {"line": number, "language": gap.language, "reason": translation.doubt}
-                    doubtful.append(place | {"caption": gap.text, "translation": translation})
+            doubtful += count_doubts(gaps, found, number, f"{shard} line {number}", problems)
             file.write(fill_gaps(line, gaps, found))
         file.flush()
         os.fsync(file.fileno())
-    counts = {name: getattr(problems, name) for name in ("rows", "counts", "absences", "first", "tags")}
-    with written_whole(report_file(output)) as path:
-        path.write_text(json.dumps(counts | {"doubtful": doubtful}, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_report(report_file(output), problems, doubtful)
     os.replace(unfinished, output)
 
 
+def translate_table(
+    dataset: datasets.Dataset, name: str, output: Path, translator: Translator, problems: Problems
+) -> None:
+    """Writes the rows of a split of a table to `output`, its folder and the name of its files, and a report.
+
+    Args:
+        name: of the table and its split, for messages.
+        problems: without counts; asks for the source and then the languages to translate to.
+
+    Raises:
+        ValueError: there are no captions to translate from, or too many rows are bad; see `Problems`.
+    """
+    source, *languages = problems.languages
+    captions: list[dict[str, list[str]]] = dataset["captions"][:]
+    if source not in dataset.features["captions"]:
+        there = dataset.features["captions"]
+        raise ValueError(f"{name} has no captions in {source}, only in {', '.join(there)}; name one as --source")
+    problems.rows = len(captions)
+    gaps, doubtful = [], []
+    for number, row in enumerate(captions):
+        if not row[source]:
+            problems.absent(f"no usable caption in {source}", f"{name} row {number + 1}")
+        lacking = [language for language in languages if not row.get(language)]
+        gaps += [Gap(text, language, number) for language in lacking for text in row[source]]
+        row |= {language: [] for language in lacking}
+    with tqdm(total=len(gaps), unit=" captions", leave=False) as progress:
+        translations = translator(gaps, progress)
+    for gap, translation in zip(gaps, translations, strict=True):
+        where = f"{name} row {gap.position + 1}"
+        doubtful += count_doubts([gap], [translation], gap.position + 1, where, problems)
+        if is_usable(translation):
+            captions[gap.position][gap.language].append(translation)
+        else:
+            problems.bad("translation is empty", where)
+    texts = datasets.List(datasets.Value("string"))
+    feature = dict(dataset.features["captions"]) | dict.fromkeys(languages, texts)
+    translated = dataset.remove_columns("captions").add_column("captions", captions, feature=feature)
+    write_report(table_report(output), problems, doubtful)
+    export(translated, output.name, output.parent)
+
+
+def table_report(output: Path) -> Path:
+    """Of a name that `datasets` passes over, since it would take it for a file of the split."""
+    return output.with_name(f".{output.name}.report.json")
+
+
+def count_doubts(
+    gaps: Sequence[Gap], translations: Sequence[Translation], number: int, where: str, problems: Problems
+) -> list[dict[str, Any]]:
+    """Counts the doubtful translations of a line or row, and gives them as a report lists them."""
+    doubtful = []
+    for gap, translation in zip(gaps, translations, strict=True):
+        if translation.doubt:
+            problems.absent(translation.doubt, where)
+            place = {"line": number, "language": gap.language, "reason": translation.doubt}
+            doubtful.append(place | {"caption": gap.text, "translation": translation})
+    return doubtful
+
+
+def write_report(path: Path, problems: Problems, doubtful: list[dict[str, Any]]) -> None:
+    counts = {name: getattr(problems, name) for name in ("rows", "counts", "absences", "first", "tags")}
+    with written_whole(path) as unfinished:
+        text = json.dumps(counts | {"doubtful": doubtful}, ensure_ascii=False, indent=1)
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def read_report(path: Path) -> Problems:
-    """What `translate_shard` counted."""
+    """What `translate_shard` or `translate_table` counted."""
     report = json.loads(path.read_text(encoding="utf-8"))
     counters = {name: Counter(report[name]) for name in ("counts", "absences", "tags")}
     return Problems("translate", 1.0, rows=report["rows"], first=report["first"], quiet=True, **counters)
@@ -290,7 +356,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: the arguments do not fit each other, the model, or what is in OUT.
-        FileNotFoundError: IN has no shards.
+        FileNotFoundError: IN has no shards and is no table.
     """
     if arguments.output.resolve().is_relative_to(arguments.input.resolve()):
         raise ValueError(
@@ -299,11 +365,14 @@ def run(arguments: argparse.Namespace) -> None:
     asked = (arguments.source, *arguments.languages)
     if twice := [language for language in dict.fromkeys(asked) if asked.count(language) > 1]:
         raise ValueError(f"--languages with the --source has {', '.join(twice)} twice; give each language once")
-    shards = find_shards(arguments.input)
+    is_table = arguments.input.exists() and not files_below(arguments.input, "part_*.data")
+    shards = [] if is_table else find_shards(arguments.input)
+    options = {"image_dir": arguments.image_dir, "max_bad_fraction": arguments.max_bad_fraction}
+    splits = data_scripts.splits_of(str(arguments.input), **options) if is_table else []
     check_output_folder(arguments.output)
     state = PartialState()
     settings = {name: getattr(arguments, name) for name in ("model", "source", "languages")}
-    settings_file = arguments.output / "translate.json"
+    settings_file = arguments.output / (".translate.json" if is_table else "translate.json")
     if state.is_main_process and not settings_file.exists():
         arguments.output.mkdir(parents=True, exist_ok=True)
         settings_file.write_text(json.dumps(settings), encoding="utf-8")
@@ -321,6 +390,15 @@ def run(arguments: argparse.Namespace) -> None:
                 own = Problems("translate", **limits, quiet=True)
                 translate_shard(shard, output, translator, arguments.languages, own)
             problems.update(read_report(report_file(output)))  # of an earlier run, too
+    # As `export` does it: where the rows tell no split, all are read as train, and written so that they tell none.
+    named = {split: split for split in splits} or {"train": WITHOUT_SPLIT} if is_table else {}
+    for split, name in named.items() if state.is_main_process else ():
+        output = arguments.output / name
+        if not (table_report(output).exists() and any(arguments.output.glob(f"{name}-*-of-*"))):
+            dataset = data_scripts.load(str(arguments.input), split=split, **options)
+            own = Problems("translate", **limits, quiet=True)
+            translate_table(dataset, f"{arguments.input} {split}", output, translator, own)
+        problems.update(read_report(table_report(output)))
     of_all = Problems("translate", **limits, quiet=True)
     for of_process in gather_object([problems]):
         of_all.update(of_process)
@@ -335,13 +413,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", type=Path, metavar="IN", help="folder with part_*.data at any depth")
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the translated shards")
+    parser.add_argument("input", type=Path, metavar="IN", help="folder with part_*.data at any depth, or a table")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the translated shards or rows")
     parser.add_argument(
         "--languages", nargs="+", required=True, help="to add; M2M100's codes, or for NLLB tags such as de"
     )
     parser.add_argument("--model", default=TRANSLATOR, help="folder or Hub id of an M2M100 or NLLB")
     parser.add_argument("--source", default="en", help="language to translate from (default: en)")
+    parser.add_argument("--image_dir", help="folder of the images of a table, where they are not beside it")
     parser.add_argument("--batch_size", type=int, default=64, help="captions at a time (default: 64)")
     parser.add_argument("--max_bad_fraction", type=float, default=0.05, help="of the rows (default: 0.05)")
     log_to_screen()

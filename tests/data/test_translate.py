@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from builders import jpeg, write, write_json_lines
 from conftest import ROOT
+from PIL import Image
 from tiny import tiny_translator
 from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
@@ -321,3 +324,36 @@ def test_nllb_translates_by_tags(tmp_path, monkeypatch):
     assert [(tokens[0], forced) for tokens, forced in calls] == [(codes[0], codes[1]), (codes[0], codes[2])]
     with pytest.raises(SystemExit, match="does not know xx; it knows ace_Arab, "):
         call(tmp_path / "in", tmp_path / "other", tmp_path / "nllb", monkeypatch, "--languages", "xx")
+
+
+def test_a_table_gets_the_languages_that_its_rows_lack(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    say("x y", monkeypatch)
+    entries = [
+        {"en": ["a dog runs", "a dog"], "ko": "개", "de": "ein Hund"},
+        {"en": ["a cat"], "ko": None, "de": "eine Katze"},
+        {"en": None, "ko": None, "de": "ein Vogel"},
+    ]
+    for number in range(3):
+        write(tmp_path / f"in/{number}.jpg", jpeg(60 * number))
+    entries = [{"file_name": f"{number}.jpg", **entry} for number, entry in enumerate(entries)]
+    path = write_json_lines(tmp_path / "in/metadata.jsonl", entries)
+    for source in (path, tmp_path / "in"):
+        out = tmp_path / f"out of {source.name}"
+        call(source, out, model, monkeypatch)
+        rows = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))["train"]
+        assert rows["captions"][:] == [
+            {"en": ["a dog runs", "a dog"], "ko": ["개"], "de": ["ein Hund"], "sw": ["x y", "x y"]},
+            {"en": ["a cat"], "ko": ["x y"], "de": ["eine Katze"], "sw": ["x y"]},
+            {"en": [], "ko": [], "de": ["ein Vogel"], "sw": []},
+        ]
+        assert rows[1]["image"].getpixel((9, 9)) == Image.open(tmp_path / "in/1.jpg").getpixel((9, 9))
+        monkeypatch.setattr(translate, "translate_table", lambda *_: pytest.fail("it is there already"))
+        caplog.clear()
+        call(source, out, model, monkeypatch)
+        assert f"1  no usable caption in en, first: {source} train row 3" in caplog.text
+        monkeypatch.undo()
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+        say("x y", monkeypatch)
+    with pytest.raises(SystemExit, match="has no captions in fr, only in en, ko, de; name one as --source"):
+        call(path, tmp_path / "other", model, monkeypatch, "--source", "fr")
