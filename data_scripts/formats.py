@@ -24,6 +24,8 @@ from data_scripts.problems import Problems
 from data_scripts.text import NOT_UTF8, check_encoding, is_blank_line, numbered_lines
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+# Of images whose format is not read; they are counted under it.
+UNREAD = (".heic", ".heif", ".jp2", ".j2k", ".jxl")
 ROWS_OF_A_PART = 10_000  # of a Parquet file at the least, unless it has fewer
 _RECORDS_AT_A_TIME = 256  # of a Parquet file; pictures of 100 kB make 25 MB
 

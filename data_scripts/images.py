@@ -58,7 +58,9 @@ def relative_name(name: str) -> str:
     path = PureWindowsPath(name)  # knows drives and both separators
     if path.drive:
         raise BadImage(OUTSIDE, f"{name[:100]!r}, an absolute path of Windows; write it relative to image_dir")
-    if not path.name or path.anchor or ".." in path.parts or "\0" in name:
+    if path.anchor:
+        raise BadImage(OUTSIDE, f"{name[:100]!r}, an absolute path; set image_dir to a folder above it")
+    if not path.name or ".." in path.parts or "\0" in name:
         raise BadImage(OUTSIDE, repr(name))
     if len(path.parts) > MAX_FOLDERS + 1:
         raise BadImage(TOO_LONG, repr(name[:100]))

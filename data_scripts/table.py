@@ -277,7 +277,8 @@ class TableConfig(AnnotationConfig):
         if self.image_dir is not None:
             return os.path.relpath(path, self.image_dir) if os.path.isabs(path) else path
         if os.path.isabs(path):
-            return os.path.relpath(path, self.root)
+            relative = os.path.relpath(path, self.root)
+            return path if relative.startswith("..") else relative  # and is named as it is written
         return (
             os.path.normpath(os.path.join(os.path.relpath(table.folder, self.root), path))
             if ".." not in Path(path).parts

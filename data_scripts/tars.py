@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from data_scripts.annotations import BROKEN_JSON
-from data_scripts.formats import PICTURES, Table, open_file
+from data_scripts.formats import PICTURES, UNREAD, Table, open_file
 from data_scripts.problems import Problems
 
 SECOND_IMAGE = "further image of a sample of a tar; only the first is read"
@@ -79,7 +79,7 @@ class WebDataset(Table):
         problems.rows += 1
         used: dict[str, tuple[str, int, int]] = {}
         for ending, start, size, name in files:
-            is_image = f".{ending.rpartition('.')[2]}" in PICTURES
+            is_image = f".{ending.rpartition('.')[2]}" in (*PICTURES, *UNREAD)
             if is_image and "." in ending:
                 problems.absent(DOTTED_IMAGE, f"{self.path}, {name}")
             elif (column := "image" if is_image else ending) in used:
@@ -104,7 +104,7 @@ class WebDataset(Table):
                     continue
                 archive.seek(start)
                 contents = archive.read(size)
-                if f".{ending}" in PICTURES:
+                if f".{ending}" in (*PICTURES, *UNREAD):
                     picture = {"bytes": contents, "path": f"{record['__key__']}.{ending}"}
                 elif ending == "json":
                     fields = json.loads(contents.decode("utf-8-sig"))

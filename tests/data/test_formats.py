@@ -1,9 +1,11 @@
 """Tables as people have them: pictures as JSON has bytes, local URLs, encodings, NaN, and paths of other machines."""
 
 import base64
+import io
 import json
 import logging
 import math
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -78,13 +80,25 @@ def test_local_patterns_and_urls(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "start", ["C:\\data\\train\\", "c:/data/", "\\\\server\\share\\", "D:" + "\\very long folder" * 20 + "\\"]
+    "start", ["C:\\data\\train\\", "c:/test images/", "\\\\server\\share\\", "D:" + "\\very long folder" * 20 + "\\"]
 )
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_paths_of_windows_are_named_as_such(start, split, tmp_path):
-    rows = [{"image": f"{start}{number}.jpg", "en": "a dog runs", "split": split} for number in range(3)]
+    rows = [{"image": f"{start}{number}.jpg", "en": "a dog runs"} for number in range(3)]
     with pytest.raises(ValueError, match=r"3  image path leaves .*absolute path of Windows; write it relative to"):
         load(table(tmp_path, rows), tmp_path, split=split)
+
+
+def test_absolute_paths_are_named_with_the_cure(tmp_path):
+    rows = [{"image": str(tmp_path / f"data/{number}.jpg"), "en": "a dog runs"} for number in range(3)]
+    path = write_json_lines(table(tmp_path, []).parents[1] / "elsewhere/rows.jsonl", rows)
+    with pytest.raises(
+        ValueError, match=rf"leaves its folder, first: '{rows[0]['image']}', an absolute path; set image_"
+    ):
+        load(path, tmp_path)
+    assert load(path, tmp_path, image_dir=str(tmp_path))["image_id"][:] == [
+        f"data/{number}.jpg" for number in range(3)
+    ]
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -153,3 +167,22 @@ def test_entities_in_captions_are_characters(streaming, tmp_path, caplog):
     assert found == [{"en": ["a cat & a dog", "it's new"], "de": [], "fr": ["AT&T"]}] * 3
     assert f"{path}: HTML entities in captions, such as &amp;, are read as characters" in caplog.text
     assert "3  empty caption in de" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["heic", "HEIF", "jp2", "jxl"])
+def test_images_that_are_not_read_are_named_in_a_tar_too(ending, tmp_path, caplog):
+    beginning = {
+        "jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+        "jxl": b"\0\0\0\x0cJXL \r\n\x87\n",
+    }.get(ending, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, contents in (
+            *((f"0.{ending}", beginning + bytes(200)), ("0.json", b'{"en": "a dog"}')),
+            *(("1.jpg", PICTURES[1]), ("1.json", b'{"en": "a cat"}')),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(contents)
+            archive.addfile(member, io.BytesIO(contents))
+    assert len(load(tmp_path / "a.tar", tmp_path, max_bad_fraction=0.5)) == 1
+    kind = {"jp2": "JPEG 2000", "jxl": "JPEG XL"}.get(ending, "HEIC")
+    assert f"1  {kind} image, which " in reports(caplog)
