@@ -153,9 +153,10 @@ def test_pixels_that_are_to_stay_unscaled_are_refused(processor):
 @pytest.mark.parametrize("file_format", ["EPS", "ICO", "PCX", "TGA", "PDF", "SGI", "JPEG2000", "DDS"])
 def test_the_processor_opens_the_formats_of_training_alone(processor, tmp_path, file_format):
     Image.fromarray(PIXELS).resize((32, 32)).save(tmp_path / "a.jpg", file_format)
-    with pytest.raises(BadImage, match="not an image"):
+    reason = "JPEG 2000 image, which is not read here" if file_format == "JPEG2000" else "not an image"
+    with pytest.raises(BadImage, match=reason):
         read_image(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=r"a\.jpg cannot be read as a picture: not an image"):
+    with pytest.raises(ValueError, match=rf"a\.jpg cannot be read as a picture: {reason}"):
         processor(images=tmp_path / "a.jpg")
 
 
