@@ -1,6 +1,7 @@
 """WIT from tiny annotations and pixel files: joining by URL, the index, and bad lines."""
 
 import base64
+import json
 import os
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_splits_and_languages(iglue):
     assert load(iglue, "test_gmt", ["ja"])["captions"][:] == [{"ja": ["three"]}]
     both = load(iglue, languages=["en", "ja"])
     assert both["captions"][0] == {"en": ["one", "also one"], "ja": ["一"]} and len(both) == 3
+
+
+def test_each_language_has_its_own_gallery(iglue):
+    """Of the images that it has entries of, also where the only caption is empty."""
+    annotations = iglue / "iglue/datasets/wit/annotations"
+    with (annotations / "test_ja.jsonl").open("a") as file:
+        file.write(json.dumps(entry(2, " ", "ja")) + "\n")
+    rows = load(iglue, languages=["en", "ja"], gallery=True, max_bad_fraction=1.0)
+    galleries = {row["image_id"]: row["gallery"] for row in rows}
+    assert galleries == {url(1): ["en", "ja"], url(2): ["en", "ja"], url(3): ["ja"]}
+    assert "gallery" not in load(iglue, languages=["en", "ja"], max_bad_fraction=1.0).column_names
 
 
 def test_a_stream_reads_the_lines_when_asked(iglue):
