@@ -56,7 +56,7 @@ _CAPTION_COLUMNS = [
 ]
 _NEARLY_CAPTION_COLUMNS = [re.compile(rf".*[_.\- ]{_TAG}"), re.compile(rf"{_TAG}[_.\- ].*")]  # `title_en`, `en_title`
 PLAIN_CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "sentence", "txt")
-_LANGUAGE_COLUMNS = ("language", "lang", "locale")
+LANGUAGE_COLUMNS = ("language", "lang", "locale")
 _IMAGE_COLUMNS = (
     *(
         "image",
@@ -68,6 +68,7 @@ _IMAGE_COLUMNS = (
         "path",
         "filename",
         "image_file",
+        "image_name",
         "img",
     ),
     *("img", "image_bytes", "image_base64", "binary", "jpg", "jpeg", "png", "webp", "picture", "photo"),
@@ -155,6 +156,11 @@ def find_columns(
         if column not in columns:
             raise ValueError(f"{source} has no column {column!r}; {_listed(columns)}")
     image = image_column or next((name for name in _IMAGE_COLUMNS if columns.get(name) in _PICTURE_KINDS), None)
+    of_images = [image] if image else [name for name in columns if name.removesuffix("s") in _IMAGE_COLUMNS]
+    if lists := [name for name in of_images if _holds_lists(name, samples)]:
+        raise ValueError(
+            f"{source}: column {lists[0]} holds lists of images; write a row for each image. {_listed(columns)}"
+        )
     if image is None:
         raise ValueError(f"{source}: no column holds pictures; name it by --image_column. {_listed(columns)}")
     common = {
@@ -169,7 +175,7 @@ def find_columns(
         if columns.get(name) == "mapping":
             return Columns(**common, mapping=name)
     plain = next((name for name in PLAIN_CAPTIONS if name in texts), None)
-    long_form = next((name for name in _LANGUAGE_COLUMNS if columns.get(name) == "text"), None)
+    long_form = next((name for name in LANGUAGE_COLUMNS if columns.get(name) == "text"), None)
     if plain is not None and long_form is not None:
         return Columns(**common, language=long_form, text=plain)
     if plain is not None and language is not None:
@@ -205,6 +211,13 @@ def _kind(name: str, samples: Sequence[Mapping[str, Any]]) -> str:
     if all(isinstance(value, Mapping) for value in values):
         return "picture" if all(set(value) <= {"bytes", "path"} for value in values) else "mapping"
     return "bytes" if all(isinstance(value, bytes) for value in values) else type(values[0]).__name__
+
+
+def _holds_lists(name: str, samples: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether most values of a column are lists, or such as text."""
+    values = [sample[name] for sample in samples if sample.get(name) is not None]
+    lists = [value for value in values if isinstance(value, list) or (is_text(value) and written_list(value[:10_000]))]
+    return len(lists) > len(values) / 2
 
 
 def _listed(columns: Mapping[str, str]) -> str:

@@ -8,10 +8,14 @@ it cannot read, and stops at the first of it.
 import csv
 import io
 import json
+import mmap
 import os
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
@@ -28,14 +32,43 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", "
 UNREAD = (".heic", ".heif", ".jp2", ".j2k", ".jxl")
 ROWS_OF_A_PART = 10_000  # of a Parquet file at the least, unless it has fewer
 _RECORDS_AT_A_TIME = 256  # of a Parquet file; pictures of 100 kB make 25 MB
+_COMPRESSIONS = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_UNPACKED_AT_A_TIME = 16  # files by each process; a reader of a stream has ten open
 
 
 def is_url(path: str) -> bool:
     return "://" in path
 
 
+def stem_and_ending(path: str | os.PathLike) -> tuple[str, str]:
+    """The name of a file without its ending, and the ending in lower case without a compression's: `de`, `.jsonl`."""
+    name = os.path.basename(os.fspath(path))
+    stem, ending = os.path.splitext(name)
+    if ending.lower() == ".tgz":
+        return stem, ".tar"
+    if ending.lower() in _COMPRESSIONS:
+        stem, ending = os.path.splitext(stem)
+    return stem, ending.lower()
+
+
+def _compression(path: str) -> str | None:
+    return _COMPRESSIONS.get(os.path.splitext(path)[1].lower())
+
+
 def open_file(path: str) -> BinaryIO:
-    """A file on disk or at a URL that fsspec knows, such as s3://bucket/rows.parquet."""
+    """A file on disk or at a URL that fsspec knows, such as s3://bucket/rows.parquet; without its compression.
+
+    Raises:
+        ValueError: it is compressed, and damaged.
+    """
+    if _compression(path) is None:
+        return _open(path)
+    return io.BufferedReader(
+        pyarrow.BufferReader(_unpacked(path, None if is_url(path) else os.stat(path).st_mtime_ns))
+    )
+
+
+def _open(path: str) -> BinaryIO:
     return fsspec.open(path, "rb").open() if is_url(path) else open(path, "rb")
 
 
@@ -49,6 +82,18 @@ def open_text(path: str) -> BinaryIO:
         raise
     file.seek(0)
     return file
+
+
+@lru_cache(maxsize=_UNPACKED_AT_A_TIME)
+def _unpacked(path: str, state: int | None) -> pyarrow.Buffer:
+    """What a compressed file holds, in a temporary file without a name: records are read at any place of it."""
+    with _open(path) as packed, tempfile.TemporaryFile() as file:
+        try:
+            shutil.copyfileobj(pyarrow.CompressedInputStream(packed, _compression(path)), file)
+            file.flush()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise ValueError(f"{path} is not a whole compressed file ({error}); download or write it again") from error
+        return pyarrow.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b"")
 
 
 class Place(NamedTuple):
@@ -139,13 +184,25 @@ class JSONLines(Table):
 
 
 class SeparatedValues(Table):
-    """Comma- or, in `.tsv`, tab-separated values with a header."""
+    """Values with a header, separated by that of `,`, `;`, tab and `|` which the header has most of.
 
-    def _reader(self, lines: Iterable[str]) -> Iterator[list[str]]:
+    Where `| ` separates, as in Kaggle's Flickr30k, a quotation mark is a part of its caption.
+    """
+
+    @staticmethod
+    def _reader(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
         csv.field_size_limit(1 << 27)  # a picture in base64 fits
-        return csv.reader(lines, delimiter="\t" if self.path.endswith(".tsv") else ",", strict=True)
+        if separator == "| ":
+            return csv.reader(lines, delimiter="|", skipinitialspace=True, quoting=csv.QUOTE_NONE)
+        return csv.reader(lines, delimiter=separator, strict=True)
 
-    def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[list[str], int, int], str]]:
+    def _separator(self, header: str) -> str:
+        if stem_and_ending(self.path)[1] == ".tsv":
+            return "\t"
+        separator = max(",;\t|", key=header.count)  # the first of equals
+        return "| " if separator == "|" and header.count("| ") == header.count("|") else separator
+
+    def records(self, problems: Problems) -> Iterator[tuple[dict, tuple[list[str], str, int, int], str]]:
         number, taken = 0, 0  # lines, bytes
 
         def lines() -> Iterator[str]:
@@ -155,8 +212,11 @@ class SeparatedValues(Table):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
 
         with open_text(self.path) as file:
-            reader = self._reader(lines())
             try:
+                decoded = lines()
+                first = next(decoded, "")
+                separator = self._separator(first)
+                reader = self._reader(chain([first], decoded), separator)
                 header = [name.strip() for name in next(reader, [])]  # `file_name, en, de`
                 if len(set(header)) < len(header):
                     raise ValueError(f"{self.path}: a column is named twice in {', '.join(header)}; rename one")
@@ -170,18 +230,18 @@ class SeparatedValues(Table):
                     if len(values) != len(header):
                         problems.bad(f"{len(values)} values under a header of {len(header)}", where)
                         continue
-                    yield self._record(header, values), (header, start, taken - start), where
+                    yield self._record(header, values), (header, separator, start, taken - start), where
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(
                     f"{self.path} line {number}: {error}; write it again as UTF-8 with fields in quotes"
                 ) from error
 
-    def read(self, position: tuple[list[str], int, int]) -> dict:
-        header, start, length = position
+    def read(self, position: tuple[list[str], str, int, int]) -> dict:
+        header, separator, start, length = position
         with open_file(self.path) as file:
             file.seek(start)
             text = file.read(length).decode()
-        return self._record(header, next(self._reader(io.StringIO(text, newline=""))))
+        return self._record(header, next(self._reader(io.StringIO(text, newline=""), separator)))
 
     @staticmethod
     def _record(header: list[str], values: list[str]) -> dict[str, str | None]:
@@ -201,7 +261,8 @@ class Parquet(Table):
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
         try:
-            file = open_file(self.path) if is_url(self.path) else self.path
+            is_file = not is_url(self.path) and _compression(self.path) is None
+            file = self.path if is_file else open_file(self.path)
             return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"{self.path} is no whole Parquet file ({error}); write it again") from error

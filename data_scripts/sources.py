@@ -4,14 +4,15 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 
 import datasets
 import fsspec
 
-from data_scripts.columns import LANGUAGES, language_of_name
-from data_scripts.formats import PICTURES, JSONLines, Parquet, SeparatedValues, Table, is_url
+from data_scripts.columns import LANGUAGE_COLUMNS, LANGUAGES, language_of_name
+from data_scripts.documents import JSONDocument
+from data_scripts.formats import PICTURES, JSONLines, Parquet, SeparatedValues, Table, is_url, stem_and_ending
 from data_scripts.problems import Problems
 from data_scripts.retrieval_task import RetrievalTask
 from data_scripts.rows import split_of, split_of_folders
@@ -19,6 +20,7 @@ from data_scripts.tars import WebDataset
 from data_scripts.text import files_below
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+PATTERN_LETTERS = "*?[{"
 _ROWS_OF_A_STREAM_AT_A_TIME = 16
 
 
@@ -84,24 +86,28 @@ def stream_rows(rows: datasets.IterableDataset) -> Iterator[dict]:
 FORMATS: dict[str, type[Table]] = {
     ".jsonl": JSONLines,
     ".ndjson": JSONLines,
+    ".json": JSONDocument,
     ".csv": SeparatedValues,
     ".tsv": SeparatedValues,
     ".parquet": Parquet,
     ".tar": WebDataset,
 }
+# By the file that is named, not among others in a folder.
+_FORMATS_OF_FILES = FORMATS | {".txt": SeparatedValues}
 
 
 def open_tables(source: str, streaming: bool = False) -> list[Table]:
-    """The tables that a name means: a file, a pattern such as `shards/*.tar`, a folder, a URL of one of these, or a
-    data set on the Hub.
+    """The tables that a name means: a file, a pattern such as `shards/*.tar` or `shards/{0000..0009}.tar`, a folder, a
+    URL of one of these, or a data set on the Hub.
 
     Args:
         streaming: of the Hub, do not download the data set, but read it as records are asked for.
 
     In a folder these are the `metadata.*` files beside its pictures, at any depth; or else all files of one format.
+    Beside tars, img2dataset's statistics are passed over: a table of a tar's name, and all `.json` files.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or one of those that braces name is missing.
         ValueError: a folder without tables, or with tables of several formats.
     """
     source = re.sub("^(file|local)://(localhost(?=/))?", "", source)
@@ -112,28 +118,74 @@ def open_tables(source: str, streaming: bool = False) -> list[Table]:
         return _tables_in(path, files_below(path, "*"))
     if path.is_file():
         return [_table(path, path.parent)]
-    if any(letter in source for letter in "*?["):
-        found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
-        if not found:
-            raise FileNotFoundError(f"no file is called {source}")
+    if any(letter in source for letter in PATTERN_LETTERS):
+        found = [Path(file) for file in _matches(str(path), _files_called)]
         root = _fixed_part(path)
-        return [_table(file, root) for file in [file for file in found if file.suffix in FORMATS] or found]
+        return [_table(file, root) for file in _tables_among(found) or found]
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise FileNotFoundError(f"there is no file or folder {source!r}")
     return _from_hub(source, streaming)
 
 
+def _files_called(pattern: str) -> list[str]:
+    return [file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file)]
+
+
+def _matches(pattern: str, find: Callable[[str], Iterable[str]]) -> list[str]:
+    """The files that a pattern means, each once. Raises FileNotFoundError where braces name one that is not there."""
+    found: dict[str, None] = {}
+    for one in _expanded(pattern):
+        files = sorted(find(one))
+        if not files:
+            of_braces = f", one of {pattern}" if one != pattern else ""
+            raise FileNotFoundError(f"no file is called {one}{of_braces}")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The patterns that braces stand for: `{0000..0009}`, `{train,val}`, as shells and WebDataset read them."""
+    for braces in re.finditer(r"\{([^{}]*)\}", pattern):
+        if numbers := re.fullmatch(r"([0-9]+)\.\.([0-9]+)", braces[1]):
+            first, last = numbers.groups()
+            width = max(len(first), len(last)) if first != "0" and "0" in (first[0], last[0]) else 0
+            members = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+        elif "," in braces[1]:
+            members = braces[1].split(",")
+        else:
+            continue
+        start, end = pattern[: braces.start()], pattern[braces.end() :]
+        return [one for member in members for one in _expanded(f"{start}{member}{end}")]
+    return [pattern]
+
+
 def _fixed_part(pattern: PurePath) -> PurePath:
     """The folder that a pattern begins with."""
-    parts = list(itertools.takewhile(lambda part: not any(letter in part for letter in "*?["), pattern.parts))
+    parts = itertools.takewhile(lambda part: not any(letter in part for letter in PATTERN_LETTERS), pattern.parts)
     return type(pattern)(*parts)
 
 
+def _tables_among(files: list[PurePath]) -> list[PurePath]:
+    """The files that are tables, without those that hold the statistics of others."""
+    named = {path: stem_and_ending(path) for path in files}
+    tables = [path for path, (_, ending) in named.items() if ending in FORMATS]
+    tables = [path for path in tables if named[path][1] != ".json"] or tables
+    tars = {path.with_name(named[path][0]) for path in tables if named[path][1] == ".tar"}
+    return [path for path in tables if named[path][1] == ".tar" or path.with_name(named[path][0]) not in tars]
+
+
 def _table(path: PurePath, root: PurePath) -> Table:
-    if path.suffix not in FORMATS:
+    stem, ending = stem_and_ending(path)
+    if ending not in _FORMATS_OF_FILES:
         raise ValueError(f"{path} is none of {', '.join(FORMATS)}; give a table of one of these formats")
-    split = split_of_folders(path.relative_to(root)) or split_of(path.stem)
-    return FORMATS[path.suffix](path, split, language_of_name(path.stem))
+    split = split_of_folders(path.relative_to(root)) or split_of(stem)
+    return _FORMATS_OF_FILES[ending](path, split, language_of_name(stem) or _language_of_folders(path))
+
+
+def _language_of_folders(path: PurePath) -> str | None:
+    """The language of a folder as Hive calls them: `language=de/rows.parquet`."""
+    named = (part.split("=", 1) for part in path.parts[:-1] if "=" in part)
+    return next((value for name, value in named if name.lower() in LANGUAGE_COLUMNS and value), None)
 
 
 def _retrieval_tasks(folder: PurePath, files: list[PurePath]) -> list[Table]:
@@ -172,12 +224,14 @@ def _tables_at(url: str) -> list[Table]:
     try:
         filesystem, root = fsspec.url_to_fs(url)
         folder = PurePosixPath(root)
-        if any(letter in root for letter in "*?["):
-            found, folder = filesystem.glob(root), _fixed_part(folder)
+        if any(letter in root for letter in PATTERN_LETTERS):
+            found, folder = _matches(root, filesystem.glob), _fixed_part(folder)
         elif filesystem.isfile(root):
             found, folder = [root], folder.parent
         else:
             found = filesystem.find(root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} is not there ({error})") from error
     except Exception as error:  # there is no end to what the libraries behind fsspec raise
         raise ValueError(f"{url} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
     if not found:
@@ -192,14 +246,14 @@ def _tables_at(url: str) -> list[Table]:
 
 def _tables_in(folder: PurePath, found: list[PurePath]) -> list[Table]:
     """The tables among the files of a folder."""
-    files = [path for path in found if path.suffix in FORMATS]
+    files = [found[0]] if len(found) == 1 and found[0].suffix == ".txt" else _tables_among(found)
     if tasks := _retrieval_tasks(folder, files):
         return tasks
-    if metadata := [path for path in files if path.name in METADATA]:
+    if metadata := [path for path in files if "".join(stem_and_ending(path)) in METADATA]:
         files = metadata
         if twice := [path for path in files if sum(path.parent == other.parent for other in files) > 1]:
             raise ValueError(f"{twice[0].parent} has {' and '.join(path.name for path in twice)}; keep one of them")
-    formats = sorted({FORMATS[path.suffix].__name__ for path in files})
+    formats = sorted({_FORMATS_OF_FILES[stem_and_ending(path)[1]].__name__ for path in files})
     if not files:
         pictures = sum(path.suffix.lower() in PICTURES for path in found)
         raise ValueError(

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 NO_CAPTION = "row without a caption in the languages asked for"
 NO_PICTURE = "row without a picture"
+SEVERAL_PICTURES = "list of images in one cell; write a row for each image"
 ANOTHER_PICTURE = "image_id of another picture"
 ANOTHER_ID = "image under a further image_id; the first is kept"
 _BEGINNINGS = {"train": "train", "val": "validation", "dev": "validation", "test": "test"}
@@ -245,6 +246,8 @@ class TableConfig(AnnotationConfig):
         """The row of a record, still without captions; None where it has no picture. Raises BadImage."""
         value = record.get(columns.image)
         own_id = id_text(record.get(columns.image_id)) if columns.image_id else None
+        if isinstance(value, list):
+            raise BadImage(SEVERAL_PICTURES, where)
         if isinstance(value, Mapping) and not value.get("bytes"):
             value = value.get("path")
         if is_text(value) and value and not _is_base64(value):

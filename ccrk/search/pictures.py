@@ -18,9 +18,9 @@ from fsspec.asyn import AsyncFileSystem
 from PIL import Image
 
 from data_scripts.cli import one_line
-from data_scripts.formats import PICTURES, is_url
+from data_scripts.formats import PICTURES, is_url, stem_and_ending
 from data_scripts.images import MISSING, UNREADABLE, BadImage, picture_name, read_image
-from data_scripts.sources import FORMATS
+from data_scripts.sources import FORMATS, PATTERN_LETTERS
 from data_scripts.text import files_below
 from pictures_ccrk import MAX_BYTES
 
@@ -90,8 +90,8 @@ def open_source(source: str, load: Callable[[], datasets.Dataset]) -> Source:
     Raises:
         ValueError, FileNotFoundError: there is neither, or the object store does not answer.
     """
-    is_pattern = any(letter in source for letter in "*?[")
-    is_table = source.lower().endswith(tuple(FORMATS))
+    is_pattern = any(letter in source for letter in PATTERN_LETTERS)
+    is_table = stem_and_ending(source)[1] in FORMATS
     if os.path.isdir(source) or (is_url(source) and not is_pattern and not is_table):
         found = pictures_at(source) if is_url(source) else pictures_in(source)
         holds_tables = found.others.keys() & FORMATS.keys()
