@@ -265,7 +265,7 @@ class Parquet(Table):
             file = self.path if is_file else open_file(self.path)
             return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path} is no whole Parquet file ({error}); write it again") from error
+            raise ValueError(f"{self.path} is not a whole Parquet file ({error}); write it again") from error
 
     def parts(self) -> list["Parquet"]:
         with self._open() as file:

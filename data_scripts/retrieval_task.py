@@ -11,10 +11,10 @@ from data_scripts.rows import id_text
 
 
 class RetrievalTask(Table):
-    """A split in MTEB's retrieval layout: pictures and captions in two tables, and in a third which belong together.
+    """A split in MTEB's retrieval layout: images and captions in two tables, and their pairs in a third.
 
-    A record is an image, with `image`, `image_id`, `captions`, a mapping of languages, and `gallery`, the languages
-    whose captions are ranked against it; or else a caption without an image. Those of no pair are there as well.
+    A record is an image with `image`, `image_id`, `captions` by language, and `gallery`: the languages whose captions
+    are ranked against it. A caption without an image is a record, too. Images and captions of no pair are kept.
 
     Args:
         parts: language → tables of the corpus, of the queries, and of the pairs (qrels).
@@ -46,7 +46,7 @@ class RetrievalTask(Table):
                 for pair, _, where in table.records(problems):
                     image, text = (id_text(pair.get(name)) for name in ids)
                     if image not in images or text not in texts:
-                        problems.bad("pair of what is not there", where)
+                        problems.bad("pair of an id that no table has", where)
                     elif (is_relevant := _is_relevant(pair.get("score", 1))) is None:
                         problems.bad("score is not a number", where)
                     elif is_relevant:

@@ -32,7 +32,7 @@ def split_of(name: str) -> str | None:
 
 
 def split_of_folders(path: str | os.PathLike) -> str | None:
-    """The split that the first folder of a relative path tells; whose own name, `train station.jpg`, tells none."""
+    """The split that a folder of a relative path tells. The file's own name, `train station.jpg`, tells none."""
     path = PureWindowsPath(path)
     # The folders of an absolute path lie above the data set: `/home/test/photos`.
     return None if path.anchor else next(filter(None, map(split_of, path.parts[:-1])), None)

@@ -1,11 +1,11 @@
-"""Any table of pictures and captions as a data set: `--dataset X`, where X is none of the names that are known here.
+"""Any table of images and captions as a data set: `--dataset X`, where X is not the name of a known data set.
 
-X is a folder of pictures with `metadata.jsonl`, `.csv` or `.parquet`; a table in one of these formats, or a pattern or
+X is a folder of images with `metadata.jsonl`, `.csv` or `.parquet`; a table in one of these formats, or a pattern or
 folder of them; WebDataset tars; or a data set on the Hub. `data_scripts.sources` says which files are read, and
 `data_scripts.columns` which of their columns.
 
-Splits are told by a `split` column, by the names of files and folders (`train-00000-of-00002.parquet`, `val/`), or by
-the first folder of the pictures' paths. Without any, all rows are for training, and all can be evaluated.
+Splits are read from a `split` column, from the names of tables and their folders (`train-00000-of-00002.parquet`,
+`val/`), or from the folders of the images' paths. Without any, all rows are for training, and all can be evaluated.
 """
 
 import functools

@@ -77,7 +77,7 @@ class Translation(str):
 
 
 def find_gaps(line: bytes, source: str, languages: Sequence[str]) -> list[Gap]:
-    """What the captions of a row lack, in the order of the positions. Null and texts that are no captions are lacking.
+    """List the captions that a row lacks, by position. A null or empty caption counts as lacking.
 
     Raises:
         BadRow: the line is no row, or has no caption in the language to translate from.
@@ -288,7 +288,7 @@ def translate_table(
         problems: without counts; asks for the source and then the languages to translate to.
 
     Raises:
-        ValueError: there are no captions to translate from, or too many rows are bad; see `Problems`.
+        ValueError: no row has a caption to translate from, or too many rows are bad; see `Problems`.
     """
     source, *languages = problems.languages
     captions: list[dict[str, list[str]]] = dataset["captions"][:]

@@ -336,7 +336,7 @@ def test_image_to_text_and_pairs_of_nothing(tmp_path, caplog):
     write_json_lines(tmp_path / "data/de-qrels.jsonl", pairs)
     rows = load(tmp_path / "data", max_bad_fraction=1.0)
     assert rows["captions"][:] == [{"de": ["Bild 0", "Bild 2"]}, {"de": ["Bild 1"]}]
-    assert "1  pair of what is not there" in reports(caplog)
+    assert "1  pair of an id that no table has" in reports(caplog)
     for name in ("queries", "corpus", "qrels"):
         (tmp_path / f"data/de-{name}.jsonl").rename(tmp_path / f"data/{name}.jsonl")
     with pytest.raises(ValueError, match="in a language that it does not tell"):
@@ -479,7 +479,7 @@ class TestBadInput:
             ({"a.csv": b"path,en\n", "b.jsonl": b"{}"}, "tables of several formats"),
             ({"metadata.jsonl": b"", "metadata.csv": b""}, "has metadata.csv and metadata.jsonl; keep one"),
             ({"a.csv": b""}, "a.csv has no row that can be read"),
-            ({"a.parquet": b"PAR1"}, "a.parquet is no whole Parquet file"),
+            ({"a.parquet": b"PAR1"}, "a.parquet is not a whole Parquet file"),
             ({"a.tar": b"x" * 600}, "a.tar is not a whole, uncompressed tar"),
             ({"a.csv": b"path,path\n1,2\n"}, "a column is named twice"),
         ],
