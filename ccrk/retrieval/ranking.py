@@ -89,10 +89,12 @@ def rank_language(
         pairs += [tr.top.ravel(), ir.top.ravel()]
     if score is not None:
         # Each pair once, whichever of the two directions and of the pools it is a candidate in.
-        pairs = np.unique(np.concatenate(pairs))
-        scores = score(np.stack(np.divmod(pairs, len(captions.rows)), axis=1))
-        for found in (found for search in searches for found in search):
-            found.ranks = rerank(found, scores[np.searchsorted(pairs, found.top)])
+        # (NumPy 2.3 finds them by a hash, which is 20 times slower than sorting.)
+        pairs, places = torch.unique(torch.from_numpy(np.concatenate(pairs)), return_inverse=True)
+        scores = score(np.stack(np.divmod(pairs.numpy(), len(captions.rows)), axis=1))
+        found = [found for search in searches for found in search]
+        for one, place in zip(found, places.split([one.top.size for one in found]), strict=True):
+            one.ranks = rerank(one, scores[place.numpy().reshape(one.top.shape)])
 
     def named(searches: list[tuple[Candidates, Candidates]], pools: list[Pool]) -> dict[str, pd.Series]:
         if not pools:
