@@ -1,5 +1,6 @@
 """What the tests share: the reference fixture, a tiny model with its processor, and rows to train on."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -29,6 +30,11 @@ ROOT = Path(__file__).parent.parent
 TINY_A = Path(__file__).parent / "fixtures" / "tiny_a"
 # No tensor of the published file shows the number of text attention heads; tiny_a has 4.
 TINY_A_CONFIG = {"text_config": {"num_attention_heads": 4}}
+
+
+def pytest_collection_finish():
+    """Modules stay: each training collects garbage, and would look at all that they hold."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import os
 import runpy
 import sys
+from importlib.util import find_spec
 
 import torch
 
@@ -19,5 +20,9 @@ def faulty_contrastive(self, found, inputs) -> torch.Tensor:
 
 if __name__ == "__main__":
     OneToKLoss.contrastive = faulty_contrastive
+    if find_spec("deepspeed"):  # torch's collectives serve as well as those that it would compile for half a minute
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from tiny import RECIPE
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_scripts.shapes import MISTRANSLATED, Shapes
@@ -43,9 +44,17 @@ ONCE = (  # with one
 SIZE = ["--steps", "2", "--num_train", "100", "--num_test", "24"]
 
 
+class SmallStudy(Study):
+    def recipe(self) -> dict:
+        small = RECIPE["config"]
+        no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        text = small["text_config"] | {"vocab_size": 1500} | no_dropout
+        return super().recipe() | {"config": small | {"text_config": text}}
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    study = Study("shapes", None, None, tmp_path_factory.mktemp("study"), 2, 100, 24, torch.get_num_threads())
+    study = SmallStudy("shapes", None, None, tmp_path_factory.mktemp("study"), 2, 100, 24, torch.get_num_threads())
     check_same_study(study, [*TWICE, *ONCE])
     study.prepare()
     return study

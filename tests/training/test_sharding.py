@@ -34,10 +34,7 @@ CONFIG = RECIPE["config"] | {
 CHUNKED = ("--contrastive_chunk_size", 3, "--lr_scheduler_type", "constant")
 PARTS = ("loss", "contrastive_loss", "matching_loss", "mlm_loss", "temperature", "grad_norm")
 FAULTY = (ROOT / "tests" / "faulty_worker.py", SCRIPT)
-deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None or shutil.which("g++") is None,
-    reason="deepspeed is not installed, or there is no g++, with which it compiles its collectives for CPUs",
-)
+deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
 class Runs:
