@@ -143,20 +143,25 @@ def _matches(pattern: str, find: Callable[[str], Iterable[str]]) -> list[str]:
     return list(found)
 
 
-def _expanded(pattern: str) -> list[str]:
-    """The patterns that braces stand for: `{0000..0009}`, `{train,val}`, as shells and WebDataset read them."""
+def _expanded(pattern: str) -> Iterator[str]:
+    """Yield the patterns that braces stand for: `{0000..0009}`, `{train,val}`, as shells and WebDataset read them.
+
+    They come one at a time, so that a range that is far too long ends at its first missing file.
+    """
     for braces in re.finditer(r"\{([^{}]*)\}", pattern):
         if numbers := re.fullmatch(r"([0-9]+)\.\.([0-9]+)", braces[1]):
             first, last = numbers.groups()
             width = max(len(first), len(last)) if first != "0" and "0" in (first[0], last[0]) else 0
-            members = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+            members = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
         elif "," in braces[1]:
             members = braces[1].split(",")
         else:
             continue
         start, end = pattern[: braces.start()], pattern[braces.end() :]
-        return [one for member in members for one in _expanded(f"{start}{member}{end}")]
-    return [pattern]
+        for member in members:
+            yield from _expanded(f"{start}{member}{end}")
+        return
+    yield pattern
 
 
 def _fixed_part(pattern: PurePath) -> PurePath:
@@ -193,10 +198,11 @@ def _retrieval_tasks(folder: PurePath, files: list[PurePath]) -> list[Table]:
     parts: dict[str | None, dict[str | None, dict[str, list[Table]]]] = {}
     roles = {"corpus": "corpus", "queries": "queries", "query": "queries", "qrels": "qrels", "default": "qrels"}
     for path in files:
-        for name in (path.name.split(".")[0], path.parent.name):
+        stem, ending = stem_and_ending(path)
+        for name in (stem.split(".")[0], path.parent.name):
             language, _, role = name.rpartition("-")
             if role in roles and (not language or language.split("-")[0] in LANGUAGES):
-                table = FORMATS[path.suffix](path, split_of(path.stem))
+                table = _FORMATS_OF_FILES[ending](path, split_of(stem))
                 of_language = parts.setdefault(table.split, {}).setdefault(language or None, {})
                 of_language.setdefault(roles[role], []).append(table)
                 break

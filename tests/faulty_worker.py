@@ -1,4 +1,7 @@
-"""Runs a script of training; in the third step a gradient of one of two processes is not finite."""
+"""Runs a script of training; in the third step a gradient of one of two processes is not finite.
+
+DeepSpeed compiles nothing here.
+"""
 
 import os
 import runpy

@@ -88,13 +88,13 @@ def rank_language(
         searches.append((tr, ir))
         pairs += [tr.top.ravel(), ir.top.ravel()]
     if score is not None:
-        # Each pair once, whichever of the two directions and of the pools it is a candidate in.
-        # (NumPy 2.3 finds them by a hash, which is 20 times slower than sorting.)
+        # Score each pair once, whichever of the two directions and of the pools it is a candidate in. (`np.unique` of
+        # integers hashes since NumPy 2.3, and takes 20 times as long.)
         pairs, places = torch.unique(torch.from_numpy(np.concatenate(pairs)), return_inverse=True)
         scores = score(np.stack(np.divmod(pairs.numpy(), len(captions.rows)), axis=1))
-        found = [found for search in searches for found in search]
-        for one, place in zip(found, places.split([one.top.size for one in found]), strict=True):
-            one.ranks = rerank(one, scores[place.numpy().reshape(one.top.shape)])
+        candidates = [one for search in searches for one in search]
+        for one, own in zip(candidates, places.split([one.top.size for one in candidates]), strict=True):
+            one.ranks = rerank(one, scores[own.numpy().reshape(one.top.shape)])
 
     def named(searches: list[tuple[Candidates, Candidates]], pools: list[Pool]) -> dict[str, pd.Series]:
         if not pools:

@@ -174,7 +174,8 @@ class _Files:
         """The path of the picture of a name below the source; None, and counted, where it is none."""
         ending = os.path.splitext(name)[1].lower()
         if ending not in PICTURES:
-            self.others[ending] += 1
+            of_table = stem_and_ending(name)[1]
+            self.others[of_table if of_table in FORMATS else ending] += 1
             return None
         try:
             return picture_name(name)

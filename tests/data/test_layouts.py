@@ -83,6 +83,18 @@ def test_tgz_and_names_of_packed_tables(folder):
     assert (table.split, table.language) == ("test", "de")
 
 
+def test_a_packed_retrieval_task(folder):
+    """And one that is no task, though it is called as a part of one."""
+    image = {"id": "0", "image": {"bytes": jpeg(9), "path": None}}
+    (folder / "task").mkdir()
+    pd.DataFrame([image]).to_parquet(folder / "task/en-corpus.parquet")
+    write(folder / "task/en-queries.jsonl.gz", gzip.compress(b'{"id": "a", "text": "a dog"}\n'))
+    write(folder / "task/en-qrels.csv.bz2", bz2.compress(b"query-id,corpus-id\na,0\n"))
+    assert rows_of(folder / "task", folder) == {"0": ["a dog"]}
+    write(folder / "one/corpus.txt", "file_name|en\n0.jpg|a dog\n")
+    assert rows_of(folder / "one", folder) == {"0.jpg": ["a dog"]}
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b[:40] + bytes([b[40] ^ 1]) + b[41:]])
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tar"])
 def test_a_damaged_packed_table_is_an_error(ending, damage, folder):
@@ -103,6 +115,8 @@ def test_braces(folder):
     assert len(open_tables(str(folder / "data/{000,001}{0..1}.jsonl"))) == 4
     with pytest.raises(FileNotFoundError, match=r"no file is called .*0012\.jsonl, one of .*\{0010\.\.0013\}"):
         open_tables(str(folder / "data/{0010..0013}.jsonl"))
+    with pytest.raises(FileNotFoundError, match=r"no file is called .*00010\.jsonl, one of "):
+        open_tables(str(folder / "data/000{0..999999999999}.jsonl"))
     write_json_lines(folder / "train/rows.jsonl", LINES[:4])
     write_json_lines(folder / "val/rows.jsonl", LINES[4:])
     assert len(rows_of(folder / "{train,val}/rows.jsonl", folder, "validation")) == 2

@@ -79,6 +79,13 @@ def test_a_table_at_a_url_is_opened_without_a_list(monkeypatch):
     assert [item.path for item in open_source("memory://bucket/rows.parquet", lambda: table).items] == ["one"]
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz", "rows.TGZ", "rows.csv.zst"])
+def test_a_folder_of_tables_is_opened_as_a_data_set(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    table = datasets.Dataset.from_list([{"image": {"bytes": b"1", "path": None}, "image_id": "one"}])
+    assert [item.path for item in open_source(str(tmp_path), lambda: table).items] == ["one"]
+
+
 @pytest.mark.parametrize("url, reason", [("nowhere://bucket", "nowhere"), ("memory://bucket/none", "none")])
 def test_a_store_that_is_not_there(store, url, reason):
     def load():
